@@ -1,0 +1,106 @@
+//! What devices count.
+
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+/// Counters of one device: totals since it was made. Shared by the device, its register front and whoever reads them.
+///
+/// Relaxed additions: each counter is right, two of them read together need not belong to one moment.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) bytes_to_guest: AtomicU64,
+    pub(crate) bytes_from_guest: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+    pub(crate) frames_dropped_to_guest: AtomicU64,
+    pub(crate) frames_dropped_from_guest: AtomicU64,
+    pub(crate) guest_faults: AtomicU64,
+    pub(crate) host_faults: AtomicU64,
+    pub(crate) last_host_errno: AtomicI32,
+    pub(crate) needs_resets: AtomicU64,
+    pub(crate) activations: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) ignored_accesses: AtomicU64,
+    pub(crate) interrupts: AtomicU64,
+}
+
+/// [`Counters`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CountersSnapshot {
+    /// Chains taken from queues, malformed ones included.
+    pub requests: u64,
+    /// Data bytes put into guest RAM.
+    pub bytes_to_guest: u64,
+    /// Data bytes taken from guest RAM.
+    pub bytes_from_guest: u64,
+    /// Disk reads, frames to the guest, or requests for random bytes that succeeded.
+    pub reads: u64,
+    /// Disk writes or frames from the guest that succeeded.
+    pub writes: u64,
+    /// Flushes that succeeded.
+    pub flushes: u64,
+    /// Frames for the guest that were dropped: no buffer was large enough.
+    pub frames_dropped_to_guest: u64,
+    /// Frames of the guest that were dropped: malformed, or the tap did not take them.
+    pub frames_dropped_from_guest: u64,
+    /// Mistakes of the guest.
+    pub guest_faults: u64,
+    /// Failures of the host.
+    pub host_faults: u64,
+    /// Error number of the last failure of the host, 0 if there was none.
+    pub last_host_errno: i32,
+    /// How often the device asked to be reset.
+    pub needs_resets: u64,
+    /// Times the driver started the device.
+    pub activations: u64,
+    /// Times the driver reset the device.
+    pub resets: u64,
+    /// Register accesses without meaning: wrong width, offset, or moment.
+    pub ignored_accesses: u64,
+    /// Interrupts raised.
+    pub interrupts: u64,
+}
+
+impl Counters {
+    pub(crate) fn add_one(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub(crate) fn guest_fault(&self) {
+        Self::add_one(&self.guest_faults);
+    }
+
+    pub(crate) fn host_fault(&self, cause: &std::io::Error) {
+        Self::add_one(&self.host_faults);
+        self.last_host_errno.store(cause.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// All of them now.
+    #[must_use]
+    pub fn snapshot(&self) -> CountersSnapshot {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CountersSnapshot {
+            requests: load(&self.requests),
+            bytes_to_guest: load(&self.bytes_to_guest),
+            bytes_from_guest: load(&self.bytes_from_guest),
+            reads: load(&self.reads),
+            writes: load(&self.writes),
+            flushes: load(&self.flushes),
+            frames_dropped_to_guest: load(&self.frames_dropped_to_guest),
+            frames_dropped_from_guest: load(&self.frames_dropped_from_guest),
+            guest_faults: load(&self.guest_faults),
+            host_faults: load(&self.host_faults),
+            last_host_errno: self.last_host_errno.load(Ordering::Relaxed),
+            needs_resets: load(&self.needs_resets),
+            activations: load(&self.activations),
+            resets: load(&self.resets),
+            ignored_accesses: load(&self.ignored_accesses),
+            interrupts: load(&self.interrupts),
+        }
+    }
+}

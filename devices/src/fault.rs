@@ -1,0 +1,143 @@
+//! What goes wrong: by the guest's mistake, or by the host's failure. Never both in one type.
+
+use std::io;
+
+/// A guest's mistake. It ends as a status byte or DEVICE_NEEDS_RESET, and in [`crate::counters::Counters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GuestFault {
+    /// The available index is further ahead than the ring is long (virtio 1.2 §2.7.13.3).
+    #[error("Available index {avail_index} is more than {queue_size} ahead of {next_avail}")]
+    AvailIndexJump {
+        /// What the driver wrote.
+        avail_index: u16,
+        /// Where the device stands.
+        next_avail: u16,
+        /// Entries of the ring.
+        queue_size: u16,
+    },
+    /// An entry of the available ring names no descriptor.
+    #[error("Descriptor {head} is not one of {queue_size}")]
+    HeadOutOfTable {
+        /// What the driver wrote.
+        head: u16,
+        /// Entries of the descriptor table.
+        queue_size: u16,
+    },
+    /// A chain that loops, is too long, has more than 2^32 bytes, leaves its table, or nests indirect tables
+    /// (virtio 1.2 §2.7.5).
+    #[error("Malformed descriptor chain")]
+    BadChain,
+    /// A chain lacks the parts that its request needs.
+    #[error("Descriptor chain too short for its request")]
+    ShortChain,
+    /// A buffer that does not lie wholly in RAM.
+    #[error("Buffer {address:#x}+{bytes:#x} does not lie in guest RAM")]
+    OutOfRam {
+        /// Guest-physical address.
+        address: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// A ring that does not lie wholly in RAM, is not aligned, or overlaps another (virtio 1.2 §2.7).
+    #[error("Ring of queue {queue} does not lie in guest RAM, is unaligned, or overlaps")]
+    BadRing {
+        /// Queue index.
+        queue: u32,
+    },
+    /// A request of a type that the device does not have.
+    #[error("Unknown request type {0}")]
+    UnknownType(u32),
+    /// Sectors past the end of the disk, or not a whole number of them.
+    #[error("Access to {bytes} bytes at sector {sector} is not on whole sectors of the disk")]
+    OutOfDisk {
+        /// First sector.
+        sector: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// A write to a disk that the guest may only read.
+    #[error("Write to a read-only disk")]
+    ReadOnly,
+    /// A request larger than [`crate::limits::BLOCK_REQUEST_BYTES_MAX`].
+    #[error("Request of {bytes} bytes is too large")]
+    TooLarge {
+        /// Length in bytes.
+        bytes: u64,
+    },
+    /// A network frame whose header contradicts it, or that is too short or too long.
+    #[error("Malformed network frame")]
+    BadFrame,
+}
+
+impl GuestFault {
+    /// Status byte of virtio-blk for it (virtio 1.2 §5.2.6): 1 = IOERR, 2 = UNSUPP.
+    #[must_use]
+    pub const fn block_status(&self) -> u8 {
+        match self {
+            Self::UnknownType(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// A failure of the host that the control loop has to know of. The device goes on as well as it can.
+#[derive(Debug, thiserror::Error)]
+#[error("Device {device}: cannot {operation}")]
+pub struct HostFault {
+    /// Id of the device.
+    pub device: String,
+    /// What was tried.
+    pub operation: HostOperation,
+    /// The kernel's reason.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// What a device asks of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HostOperation {
+    /// Take a frame from a tap.
+    ReceiveFrame,
+    /// Give a frame to a tap.
+    SendFrame,
+    /// Tell a tap which offloads the guest accepted.
+    SetOffload,
+    /// Get random bytes.
+    GetRandom,
+}
+
+impl std::fmt::Display for HostOperation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ReceiveFrame => "receive a frame from its tap",
+            Self::SendFrame => "send a frame to its tap",
+            Self::SetOffload => "set the offloads of its tap",
+            Self::GetRandom => "get random bytes",
+        })
+    }
+}
+
+/// Why a device did not start work. The guest sees DEVICE_NEEDS_RESET.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver brought fewer or more queues than the device has.
+    #[error("Device {device} has {expected} queues, not {found}")]
+    QueueCount {
+        /// Id of the device.
+        device: String,
+        /// Queues of the device.
+        expected: usize,
+        /// Queues brought.
+        found: usize,
+    },
+    /// It works already; a bug in the transport.
+    #[error("Device {device} is active already")]
+    AlreadyActive {
+        /// Id of the device.
+        device: String,
+    },
+    /// The host does not play along.
+    #[error("Cannot start work")]
+    Host(#[source] HostFault),
+}

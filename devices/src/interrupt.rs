@@ -1,0 +1,151 @@
+//! The interrupt of a virtio-mmio device.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::counters::Counters;
+
+/// Bits of InterruptStatus and InterruptACK (virtio 1.2 §4.2.2).
+pub mod bits {
+    /// A queue has used buffers.
+    pub const USED_RING: u32 = 1;
+    /// The configuration, or DEVICE_NEEDS_RESET, has changed.
+    pub const CONFIG: u32 = 2;
+}
+
+/// Raises the interrupt of one device, and tells the register front why. Clones are the same interrupt.
+///
+/// The device raises from the control loop while the front reads and acknowledges from a vCPU: the bits are set
+/// before the eventfd is written, so the guest always finds the reason of an interrupt.
+#[derive(Clone)]
+pub struct Interrupt {
+    line: Arc<Line>,
+}
+
+struct Line {
+    status: AtomicU32,
+    needs_reset: AtomicBool,
+    irqfd: EventFd,
+    counters: Arc<Counters>,
+}
+
+impl Interrupt {
+    /// An interrupt that writes `irqfd`, which should not block.
+    #[must_use]
+    pub fn new(irqfd: EventFd, counters: Arc<Counters>) -> Self {
+        let line =
+            Line { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), irqfd, counters };
+        Self { line: Arc::new(line) }
+    }
+
+    /// A queue has used buffers.
+    pub fn signal_used_ring(&self) {
+        self.raise(bits::USED_RING);
+    }
+
+    /// The configuration has changed (virtio 1.2 §4.2.2).
+    pub fn signal_config(&self) {
+        self.raise(bits::CONFIG);
+    }
+
+    /// Sets DEVICE_NEEDS_RESET and says so by a configuration interrupt (virtio 1.2 §2.1.2), once until the reset.
+    pub fn raise_needs_reset(&self) {
+        if !self.line.needs_reset.swap(true, Ordering::AcqRel) {
+            Counters::add_one(&self.line.counters.needs_resets);
+            self.signal_config();
+        }
+    }
+
+    /// Raises the interrupt again if the guest has not acknowledged all of it: to be done after a restore.
+    pub fn raise_again_if_pending(&self) {
+        if self.status() != 0 {
+            self.write_irqfd();
+        }
+    }
+
+    /// InterruptStatus.
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        self.line.status.load(Ordering::Acquire)
+    }
+
+    /// Whether DEVICE_NEEDS_RESET is set.
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        self.line.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// InterruptACK: clears `acknowledged`.
+    pub(crate) fn acknowledge(&self, acknowledged: u32) {
+        self.line.status.fetch_and(!acknowledged, Ordering::AcqRel);
+    }
+
+    /// Puts back what a saved state holds, without raising anything.
+    pub(crate) fn set(&self, status: u32, needs_reset: bool) {
+        self.line.status.store(status, Ordering::Release);
+        self.line.needs_reset.store(needs_reset, Ordering::Release);
+    }
+
+    fn raise(&self, reason: u32) {
+        self.line.status.fetch_or(reason, Ordering::AcqRel);
+        Counters::add_one(&self.line.counters.interrupts);
+        self.write_irqfd();
+    }
+
+    fn write_irqfd(&self) {
+        // It can only fail when the count is full: then the interrupt is pending already.
+        let _ = self.line.irqfd.write(1);
+    }
+}
+
+impl fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Interrupt")
+            .field("status", &self.status())
+            .field("needs_reset", &self.needs_reset())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interrupt() -> (Interrupt, EventFd) {
+        let irqfd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        (Interrupt::new(irqfd.try_clone().unwrap(), Arc::default()), irqfd)
+    }
+
+    #[test]
+    fn acknowledging_one_reason_keeps_the_other() {
+        let (interrupt, irqfd) = interrupt();
+        interrupt.signal_used_ring();
+        interrupt.signal_config();
+        interrupt.acknowledge(bits::USED_RING);
+        assert_eq!(interrupt.status(), bits::CONFIG);
+        assert_eq!(irqfd.read().unwrap(), 2);
+    }
+
+    #[test]
+    fn needs_reset_is_reported_once() {
+        let (interrupt, irqfd) = interrupt();
+        for _ in 0..1000 {
+            interrupt.raise_needs_reset();
+        }
+        assert!(interrupt.needs_reset());
+        assert_eq!(irqfd.read().unwrap(), 1);
+    }
+
+    #[test]
+    fn only_a_pending_interrupt_is_raised_again() {
+        let (interrupt, irqfd) = interrupt();
+        interrupt.raise_again_if_pending();
+        assert!(irqfd.read().is_err());
+        interrupt.set(bits::USED_RING, false);
+        interrupt.raise_again_if_pending();
+        assert_eq!(irqfd.read().unwrap(), 1);
+    }
+}

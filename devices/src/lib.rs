@@ -1,0 +1,39 @@
+//! What a LightV guest sees: virtio devices behind virtio-mmio, the serial port, the i8042 and the control device.
+//!
+//! The crate knows guest memory and eventfds; never KVM, never HTTP. Nothing a guest does may make it panic, loop or
+//! allocate without bound: every limit is in [`limits`].
+//!
+//! Each module uses only those listed before it: `memory`, `fault`, `limits`, `counters`, `interrupt`, `sys`,
+//! `state` (with the saved form of each device), `virtio::ring`, `virtio::device`, the devices, `virtio::mmio`.
+
+#![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::todo,
+        clippy::unreachable
+    )
+)]
+
+pub mod control;
+pub mod counters;
+pub mod fault;
+pub mod i8042;
+pub mod interrupt;
+pub mod limits;
+pub mod memory;
+pub mod serial;
+pub mod state;
+#[allow(unsafe_code)]
+mod sys;
+pub mod virtio;
+
+#[cfg(test)]
+extern crate self as lightv_devices;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod test_support;

@@ -1,0 +1,40 @@
+//! Limits of the devices, each with its reason.
+
+/// Entries of each queue of a disk: what Linux drivers take as the usual depth, and Firecracker offers.
+pub const BLOCK_QUEUE_SIZE: u16 = 256;
+/// Entries of each queue of a network card: as for disks.
+pub const NET_QUEUE_SIZE: u16 = 256;
+/// Entries of the queue of the entropy source: a driver has one or two requests open.
+pub const ENTROPY_QUEUE_SIZE: u16 = 64;
+/// Descriptors of a chain, in an indirect table or not: a driver must not use more than the queue size
+/// (virtio 1.2 §2.7.5.3.1), and a system call takes 1024 parts at most.
+pub const CHAIN_DESCRIPTORS_MAX: u16 = 256;
+/// Data descriptors that a disk request may have: a chain without header and status byte.
+pub const BLOCK_SEGMENTS_MAX: u32 = 254;
+/// Data bytes of one disk request. Linux asks for 1.25 MiB at most unless told otherwise; a chain can name 4 GiB, and
+/// the loop must not be held for that long.
+pub const BLOCK_REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// Disk requests served before other devices have their turn.
+pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
+/// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying.
+pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
+/// Bytes of a network frame with its header: what a tap accepts, 65,535 bytes of IP packet, 15 of Ethernet and VLAN,
+/// 12 of header.
+pub const FRAME_BYTES_MAX: usize = 65_562;
+/// Frames sent or received before other devices have their turn.
+pub const NET_FRAMES_PER_TURN: usize = 64;
+/// Random bytes given to one request; the driver asks again for the rest. A request may name far more memory than the
+/// guest has.
+pub const ENTROPY_REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Requests of the entropy source served before other devices have their turn.
+pub const ENTROPY_REQUESTS_PER_TURN: usize = 16;
+/// Random bytes after which the entropy source lets other devices have their turn: about 1 ms.
+pub const ENTROPY_BYTES_PER_TURN: usize = 256 << 10;
+/// Random bytes fetched by one call: a buffer on the stack.
+pub const ENTROPY_CHUNK_BYTES: usize = 4096;
+/// Queues of a device in a saved state: a network card has two, and no device of ours more.
+pub const STATE_QUEUES_MAX: usize = 16;
+/// Bytes of arguments and environment of a run, NUL bytes included: 64 KiB of control page less its first 4 KiB.
+pub const CONTROL_STRINGS_BYTES_MAX: usize = 61_440;
+/// Bytes that one print doorbell copies: its length field has 16 bits.
+pub const PRINT_BYTES_MAX: usize = 65_535;

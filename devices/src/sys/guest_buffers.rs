@@ -1,0 +1,170 @@
+//! Vectored I/O straight from and to guest memory.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::fault::GuestFault;
+use crate::memory::GuestMem;
+use crate::virtio::chain::Segment;
+
+/// Parts of one system call: the kernel's UIO_MAXIOV.
+const PARTS_PER_CALL: usize = 1024;
+
+/// Pieces of guest memory for one vectored system call. Every piece lies in RAM.
+///
+/// Kept and refilled, so that requests allocate nothing once it has grown to the longest chain.
+pub(crate) struct GuestBuffers {
+    /// Slot 0 is for memory of ours that goes first, and empty unless a call uses it.
+    vectors: Vec<libc::iovec>,
+    /// Index of the first piece that is not yet transferred.
+    first: usize,
+    bytes: u64,
+    /// Keeps alive what `vectors` points to.
+    mem: Arc<GuestMem>,
+}
+
+// SAFETY: the pointers in `vectors` point into mappings that `mem` keeps alive (or are null), and are used only by
+// system calls through `&mut self`; which thread makes them does not matter.
+unsafe impl Send for GuestBuffers {}
+
+const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+impl GuestBuffers {
+    pub(crate) fn new(mem: Arc<GuestMem>) -> Self {
+        Self { vectors: vec![EMPTY], first: 1, bytes: 0, mem }
+    }
+
+    /// Forgets all pieces.
+    pub(crate) fn clear(&mut self) {
+        self.vectors.truncate(1);
+        self.first = 1;
+        self.bytes = 0;
+    }
+
+    /// Bytes of all pieces that are not yet transferred.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Appends a buffer.
+    ///
+    /// # Errors
+    /// [`GuestFault::OutOfRam`] unless all of it lies in RAM; the pieces are then to be cleared.
+    pub(crate) fn push(&mut self, segment: Segment) -> Result<(), GuestFault> {
+        let bytes = segment.bytes as usize;
+        let slices = GuestMemoryBackend::get_slices(&*self.mem, GuestAddress(segment.address), bytes);
+        for slice in slices {
+            let slice = slice.map_err(|_| segment.out_of_ram())?;
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+            self.vectors.push(libc::iovec { iov_base, iov_len: slice.len() });
+        }
+        self.bytes = self.bytes.saturating_add(u64::from(segment.bytes));
+        Ok(())
+    }
+
+    /// Takes away the first `bytes`, which a call has transferred.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        let mut left = bytes;
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+        while let Some(vector) = self.vectors.get_mut(self.first) {
+            if left < vector.iov_len {
+                // Stays inside the piece, by the comparison.
+                vector.iov_base = vector.iov_base.wrapping_byte_add(left);
+                vector.iov_len = vector.iov_len.saturating_sub(left);
+                return;
+            }
+            left = left.saturating_sub(vector.iov_len);
+            self.first = self.first.saturating_add(1);
+        }
+    }
+
+    fn pending(&self) -> (&[libc::iovec], libc::c_int) {
+        let vectors = self.vectors.get(self.first..).unwrap_or_default();
+        let vectors = vectors.get(..PARTS_PER_CALL).unwrap_or(vectors);
+        (vectors, count(vectors))
+    }
+
+    /// Reads from `file` at `offset` into the pieces. May stop early; 0 is the end of the file.
+    ///
+    /// # Errors
+    /// The kernel's, EINTR included.
+    pub(crate) fn read_from(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = file_offset(offset)?;
+        let (vectors, count) = self.pending();
+        // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, and guest memory may be written at
+        // any time: no Rust reference to it exists. The kernel checks `file`.
+        let result = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the pieces to `file` at `offset`. May stop early.
+    ///
+    /// # Errors
+    /// The kernel's, EINTR included.
+    pub(crate) fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = file_offset(offset)?;
+        let (vectors, count) = self.pending();
+        // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive; the kernel copies it, whatever the
+        // guest does to it meanwhile.
+        let result = unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends `header` and then the pieces as one frame.
+    ///
+    /// # Errors
+    /// The kernel's, EINTR included.
+    pub(crate) fn send_frame(&mut self, fd: BorrowedFd<'_>, header: &[u8]) -> io::Result<usize> {
+        let start = header.as_ptr().cast_mut().cast::<libc::c_void>();
+        if let Some(slot) = self.vectors.first_mut() {
+            *slot = libc::iovec { iov_base: start, iov_len: header.len() };
+        }
+        let count = count(&self.vectors);
+        // SAFETY: slot 0 is `header`, borrowed over the call and only read by it; the others are pieces of mappings
+        // that `self.mem` keeps alive.
+        let result = unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
+        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        if let Some(slot) = self.vectors.first_mut() {
+            *slot = EMPTY;
+        }
+        result
+    }
+
+    /// Receives one frame into the pieces, and what does not fit in them into `rest`.
+    ///
+    /// # Errors
+    /// The kernel's, EINTR included.
+    pub(crate) fn receive_frame(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        rest: &mut [u8],
+    ) -> io::Result<usize> {
+        let iov_base = rest.as_mut_ptr().cast::<libc::c_void>();
+        self.vectors.push(libc::iovec { iov_base, iov_len: rest.len() });
+        let count = count(&self.vectors);
+        // SAFETY: slot 0 is empty, the last is `rest`, borrowed exclusively over the call, and the others are pieces
+        // of mappings that `self.mem` keeps alive and that may be written at any time.
+        let result = unsafe { libc::readv(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
+        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        self.vectors.pop();
+        result
+    }
+}
+
+/// A count above the kernel's limit is refused by the kernel.
+fn count(vectors: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX)
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+}
+
+impl std::fmt::Debug for GuestBuffers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestBuffers").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,217 @@
+//! The host's side of a disk.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::sys::guest_buffers::GuestBuffers;
+
+/// Bytes of a sector (virtio 1.2 §5.2.4).
+pub(super) const SECTOR_BYTES: u64 = 512;
+
+/// A raw file or block device that is open.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    read_only: bool,
+    len_bytes: u64,
+}
+
+/// Why a disk was refused. The operator sees only this text and its causes.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDiskError {
+    /// The kernel does not open it.
+    #[error("Cannot open disk {} for {}", path.display(), if *read_only { "reading" } else { "reading and writing" })]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// What it was opened for.
+        read_only: bool,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is something else.
+    #[error("Disk {} is {found}, neither a file nor a block device", path.display())]
+    NotADisk {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: NotADisk,
+    },
+    /// Its length cannot be found.
+    #[error("Cannot find the length of disk {}", path.display())]
+    Length {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It has not one sector.
+    #[error("Disk {} has {len_bytes} bytes, less than one sector of 512", path.display())]
+    TooShort {
+        /// Its path.
+        path: PathBuf,
+        /// Its length.
+        len_bytes: u64,
+    },
+}
+
+/// What was found in place of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum NotADisk {
+    Directory,
+    Fifo,
+    Socket,
+    CharacterDevice,
+    Other,
+}
+
+impl fmt::Display for NotADisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "a directory",
+            Self::Fifo => "a FIFO",
+            Self::Socket => "a socket",
+            Self::CharacterDevice => "a character device",
+            Self::Other => "of an unknown kind",
+        })
+    }
+}
+
+impl Disk {
+    /// Opens the disk at `path`, for reading only if `read_only`. Never waits: O_NONBLOCK keeps a FIFO from doing so.
+    ///
+    /// # Errors
+    /// [`OpenDiskError`].
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenDiskError> {
+        let path_buf = || path.to_owned();
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(cause) if cause.kind() == ErrorKind::IsADirectory => {
+                return Err(OpenDiskError::NotADisk {
+                    path: path_buf(),
+                    found: NotADisk::Directory,
+                });
+            }
+            Err(cause) => return Err(OpenDiskError::Open { path: path_buf(), read_only, cause }),
+        };
+        let length_error = |cause| OpenDiskError::Length { path: path_buf(), cause };
+        let metadata = file.metadata().map_err(length_error)?;
+        if let Some(found) = not_a_disk(metadata.file_type()) {
+            return Err(OpenDiskError::NotADisk { path: path_buf(), found });
+        }
+        // Metadata has no length for block devices; the end has, for both.
+        let len_bytes = file.seek(SeekFrom::End(0)).map_err(length_error)?;
+        if len_bytes < SECTOR_BYTES {
+            return Err(OpenDiskError::TooShort { path: path_buf(), len_bytes });
+        }
+        Ok(Self { file, read_only, len_bytes })
+    }
+
+    /// Length in bytes, as the host has it.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Length in whole sectors: what the guest has.
+    #[must_use]
+    pub const fn capacity_sectors(&self) -> u64 {
+        self.len_bytes / SECTOR_BYTES
+    }
+
+    /// Whether the host's file ends with part of a sector, which the guest does not see.
+    #[must_use]
+    pub const fn has_partial_sector(&self) -> bool {
+        self.len_bytes % SECTOR_BYTES != 0
+    }
+
+    /// Whether the guest may only read.
+    #[must_use]
+    pub const fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The file, for locks and for what a save does with it.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads into all of `buffers`. What was read before a failure has been taken from them.
+    pub(super) fn read(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
+        let short = ErrorKind::UnexpectedEof;
+        transfer(buffers, offset, short, |buffers, offset| {
+            buffers.read_from(self.file.as_fd(), offset)
+        })
+    }
+
+    /// Writes all of `buffers`. What was written before a failure has been taken from them.
+    pub(super) fn write(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
+        let short = ErrorKind::WriteZero;
+        transfer(buffers, offset, short, |buffers, offset| {
+            buffers.write_to(self.file.as_fd(), offset)
+        })
+    }
+
+    /// A disk whose writes fail on the host.
+    #[cfg(test)]
+    pub(super) fn pretend_writable(self) -> Self {
+        Self { read_only: false, ..self }
+    }
+
+    /// Returns when all that was written is on the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Repeats `call` until all is done: the kernel may stop early, or be interrupted. `short` is a call that does nothing.
+fn transfer(
+    buffers: &mut GuestBuffers,
+    start: u64,
+    short: ErrorKind,
+    call: impl Fn(&mut GuestBuffers, u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut offset = start;
+    while buffers.bytes() > 0 {
+        match call(buffers, offset) {
+            Ok(0) => return Err(short.into()),
+            Ok(moved) => {
+                buffers.advance(moved);
+                offset = offset.saturating_add(moved as u64);
+            }
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(())
+}
+
+fn not_a_disk(kind: std::fs::FileType) -> Option<NotADisk> {
+    if kind.is_file() || kind.is_block_device() {
+        return None;
+    }
+    Some(if kind.is_dir() {
+        NotADisk::Directory
+    } else if kind.is_fifo() {
+        NotADisk::Fifo
+    } else if kind.is_socket() {
+        NotADisk::Socket
+    } else if kind.is_char_device() {
+        NotADisk::CharacterDevice
+    } else {
+        NotADisk::Other
+    })
+}

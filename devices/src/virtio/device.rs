@@ -1,0 +1,147 @@
+//! The virtio device trait and its lifecycle.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+use crate::counters::Counters;
+use crate::fault::{ActivateError, HostFault};
+use crate::interrupt::Interrupt;
+use crate::memory::GuestMem;
+use crate::state::DeviceState;
+use crate::virtio::ring::{Ring, RingContext};
+
+/// What a device is (virtio 1.2 §5): the number that the guest reads as its device id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// Network card (§5.1).
+    Net,
+    /// Block device (§5.2).
+    Block,
+    /// Entropy source (§5.4).
+    Entropy,
+}
+
+impl DeviceKind {
+    /// The number that the guest reads.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        match self {
+            Self::Net => 1,
+            Self::Block => 2,
+            Self::Entropy => 4,
+        }
+    }
+}
+
+/// What a device needs to work: everything that the driver has settled before DRIVER_OK.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest RAM.
+    pub mem: Arc<GuestMem>,
+    /// The queues, in index order, checked against RAM. A queue that the driver left unused is not ready.
+    pub queues: Vec<Queue>,
+    /// Raises the device's interrupt.
+    pub interrupt: Interrupt,
+    /// Feature bits that the driver accepted: a subset of [`VirtioDevice::features`].
+    pub acked_features: u64,
+}
+
+impl Activation {
+    /// The queues at work.
+    pub(crate) fn into_rings<const QUEUES: usize>(
+        self,
+        device: &str,
+        counters: &Arc<Counters>,
+    ) -> Result<[Ring; QUEUES], ActivateError> {
+        let found = self.queues.len();
+        let queues = <[Queue; QUEUES]>::try_from(self.queues).map_err(|_| {
+            ActivateError::QueueCount { device: device.to_owned(), expected: QUEUES, found }
+        })?;
+        let context = RingContext {
+            mem: self.mem,
+            interrupt: self.interrupt,
+            counters: Arc::clone(counters),
+            acked_features: self.acked_features,
+        };
+        Ok(queues.map(|queue| Ring::new(queue, context.clone())))
+    }
+}
+
+/// Whether a device has served all that waited for it.
+#[must_use = "a device with more to do is not notified again: its queue has to be processed once more"]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing waits any more; the next notification brings the next work.
+    Done,
+    /// It stopped at its limit for one turn: others are served, then the same queue again, without a notification.
+    More,
+}
+
+/// A virtio device behind any transport.
+///
+/// ```text
+///          activate                 deactivate
+///   Idle ------------> Active ------------------> Idle        (save: Idle only)
+/// ```
+///
+/// The transport owns nothing of the device: queues move in by [`activate`](Self::activate) and come back by
+/// [`deactivate`](Self::deactivate). All methods are called from one thread, the control loop.
+pub trait VirtioDevice: Send + fmt::Debug {
+    /// Its id in the VM's configuration.
+    fn id(&self) -> &str;
+
+    /// What it counts.
+    fn counters(&self) -> &Arc<Counters>;
+
+    /// What it is.
+    fn kind(&self) -> DeviceKind;
+
+    /// Feature bits offered, `VIRTIO_F_VERSION_1` included.
+    fn features(&self) -> u64;
+
+    /// The largest size of each queue, a power of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Device-specific configuration, little-endian (virtio 1.2 §5.x.4). Reads past the end give zeros.
+    fn config(&self) -> &[u8];
+
+    /// Starts work on `env.queues`, beginning with what already waits in them.
+    ///
+    /// # Errors
+    /// The device stays idle and the transport sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1).
+    fn activate(&mut self, env: Activation) -> Result<(), ActivateError>;
+
+    /// Finishes or cancels all I/O, then returns the queues in index order. Must not fail. An idle device returns
+    /// none.
+    fn deactivate(&mut self) -> Vec<Queue>;
+
+    /// The driver has put buffers into queue `index`. An idle device, or an index without a queue, does nothing.
+    ///
+    /// Serves a bounded number of requests; see [`Progress`].
+    ///
+    /// # Errors
+    /// Only failures of the host; what a guest does wrong ends as a status byte or DEVICE_NEEDS_RESET.
+    fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault>;
+
+    /// A descriptor that becomes readable when the host side has something for the guest (a tap), level-triggered.
+    fn backend_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether [`backend_fd`](Self::backend_fd) is to be watched now: not while idle, nor while the guest has given
+    /// no buffers to put the data in, nor when the host side is gone. To be asked after every other call.
+    ///
+    /// Not to be watched means out of the epoll set: a descriptor in it always reports EPOLLERR.
+    fn wants_backend(&self) -> bool;
+
+    /// [`backend_fd`](Self::backend_fd) is readable. Serves a bounded number of frames; the descriptor stays readable
+    /// while there are more.
+    ///
+    /// # Errors
+    /// As for [`process_queue`](Self::process_queue).
+    fn process_backend(&mut self) -> Result<(), HostFault>;
+
+    /// What a snapshot keeps of the device, its queues apart. Called while idle.
+    fn save(&self) -> DeviceState;
+}

@@ -1,0 +1,208 @@
+//! The network card (virtio 1.2 §5.1): a tap of the host as the guest's Ethernet card.
+
+mod config;
+mod frame;
+mod receive;
+pub mod state;
+mod tap;
+mod transmit;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+pub use self::config::{MTU_MIN, MacAddress, ParseMacError, feature};
+pub use self::state::NetStateV1;
+pub use self::tap::{OpenTapError, Tap};
+
+use self::receive::Receiver;
+use self::transmit::Transmitter;
+use crate::counters::Counters;
+use crate::fault::{ActivateError, HostFault, HostOperation};
+use crate::limits::NET_QUEUE_SIZE;
+use crate::state::{DeviceState, RestoreDeviceError};
+use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
+
+/// Index of the queue of frames for the guest (virtio 1.2 §5.1.2).
+pub const RECEIVE_QUEUE: usize = 0;
+/// Index of the queue of frames from the guest.
+pub const TRANSMIT_QUEUE: usize = 1;
+
+const QUEUE_SIZES: [u16; 2] = [NET_QUEUE_SIZE; 2];
+
+/// What a network card is made of.
+#[derive(Debug)]
+pub struct NetOptions {
+    /// Id in the VM's configuration.
+    pub id: String,
+    /// The host's side.
+    pub tap: Tap,
+    /// Address that the guest is told.
+    pub mac: MacAddress,
+    /// MTU that the guest is told.
+    pub mtu: Option<u16>,
+}
+
+/// A virtio-net device.
+#[derive(Debug)]
+pub struct Net {
+    id: String,
+    mac: MacAddress,
+    mtu: Option<u16>,
+    config: [u8; 12],
+    tap: Tap,
+    /// The tap was deleted, or broke: it is not watched until a frame can be sent again.
+    is_tap_gone: bool,
+    counters: Arc<Counters>,
+    active: Option<Active>,
+}
+
+/// What a device has while it works.
+#[derive(Debug)]
+struct Active {
+    receiver: Receiver,
+    transmitter: Transmitter,
+}
+
+impl Net {
+    /// A network card, idle.
+    #[must_use]
+    pub fn new(options: NetOptions) -> Self {
+        let NetOptions { id, tap, mac, mtu } = options;
+        let config = config::config_space(mac, mtu);
+        let counters = Arc::default();
+        Self { id, mac, mtu, config, tap, is_tap_gone: false, counters, active: None }
+    }
+
+    /// A network card as it was saved, on a tap that the caller has found for it; idle.
+    ///
+    /// # Errors
+    /// [`RestoreDeviceError::Mac`], [`RestoreDeviceError::Mtu`].
+    pub fn from_state(id: String, state: &NetStateV1, tap: Tap) -> Result<Self, RestoreDeviceError> {
+        let (mac, mtu) = state.check(&id)?;
+        Ok(Self::new(NetOptions { id, tap, mac, mtu }))
+    }
+
+    /// Address that the guest is told.
+    #[must_use]
+    pub const fn mac(&self) -> MacAddress {
+        self.mac
+    }
+
+    /// The host's side.
+    #[must_use]
+    pub const fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
+    /// Tells the tap what the guest has accepted. True if the tap has been deleted: the guest then has a card without
+    /// a cable.
+    fn settle_offload(&mut self, acked_features: u64) -> io::Result<bool> {
+        match self.tap.set_offload(acked_features) {
+            Err(cause) if cause.raw_os_error() == Some(libc::EBADFD) => Ok(true),
+            result => result.map(|()| false),
+        }
+    }
+
+    fn transmit(&mut self) -> Progress {
+        let Some(active) = &mut self.active else { return Progress::Done };
+        let turn = active.transmitter.serve_turn(self.tap.as_fd(), &self.counters);
+        // It works again: it was only away.
+        self.is_tap_gone &= !turn.has_sent;
+        turn.progress
+    }
+}
+
+impl VirtioDevice for Net {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> u64 {
+        config::features(self.mtu)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
+        if self.active.is_some() {
+            return Err(ActivateError::AlreadyActive { device: self.id.clone() });
+        }
+        let acked_features = env.acked_features;
+        self.is_tap_gone = self.settle_offload(acked_features).map_err(|cause| {
+            self.counters.host_fault(&cause);
+            let device = self.id.clone();
+            ActivateError::Host(HostFault { device, operation: HostOperation::SetOffload, cause })
+        })?;
+        let [receive, transmit] = env.into_rings(&self.id, &self.counters)?;
+        let receiver = Receiver::new(receive, acked_features);
+        let transmitter = Transmitter::new(transmit, acked_features);
+        self.active = Some(Active { receiver, transmitter });
+        // What waits is at most the queue; what a driver adds meanwhile it notifies.
+        for _ in 0..NET_QUEUE_SIZE {
+            if self.transmit() == Progress::Done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn deactivate(&mut self) -> Vec<Queue> {
+        // Frames are sent or received whole within a call, so none is under way here.
+        let Some(Active { receiver, transmitter }) = self.active.take() else { return Vec::new() };
+        vec![receiver.into_queue(), transmitter.into_queue()]
+    }
+
+    fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
+        match (index, &mut self.active) {
+            (RECEIVE_QUEUE, Some(active)) => {
+                active.receiver.buffers_came();
+                Ok(Progress::Done)
+            }
+            (TRANSMIT_QUEUE, Some(_)) => Ok(self.transmit()),
+            _ => Ok(Progress::Done),
+        }
+    }
+
+    fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tap.as_fd())
+    }
+
+    fn wants_backend(&self) -> bool {
+        let has_buffers = self.active.as_ref().is_some_and(|active| active.receiver.has_buffers());
+        has_buffers && !self.is_tap_gone
+    }
+
+    fn process_backend(&mut self) -> Result<(), HostFault> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        active.receiver.serve_turn(self.tap.as_fd(), &self.counters).map_err(|cause| {
+            self.is_tap_gone = true;
+            self.counters.host_fault(&cause);
+            let device = self.id.clone();
+            HostFault { device, operation: HostOperation::ReceiveFrame, cause }
+        })
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net(NetStateV1 { mac: self.mac.bytes(), mtu: self.mtu })
+    }
+}
+
+#[cfg(test)]
+mod tests;

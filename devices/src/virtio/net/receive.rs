@@ -1,0 +1,250 @@
+//! Frames from the tap to the guest.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+
+use crate::counters::Counters;
+use crate::limits::{CHAIN_DESCRIPTORS_MAX, FRAME_BYTES_MAX, NET_FRAMES_PER_TURN};
+use crate::sys::guest_buffers::GuestBuffers;
+use crate::virtio::chain::{Chain, lie_in_ram, total_bytes, write_at};
+use crate::virtio::net::config::feature;
+use crate::virtio::net::frame::{HEADER_BYTES, NUM_BUFFERS_AT};
+use crate::virtio::ring::{Popped, Ring};
+
+/// Bytes that are gathered for a frame when the guest takes no large ones: more is rare, and copied.
+const SMALL_FRAME_BYTES: u64 = 2048;
+/// Descriptors after which no more chains are gathered for a frame: with one more chain, still fewer than a system
+/// call takes.
+const GATHERED_DESCRIPTORS: usize = 2 * CHAIN_DESCRIPTORS_MAX as usize;
+
+/// The receive queue at work.
+///
+/// Chains are taken from the ring before a frame is, since only then its length is known. Those that the frame does
+/// not need wait here for the next one, and go back to the ring when the device stops.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    ring: Ring,
+    /// Chains for the next frames, in the order of the ring.
+    waiting: VecDeque<Chain>,
+    buffers: GuestBuffers,
+    /// Where the part of a frame goes that is longer than what was gathered. Made when the first frame is received.
+    rest: Vec<u8>,
+    /// A frame may be spread over several chains.
+    is_mergeable: bool,
+    /// Bytes to gather for a frame.
+    gathered_bytes: u64,
+    /// The ring has been found empty since buffers last came, and the driver knows that it has to notify.
+    is_starved: bool,
+}
+
+/// What was gathered for a frame.
+struct Gathered {
+    chains: usize,
+    bytes: u64,
+}
+
+impl Receiver {
+    pub(super) fn new(ring: Ring, acked_features: u64) -> Self {
+        let large = feature::GUEST_TSO4 | feature::GUEST_TSO6;
+        let is_large = acked_features & large != 0;
+        let buffers = GuestBuffers::new(Arc::clone(ring.mem()));
+        let mut receiver = Self {
+            ring,
+            waiting: VecDeque::new(),
+            buffers,
+            rest: Vec::new(),
+            is_mergeable: acked_features & feature::MRG_RXBUF != 0,
+            gathered_bytes: if is_large { FRAME_BYTES_MAX as u64 } else { SMALL_FRAME_BYTES },
+            is_starved: true,
+        };
+        receiver.buffers_came();
+        receiver
+    }
+
+    /// Gives the queue back, with the chains that no frame has used.
+    pub(super) fn into_queue(mut self) -> Queue {
+        self.ring.put_back(self.waiting.into_iter());
+        self.ring.notify();
+        self.ring.into_queue()
+    }
+
+    /// The driver has put buffers into the ring, or may have.
+    pub(super) fn buffers_came(&mut self) {
+        self.is_starved = false;
+        if self.ring.has_waiting() {
+            self.ring.pause_kicks();
+        } else if self.waiting.is_empty() {
+            // Looked at again after asking for notifications, so that none is missed.
+            self.is_starved = !self.ring.resume_kicks();
+        }
+    }
+
+    pub(super) const fn has_buffers(&self) -> bool {
+        !self.is_starved
+    }
+
+    /// Receives frames up to the limit of a turn.
+    ///
+    /// # Errors
+    /// The tap cannot be read any more.
+    pub(super) fn serve_turn(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        counters: &Counters,
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        for _ in 0..NET_FRAMES_PER_TURN {
+            let gathered = self.gather();
+            if gathered.chains == 0 {
+                break;
+            }
+            if self.rest.is_empty() {
+                // Zeroed by the kernel: pages that no frame reaches cost nothing.
+                self.rest = vec![0; FRAME_BYTES_MAX];
+            }
+            match self.buffers.receive_frame(tap, &mut self.rest) {
+                Ok(bytes) if bytes <= HEADER_BYTES => {
+                    Counters::add_one(&counters.frames_dropped_to_guest);
+                    // The other end of a frame socket is closed; a tap never gives this.
+                    if bytes == 0 {
+                        result = Err(ErrorKind::UnexpectedEof.into());
+                        break;
+                    }
+                }
+                Ok(bytes) => self.deliver(bytes as u64, &gathered, counters),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+                Err(cause) => {
+                    result = Err(cause);
+                    break;
+                }
+            }
+        }
+        self.ring.notify();
+        result
+    }
+
+    /// Collects the buffers of as many chains as a frame may need: one, or with mergeable buffers up to the bytes to
+    /// gather, as far as the ring has them.
+    fn gather(&mut self) -> Gathered {
+        self.buffers.clear();
+        let mut gathered = Gathered { chains: 0, bytes: 0 };
+        let mut descriptors = 0_usize;
+        loop {
+            if gathered.chains == self.waiting.len() && !self.take_chain() {
+                return gathered;
+            }
+            let Some(chain) = self.waiting.get(gathered.chains) else { return gathered };
+            descriptors = descriptors.saturating_add(chain.writable().len());
+            for &segment in chain.writable() {
+                // It lies in RAM, or it would not wait.
+                let _ = self.buffers.push(segment);
+            }
+            gathered.chains = gathered.chains.saturating_add(1);
+            gathered.bytes = self.buffers.bytes();
+            let is_enough =
+                gathered.bytes >= self.gathered_bytes || descriptors > GATHERED_DESCRIPTORS;
+            if !self.is_mergeable || is_enough {
+                return gathered;
+            }
+        }
+    }
+
+    /// Takes one more chain from the ring, if there is one, behind those that wait.
+    fn take_chain(&mut self) -> bool {
+        // Chains that are of no use count too: a ring has at most its size of them.
+        for _ in 0..self.ring.size() {
+            match self.ring.pop() {
+                Popped::Chain(chain) if self.is_useful(&chain) => {
+                    self.waiting.push_back(chain);
+                    return true;
+                }
+                Popped::Chain(chain) => self.ring.refuse(chain),
+                Popped::Malformed => {}
+                Popped::Empty => {
+                    if !self.ring.resume_kicks() {
+                        self.is_starved = self.waiting.is_empty();
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// It holds more than a header (virtio 1.2 §5.1.6.3.1), in RAM.
+    fn is_useful(&self, chain: &Chain) -> bool {
+        total_bytes(chain.writable()) > HEADER_BYTES as u64
+            && lie_in_ram(self.ring.mem(), chain.writable())
+    }
+
+    /// Gives the guest a frame of `bytes` with its header, which lies in what was gathered and then in `rest`.
+    fn deliver(&mut self, bytes: u64, gathered: &Gathered, counters: &Counters) {
+        let Some(chains) = self.place(bytes, gathered) else {
+            Counters::add_one(&counters.frames_dropped_to_guest);
+            // Without mergeable buffers, the chain is too small for frames that come here: the next may not be.
+            if !self.is_mergeable && let Some(chain) = self.waiting.pop_front() {
+                self.ring.complete(chain, 0);
+            }
+            return;
+        };
+        let count = u16::try_from(chains).unwrap_or(u16::MAX).to_le_bytes();
+        if let Some(first) = self.waiting.front() {
+            // It holds the header, in RAM.
+            let _ = write_at(self.ring.mem(), first.writable(), NUM_BUFFERS_AT, &count);
+        }
+        let mut left = bytes;
+        let used = self.waiting.drain(..chains).map(|chain| {
+            let used_bytes = total_bytes(chain.writable()).min(left);
+            left = left.saturating_sub(used_bytes);
+            (chain, u32::try_from(used_bytes).unwrap_or(u32::MAX))
+        });
+        self.ring.complete_together(used);
+        Counters::add_one(&counters.reads);
+        Counters::add(&counters.bytes_to_guest, bytes.saturating_sub(HEADER_BYTES as u64));
+    }
+
+    /// Copies what lies in `rest` into further chains. Returns how many chains the frame has, or `None` if there are
+    /// not enough.
+    fn place(&mut self, bytes: u64, gathered: &Gathered) -> Option<usize> {
+        if bytes <= gathered.bytes {
+            return Some(self.chains_for(bytes));
+        }
+        if !self.is_mergeable {
+            return None;
+        }
+        let mut room = gathered.bytes;
+        let mut chains = gathered.chains;
+        while room < bytes {
+            if chains == self.waiting.len() && !self.take_chain() {
+                return None;
+            }
+            room = room.saturating_add(total_bytes(self.waiting.get(chains)?.writable()));
+            chains = chains.saturating_add(1);
+        }
+        let length = usize::try_from(bytes.saturating_sub(gathered.bytes)).ok()?;
+        let mut rest = self.rest.get(..length)?;
+        for chain in self.waiting.range(gathered.chains..chains) {
+            let room = usize::try_from(total_bytes(chain.writable())).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            write_at(self.ring.mem(), chain.writable(), 0, now).ok()?;
+            rest = later;
+        }
+        Some(chains)
+    }
+
+    /// How many of the chains that wait hold `bytes`.
+    fn chains_for(&self, bytes: u64) -> usize {
+        let mut left = bytes;
+        let is_needed = |chain: &&Chain| {
+            let is_needed = left > 0;
+            left = left.saturating_sub(total_bytes(chain.writable()));
+            is_needed
+        };
+        self.waiting.iter().take_while(is_needed).count()
+    }
+}

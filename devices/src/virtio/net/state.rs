@@ -1,0 +1,32 @@
+//! Saved form of a network card.
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::RestoreDeviceError;
+use crate::virtio::net::config::{MTU_MIN, MacAddress};
+
+/// Saved virtio-net, version 1. Never edit: add `NetStateV2` and a `From` of this.
+///
+/// The name of the tap is not part of it: a restore is told which one to use. Frames that wait in the tap are lost, as
+/// on any network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetStateV1 {
+    /// Address that the guest was told.
+    pub mac: [u8; 6],
+    /// MTU that the guest was told.
+    pub mtu: Option<u16>,
+}
+
+impl NetStateV1 {
+    /// The address, if a card can have it, and the MTU.
+    pub(super) fn check(&self, id: &str) -> Result<(MacAddress, Option<u16>), RestoreDeviceError> {
+        let mac = MacAddress::new(self.mac)
+            .map_err(|_| RestoreDeviceError::Mac { device: id.to_owned() })?;
+        match self.mtu {
+            Some(mtu) if mtu < MTU_MIN => {
+                Err(RestoreDeviceError::Mtu { device: id.to_owned(), mtu })
+            }
+            mtu => Ok((mac, mtu)),
+        }
+    }
+}

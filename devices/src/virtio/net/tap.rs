@@ -1,0 +1,254 @@
+//! The host's side of a network card: a tap.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::sys::tun;
+use crate::virtio::net::config::feature;
+use crate::virtio::net::frame::HEADER_BYTES;
+
+/// Where the kernel gives out taps.
+const TUN_PATH: &str = "/dev/net/tun";
+
+/// An open tap that gives and takes whole frames, each after a virtio header.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    source: Source,
+    offload: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The kernel's.
+    Tun,
+    /// A socket of frames, which has no offloads to set.
+    FrameSocket,
+}
+
+/// Why a tap was refused. The operator sees only this text and its causes.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenTapError {
+    /// No interface can have this name.
+    #[error("Tap name {name:?} is not 1 to 15 bytes without '/', '%', ':' and white space")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The kernel's tun driver cannot be opened.
+    #[error("Cannot open {TUN_PATH} for tap {name}")]
+    OpenTun {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// Another process has it.
+    #[error("Tap {name} is in use by another process")]
+    Busy {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It belongs to another user.
+    #[error(
+        "No permission to use tap {name}: it needs CAP_NET_ADMIN, or a tap of this user's own \
+         (ip tuntap add dev {name} mode tap user USER)"
+    )]
+    NotPermitted {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// There is none, and this process cannot make one.
+    #[error(
+        "Tap {name} does not exist, and creating it needs CAP_NET_ADMIN \
+         (ip tuntap add dev {name} mode tap user USER)"
+    )]
+    Missing {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// The interface is of another kind.
+    #[error(
+        "Interface {name} is not a tap that one process can use: it is no tap, or a tun, or was made with multi_queue"
+    )]
+    WrongKind {
+        /// The interface.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// Something else.
+    #[error("Cannot attach to tap {name}")]
+    Attach {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It cannot carry virtio headers.
+    #[error("Cannot set up the header of tap {name}")]
+    Header {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl Tap {
+    /// Attaches to the tap `name` of this network namespace. If there is none, and the process may, it is made, and
+    /// goes away with the process.
+    ///
+    /// # Errors
+    /// [`OpenTapError`].
+    pub fn open(name: &str) -> Result<Self, OpenTapError> {
+        if !is_interface_name(name) {
+            return Err(OpenTapError::Name { name: name.to_owned() });
+        }
+        let tun = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(TUN_PATH)
+            .map_err(|cause| OpenTapError::OpenTun { name: name.to_owned(), cause })?;
+        tun::attach(tun.as_fd(), name).map_err(|cause| attach_error(name, cause))?;
+        Self::set_up(OwnedFd::from(tun), name)
+    }
+
+    /// A tap that the caller has attached already, with IFF_VNET_HDR, and made non-blocking. `name` is for messages.
+    ///
+    /// # Errors
+    /// [`OpenTapError::Header`].
+    pub fn from_fd(fd: OwnedFd, name: &str) -> Result<Self, OpenTapError> {
+        Self::set_up(fd, name)
+    }
+
+    fn set_up(fd: OwnedFd, name: &str) -> Result<Self, OpenTapError> {
+        let header_bytes = i32::try_from(HEADER_BYTES).unwrap_or(i32::MAX);
+        tun::set_header_bytes(fd.as_fd(), header_bytes)
+            .map_err(|cause| OpenTapError::Header { name: name.to_owned(), cause })?;
+        Ok(Self { fd, source: Source::Tun, offload: 0 })
+    }
+
+    /// A socket that keeps message boundaries (SOCK_SEQPACKET or SOCK_DGRAM), non-blocking, on whose other end someone
+    /// gives and takes frames with 12-byte headers: a switch in user space, or a test.
+    #[must_use]
+    pub const fn from_frame_socket(fd: OwnedFd) -> Self {
+        Self { fd, source: Source::FrameSocket, offload: 0 }
+    }
+
+    /// Tells the kernel what it may leave to the guest: exactly what the guest has accepted.
+    pub(super) fn set_offload(&mut self, acked_features: u64) -> io::Result<()> {
+        let offload = offload_for(acked_features);
+        if self.source == Source::Tun {
+            tun::set_offload(self.fd.as_fd(), offload)?;
+        }
+        self.offload = offload;
+        Ok(())
+    }
+
+    /// What was set last: `TUN_F_*`.
+    #[must_use]
+    pub const fn offload(&self) -> u32 {
+        self.offload
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The kernel takes segmentation only together with checksums.
+const fn offload_for(acked_features: u64) -> u32 {
+    if acked_features & feature::GUEST_CSUM == 0 {
+        return 0;
+    }
+    let mut offload = libc::TUN_F_CSUM;
+    if acked_features & feature::GUEST_TSO4 != 0 {
+        offload |= libc::TUN_F_TSO4;
+    }
+    if acked_features & feature::GUEST_TSO6 != 0 {
+        offload |= libc::TUN_F_TSO6;
+    }
+    offload
+}
+
+/// The kernel's `dev_valid_name`, and no `%`, for which it would choose a number.
+fn is_interface_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| !matches!(byte, b'/' | b'%' | b':' | 0) && !byte.is_ascii_whitespace();
+    (1..libc::IFNAMSIZ).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|byte| is_allowed(byte) && byte != 0x0b)
+        && !name.chars().any(char::is_whitespace)
+}
+
+fn attach_error(name: &str, cause: io::Error) -> OpenTapError {
+    let exists = tun::interface_exists(name);
+    let name = name.to_owned();
+    match cause.raw_os_error() {
+        Some(libc::EBUSY) => OpenTapError::Busy { name, cause },
+        Some(libc::EPERM | libc::EACCES) if exists => OpenTapError::NotPermitted { name, cause },
+        Some(libc::EPERM | libc::EACCES) => OpenTapError::Missing { name, cause },
+        Some(libc::EINVAL) => OpenTapError::WrongKind { name, cause },
+        _ => OpenTapError::Attach { name, cause },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused_before_the_kernel_sees_them() {
+        for name in
+            ["", "0123456789abcdef", "../x", "tap%d", "a b", "a\tb", ".", "..", "a:b", "a\0b", "a\u{a0}b"]
+        {
+            let found = Tap::open(name);
+            assert!(matches!(found, Err(OpenTapError::Name { .. })), "{name:?}: {found:?}");
+        }
+        assert!(is_interface_name("0123456789abcde"));
+        assert!(is_interface_name("tap0"));
+    }
+
+    #[test]
+    fn offloads_are_those_accepted_and_none_without_checksums() {
+        use feature::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6};
+        for (features, offload) in [
+            (0, 0),
+            (GUEST_TSO4 | GUEST_TSO6, 0),
+            (GUEST_CSUM, 1),
+            (GUEST_CSUM | GUEST_TSO4, 3),
+            (GUEST_CSUM | GUEST_TSO6, 5),
+            (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6, 7),
+        ] {
+            assert_eq!(offload_for(features), offload, "{features:#x}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_tap_and_what_to_do() {
+        let text = |errno| attach_error("lv-none0", io::Error::from_raw_os_error(errno)).to_string();
+        assert!(text(libc::EBUSY).contains("lv-none0 is in use"));
+        assert!(text(libc::EPERM).contains("lv-none0 does not exist"));
+        assert!(text(libc::EINVAL).contains("multi_queue"));
+        assert!(text(libc::ENOMEM).contains("lv-none0"));
+    }
+}

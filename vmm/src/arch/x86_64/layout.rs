@@ -1,0 +1,103 @@
+//! The guest-physical address space.
+//!
+//! ```text
+//! 0x0000_0000  RAM (low): GDT 0x500, PVH start info 0x6000, zero page 0x7000, page tables 0x9000,
+//!              command line 0x2_0000, 0x9_fc00–0xf_ffff reserved as on a PC, kernel from 0x10_0000
+//! 0xc000_0000  control device, 64 KiB
+//! 0xc001_0000  virtio-mmio registers, 4 KiB a device
+//! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC        0xfffb_c000  KVM's own pages (VMX without EPT)
+//! 0x1_0000_0000  RAM (high): what does not fit below 3 GiB
+//! ```
+
+use vm_memory::GuestAddress;
+
+/// First byte of the hole for devices: 3 GiB.
+pub const HOLE_START: u64 = 0xc000_0000;
+/// First byte after the hole: 4 GiB.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// The control device.
+pub const CONTROL_START: u64 = HOLE_START;
+/// Its length.
+pub const CONTROL_BYTES: u64 = 0x1_0000;
+
+/// Registers of the first virtio-mmio device.
+pub const MMIO_START: u64 = CONTROL_START + CONTROL_BYTES;
+/// Distance between two devices.
+pub const MMIO_BYTES: u64 = 0x1000;
+
+/// Interrupt lines of the I/O APIC that devices get, one each, in order: the rest belong to a PC's own devices.
+pub const DEVICE_GSIS: std::ops::RangeInclusive<u32> = 5..=23;
+
+/// Serial port COM1.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Number of its ports.
+pub const SERIAL_PORTS: u16 = 8;
+/// Its interrupt line.
+pub const SERIAL_GSI: u32 = 4;
+/// The keyboard controller's data and command ports are 0x60 and 0x64.
+pub const I8042_PORT: u16 = 0x60;
+/// Number of ports from the first to the last of the keyboard controller.
+pub const I8042_PORTS: u16 = 5;
+
+/// Three pages that VMX takes for a task state segment where it cannot run real mode (KVM_SET_TSS_ADDR).
+pub const KVM_TSS: usize = 0xfffb_d000;
+/// The page before them, for an identity map (KVM_SET_IDENTITY_MAP_ADDR).
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// Global descriptor table at the start.
+pub const BOOT_GDT: GuestAddress = GuestAddress(0x500);
+/// Interrupt descriptor table at the start: empty.
+pub const BOOT_IDT: GuestAddress = GuestAddress(0x520);
+/// PVH `hvm_start_info`.
+pub const PVH_START_INFO: GuestAddress = GuestAddress(0x6000);
+/// PVH module list: the initial RAM disk.
+pub const PVH_MODULES: GuestAddress = GuestAddress(0x6040);
+/// PVH memory map.
+pub const PVH_MEMMAP: GuestAddress = GuestAddress(0x6080);
+/// Linux `boot_params`.
+pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// Initial stack pointer.
+pub const BOOT_STACK: GuestAddress = GuestAddress(0x8ff0);
+/// Page tables of the Linux 64-bit protocol: PML4, then the page-directory pointers, then four page directories.
+pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+/// Kernel command line.
+pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+/// Longest kernel command line, its NUL byte included. Linux reads 2048 on x86.
+pub const CMDLINE_BYTES_MAX: usize = 2048;
+/// End of what a kernel may use below 1 MiB: the extended BIOS data area of a PC begins here.
+pub const EBDA_START: u64 = 0x9_fc00;
+/// Kernels are loaded from here on.
+pub const HIGH_MEMORY_START: u64 = 0x10_0000;
+
+/// Splits RAM of `bytes` into what lies below the hole and what lies above it.
+#[must_use]
+pub const fn ram_ranges(bytes: u64) -> (u64, u64) {
+    if bytes <= HOLE_START { (bytes, 0) } else { (HOLE_START, bytes - HOLE_START) }
+}
+
+/// Address of the register page of device `index`, in the order of creation.
+#[must_use]
+pub const fn mmio_address(index: u64) -> u64 {
+    MMIO_START + index * MMIO_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_moved_over_the_hole_not_lost() {
+        for mib in [16_u64, 128, 3071, 3072, 3073, 3328, 4096, 4097, 8192] {
+            let (low, high) = ram_ranges(mib << 20);
+            assert_eq!(low + high, mib << 20, "{mib} MiB");
+            assert!(low <= HOLE_START, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn every_device_has_a_page_below_the_io_apic() {
+        let devices = u64::from(*DEVICE_GSIS.end() - *DEVICE_GSIS.start() + 1);
+        assert!(mmio_address(devices) <= 0xfec0_0000);
+    }
+}

@@ -1,0 +1,252 @@
+//! The command line: as typed ([`Cli`]), then as proved ([`Job`]).
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::control::{SaveMoment, SavePlan};
+use crate::overrides::Overrides;
+use crate::stamps::TimingsSink;
+
+/// LightV's microVM monitor: one process, one microVM.
+///
+/// Guest output goes to standard output, the monitor's own messages to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "lightv-vmm", version, after_long_help = EXAMPLES)]
+pub struct Cli {
+    /// Boot the VM that this JSON file describes (Firecracker's format); `-` reads standard input.
+    #[arg(long, value_name = "FILE", group = "job")]
+    config: Option<PathBuf>,
+    /// Restore the snapshot in this image.
+    #[arg(long, value_name = "IMAGE", group = "job")]
+    restore: Option<PathBuf>,
+    /// Boot the kernel that is stored in this image, with its stored configuration.
+    #[arg(long, value_name = "IMAGE", group = "job")]
+    boot: Option<PathBuf>,
+    /// Print what an image holds, as JSON.
+    #[arg(long, value_name = "IMAGE", group = "job")]
+    describe: Option<PathBuf>,
+    /// Print what this host offers, as JSON.
+    #[arg(long, group = "job")]
+    check_host: bool,
+    /// Print memory, threads and open files of a running VM, as JSON.
+    #[arg(long, value_name = "PID", group = "job")]
+    inspect_pid: Option<u32>,
+    /// Name of the VM: 1–64 letters, digits and `-`.
+    #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
+    id: String,
+    /// Use PATH for drive ID.
+    #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
+    disk: Vec<(String, String)>,
+    /// Use the tap TAP for network interface ID.
+    #[arg(long, value_name = "ID=TAP", action = ArgAction::Append, value_parser = parse_pair)]
+    net: Vec<(String, String)>,
+    /// Give the guest a variable in its environment.
+    #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append, value_parser = parse_pair)]
+    env: Vec<(String, String)>,
+    /// RAM in MiB (boot only).
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
+    /// Number of vCPUs (boot only).
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u64>,
+    /// Add text to the kernel command line (boot only).
+    #[arg(long, value_name = "TEXT")]
+    append: Option<String>,
+    /// Save the VM as this image.
+    #[arg(long, value_name = "IMAGE")]
+    save: Option<PathBuf>,
+    /// When to save: at the guest's READY doorbell, or at SIGUSR1.
+    #[arg(long, value_enum, default_value_t = SaveAt::Ready, requires = "save")]
+    save_at: SaveAt,
+    /// What to do after the save.
+    #[arg(long, value_enum, default_value_t = AfterSave::End, requires = "save")]
+    after_save: AfterSave,
+    /// Add the pages that the guest writes in this run to the image that it was restored from.
+    #[arg(long, requires = "restore", conflicts_with_all = ["config", "boot"])]
+    record_working_set: bool,
+    /// Write where the time of the start went, as JSON, to standard error or a file.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    timings: Option<Option<PathBuf>>,
+    /// When the caller began, in nanoseconds of CLOCK_MONOTONIC, for --timings.
+    #[arg(long, value_name = "NS")]
+    started_at_ns: Option<u64>,
+    /// Arguments of this run; given at all, they replace the stored ones.
+    #[arg(last = true)]
+    args: Option<Vec<String>>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lightv-vmm --config vm.json
+  lightv-vmm --config vm.json --save vm.lv
+  lightv-vmm --restore vm.lv --net eth0=tap7 --disk data=copy.img -- first second
+  lightv-vmm --describe vm.lv
+
+Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 152 bad configuration or image;
+153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
+162 guest panic; 128+N ended by signal N.";
+
+/// See [`Cli::save_at`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SaveAt {
+    Ready,
+    Signal,
+}
+
+/// See [`Cli::after_save`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AfterSave {
+    End,
+    Continue,
+}
+
+/// What the process is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Run a machine.
+    Run(RunJob),
+    /// Print what an image holds.
+    Describe(PathBuf),
+    /// Print what the host offers.
+    CheckHost,
+    /// Print what a VM's process takes.
+    InspectPid(u32),
+}
+
+/// Where a machine comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A configuration file.
+    Config(PathBuf),
+    /// The snapshot of an image.
+    Restore(PathBuf),
+    /// The kernel of an image.
+    Boot(PathBuf),
+}
+
+/// How to run a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunJob {
+    /// Its name, shown as the process's.
+    pub id: String,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What is changed of its configuration.
+    pub overrides: Overrides,
+    /// Whether it is saved.
+    pub save: Option<SavePlan>,
+    /// Whether the pages that it writes are added to its image.
+    pub record_working_set: bool,
+    /// Where timings go.
+    pub timings: Option<TimingsSink>,
+    /// When the caller began.
+    pub started_at_ns: Option<u64>,
+}
+
+impl Cli {
+    /// What was asked for; `None` when nothing was.
+    #[must_use]
+    pub fn into_job(self) -> Option<Job> {
+        if let Some(image) = self.describe {
+            return Some(Job::Describe(image));
+        }
+        if self.check_host {
+            return Some(Job::CheckHost);
+        }
+        if let Some(pid) = self.inspect_pid {
+            return Some(Job::InspectPid(pid));
+        }
+        let origin = match (self.config, self.restore, self.boot) {
+            (Some(path), ..) => Origin::Config(path),
+            (_, Some(path), _) => Origin::Restore(path),
+            (.., Some(path)) => Origin::Boot(path),
+            _ => return None,
+        };
+        let disks = self.disk.into_iter().map(|(id, path)| (id, PathBuf::from(path))).collect();
+        let overrides = Overrides {
+            disks,
+            nets: self.net,
+            env: self.env,
+            args: self.args,
+            memory_mib: self.memory,
+            vcpus: self.vcpus,
+            append: self.append,
+        };
+        let moment = match self.save_at {
+            SaveAt::Ready => SaveMoment::Ready,
+            SaveAt::Signal => SaveMoment::Signal,
+        };
+        let go_on = self.after_save == AfterSave::Continue;
+        Some(Job::Run(RunJob {
+            id: self.id,
+            origin,
+            overrides,
+            save: self.save.map(|path| SavePlan { path, moment, go_on }),
+            record_working_set: self.record_working_set,
+            timings: self.timings.map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
+            started_at_ns: self.started_at_ns,
+        }))
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("NAME=VALUE is needed".to_owned()),
+    }
+}
+
+fn parse_id(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if plain && (1..=64).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err("1–64 letters, digits and `-` are allowed".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(args: &[&str]) -> Result<Option<Job>, clap::Error> {
+        Cli::try_parse_from([&["lightv-vmm"], args].concat()).map(Cli::into_job)
+    }
+
+    #[test]
+    fn a_restore_with_all_its_changes_is_understood() {
+        let Ok(Some(Job::Run(run))) = job(&["--restore", "a.lv", "--net", "eth0=t", "--disk", "d=/p=q", "--env", "A=", "--", "x", "--y"]) else {
+            panic!("refused");
+        };
+        assert_eq!(run.origin, Origin::Restore("a.lv".into()));
+        assert_eq!(run.overrides.disks, [("d".to_owned(), PathBuf::from("/p=q"))]);
+        assert_eq!(run.overrides.env, [("A".to_owned(), String::new())]);
+        assert_eq!(run.overrides.args, Some(vec!["x".to_owned(), "--y".to_owned()]));
+    }
+
+    #[test]
+    fn two_jobs_or_half_a_pair_are_refused() {
+        for args in [
+            &["--restore", "a", "--config", "b"][..],
+            &["--restore", "a", "--net", "eth0"],
+            &["--restore", "a", "--net", "=tap"],
+            &["--restore", "a", "--id", "a_b"],
+            &["--restore", "a", "--id", ""],
+            &["--save-at", "ready", "--restore", "a"],
+            &["--config", "a", "--record-working-set"],
+            &["--nope"],
+        ] {
+            assert!(job(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn no_arguments_after_the_dashes_are_not_the_same_as_no_dashes() {
+        let args_of = |args: &[&str]| match job(args) {
+            Ok(Some(Job::Run(run))) => run.overrides.args,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(args_of(&["--restore", "a"]), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! Booting a kernel. Reads as a list of steps; `restore` has the same ones.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VcpuFd};
+use vm_memory::Bytes;
+
+use crate::arch::host::boot_params::{self, BootFacts, BootParamsError};
+use crate::arch::host::msr::{self, MsrError};
+use crate::arch::host::start_state::{self, Entry, StartStateError};
+use crate::arch::host::{cpuid, layout};
+use crate::bus::Bus;
+use crate::cmdline::{self, CmdlineTooLong};
+use crate::config::{BootConfig, MachineConfig, RootBy};
+use crate::control_thread::{ControlThread, EmptyVm};
+use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
+use crate::device_set::{DeviceSet, DeviceSetError, make_serial};
+use crate::event::event_channel;
+use crate::kernel::{self, LoadKernelError};
+use crate::machine::{BootFiles, Machine};
+use crate::memory::{GuestRam, RamError};
+use crate::stamps::{Stamps, Step};
+use crate::vm::VmError;
+
+/// Why a machine could not be built. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[error("The machine could not be built")]
+#[expect(missing_docs, reason = "each variant is the failure of the step that its source names")]
+pub enum BuildError {
+    Vm(#[source] VmError),
+    Ram(#[source] RamError),
+    ControlPage(#[source] ControlPageFailure),
+    Devices(#[source] DeviceSetError),
+    Events(#[source] std::io::Error),
+    Kernel(#[source] LoadKernelError),
+    Cmdline(#[source] CmdlineTooLong),
+    BootParams(#[source] BootParamsError),
+    StartState(#[source] StartStateError),
+    Cpuid(#[source] kvm_ioctls::Error),
+    Msrs(#[source] MsrError),
+    Vcpu { index: u8, #[source] cause: crate::snapshot::vcpu_state::VcpuStateError },
+    VmState(#[source] crate::snapshot::irqchip_state::VmStateError),
+}
+
+impl BuildError {
+    /// Whether the cause is what the user wrote, or an image, and not the host.
+    #[must_use]
+    pub const fn is_bad_config(&self) -> bool {
+        match self {
+            Self::Devices(cause) => cause.is_bad_config(),
+            Self::Kernel(_) | Self::Cmdline(_) | Self::Vcpu { .. } | Self::VmState(_) => true,
+            Self::ControlPage(cause) => cause.is_bad_config(),
+            _ => false,
+        }
+    }
+}
+
+/// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn boot(
+    config: MachineConfig,
+    boot: &BootConfig,
+    files: BootFiles,
+    control: &ControlThread,
+    stamps: Arc<Stamps>,
+) -> Result<Machine, BuildError> {
+    let EmptyVm { kvm, vm: mut new_vm } = control.take_vm().map_err(BuildError::Vm)?;
+    let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
+    ram.exclude_from_core_dumps();
+    let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
+    new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
+    new_vm.add_control_page(control_page.mapping()).map_err(BuildError::Vm)?;
+    let vm = new_vm.seal().map_err(BuildError::Vm)?;
+    stamps.step(Step::Sandbox);
+    let vcpus = (0..config.vcpus()).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>();
+    let vcpus = vcpus.map_err(BuildError::Vm)?;
+    let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
+    let devices = DeviceSet::create(&config, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    let entry = load(&config, boot, &files, &ram, &devices)?;
+    set_boot_state(&kvm, &vcpus, entry)?;
+    let first = vcpus.first();
+    let clock = GuestClock {
+        khz: first.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
+        value: first.and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten()).unwrap_or(0),
+    };
+    control_page.tell(run_facts(&config, 0, clock)).map_err(BuildError::ControlPage)?;
+    let serial = make_serial(&vm, None).map_err(BuildError::Devices)?;
+    let bus = Arc::new(Bus::new(devices.fronts(), serial, Arc::clone(ram.mem()), Arc::clone(&stamps)));
+    stamps.step(Step::Resources);
+    Ok(Machine { config, kvm, vm, ram, control_page, devices, bus, vcpus, sender, receiver, restores: 0, boot_files: files, stamps })
+}
+
+/// Puts kernel, initial RAM disk, command line and boot parameters into RAM.
+fn load(
+    config: &MachineConfig,
+    boot: &BootConfig,
+    files: &BootFiles,
+    ram: &GuestRam,
+    devices: &DeviceSet,
+) -> Result<Entry, BuildError> {
+    let mem = ram.mem();
+    let kernel_bytes = files.kernel.as_deref().unwrap_or_default();
+    let kernel = kernel::load(mem, kernel_bytes, &boot.kernel, boot.protocol).map_err(BuildError::Kernel)?;
+    let initrd = files.initrd.as_deref().map(|bytes| kernel::load_initrd(mem, bytes, kernel.end, config.ram_bytes()));
+    let initrd = initrd.transpose().map_err(BuildError::Kernel)?;
+    let mut additions = vec!["pci=off".to_owned()];
+    additions.extend(config.drives().first().and_then(|drive| root_argument(drive.root.as_ref(), drive.read_only)));
+    additions.push(format!("lightv.control={:#x}", layout::CONTROL_START));
+    additions.extend(devices.cmdline());
+    let mut line = cmdline::assemble(&boot.args, &additions).map_err(BuildError::Cmdline)?.into_bytes();
+    let cmdline_bytes = u32::try_from(line.len()).unwrap_or(u32::MAX);
+    line.push(0);
+    let no_room = |_| BuildError::StartState(StartStateError::Table { address: layout::CMDLINE.0 });
+    mem.write_slice(&line, layout::CMDLINE).map_err(no_room)?;
+    let facts = BootFacts { ram_bytes: config.ram_bytes(), cmdline_bytes, initrd, setup_header: kernel.setup_header };
+    match kernel.entry {
+        Entry::Linux64(_) => boot_params::write_linux(mem, &facts),
+        Entry::Pvh(_) => boot_params::write_pvh(mem, &facts),
+    }
+    .map_err(BuildError::BootParams)?;
+    start_state::write_tables(mem, kernel.entry).map_err(BuildError::StartState)?;
+    Ok(kernel.entry)
+}
+
+fn root_argument(root: Option<&RootBy>, read_only: bool) -> Option<String> {
+    let mode = if read_only { "ro" } else { "rw" };
+    match root? {
+        RootBy::Device => Some(format!("root=/dev/vda {mode}")),
+        RootBy::PartUuid(uuid) => Some(format!("root=PARTUUID={uuid} {mode}")),
+    }
+}
+
+/// CPUID before all else: KVM filters model-specific registers by it. Only the first vCPU gets the kernel's entry;
+/// the others wait for it to start them.
+fn set_boot_state(kvm: &Kvm, vcpus: &[VcpuFd], entry: Entry) -> Result<(), BuildError> {
+    let template = cpuid::supported(kvm).map_err(BuildError::Cpuid)?;
+    let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
+    for (index, vcpu) in (0..).zip(vcpus) {
+        let own = cpuid::for_vcpu(&template, index, count);
+        vcpu.set_cpuid2(&own).map_err(BuildError::Cpuid)?;
+        msr::set_boot_values(vcpu).map_err(BuildError::Msrs)?;
+        start_state::set_local_interrupts(vcpu).map_err(BuildError::StartState)?;
+        if index == 0 {
+            start_state::set_registers(vcpu, entry).map_err(BuildError::StartState)?;
+        }
+    }
+    Ok(())
+}
+
+/// The guest's time stamp counter.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestClock {
+    /// Its frequency in kHz, 0 if unknown.
+    pub khz: u32,
+    /// Its value now.
+    pub value: u64,
+}
+
+/// What this run is told by the control device.
+#[must_use]
+pub fn run_facts(config: &MachineConfig, restores: u64, clock: GuestClock) -> RunFacts {
+    RunFacts {
+        restores,
+        vcpus: config.vcpus(),
+        ram_bytes: config.ram_bytes(),
+        tsc_khz: clock.khz,
+        tsc: clock.value,
+        args: config.args().to_vec(),
+        env: config.env(),
+    }
+}

@@ -1,0 +1,209 @@
+//! Where an access of a vCPU goes: ports and device memory, by address.
+//!
+//! Runs on vCPU threads. Nothing here waits for the control loop, except a driver's reset and DRIVER_OK, for which
+//! the virtio specification wants the vCPU to wait.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lightv_devices::control::{Doorbell, OutputStream, copy_print_buffer};
+use lightv_devices::i8042::{I8042, I8042Event};
+use lightv_devices::memory::GuestMem;
+use lightv_devices::serial::Serial;
+use lightv_devices::virtio::mmio::MmioFront;
+
+use crate::arch::host::layout;
+use crate::event::StopReason;
+use crate::sys::file::StandardStream;
+use crate::stamps::Stamps;
+
+/// What an access means for the vCPU that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing: go on.
+    None,
+    /// The guest is ready and a save is wanted here: park.
+    Park,
+    /// The wall clock of the control page is to be refreshed.
+    RefreshClock,
+    /// The machine ends.
+    Stop(StopReason),
+}
+
+/// Counters of accesses that went nowhere.
+#[derive(Debug, Default)]
+pub struct BusCounters {
+    /// Accesses to device memory where there is no device.
+    pub unknown_mmio: AtomicU64,
+    /// Accesses to ports where there is no device.
+    pub unknown_ports: AtomicU64,
+    /// Doorbells that are none.
+    pub unknown_doorbells: AtomicU64,
+    /// `PRINT` buffers outside RAM.
+    pub bad_prints: AtomicU64,
+}
+
+/// All that a vCPU can reach.
+#[derive(Debug)]
+pub struct Bus {
+    fronts: Vec<Arc<Mutex<MmioFront>>>,
+    serial: Mutex<Serial>,
+    i8042: Mutex<I8042>,
+    mem: Arc<GuestMem>,
+    print_buffer: Mutex<Vec<u8>>,
+    park_at_ready: AtomicBool,
+    stamps: Arc<Stamps>,
+    counters: BusCounters,
+}
+
+/// A lock whose holder panicked does not exist: a panic aborts the process (profile `panic = "abort"`).
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bus {
+    /// A bus with these register fronts, in the order of their pages.
+    #[must_use]
+    pub fn new(fronts: Vec<Arc<Mutex<MmioFront>>>, serial: Serial, mem: Arc<GuestMem>, stamps: Arc<Stamps>) -> Self {
+        Self {
+            fronts,
+            serial: Mutex::new(serial),
+            i8042: Mutex::new(I8042::new()),
+            mem,
+            print_buffer: Mutex::new(Vec::new()),
+            park_at_ready: AtomicBool::new(false),
+            stamps,
+            counters: BusCounters::default(),
+        }
+    }
+
+    /// Whether a vCPU that rings `READY` parks for a save.
+    pub fn set_park_at_ready(&self, park: bool) {
+        self.park_at_ready.store(park, Ordering::SeqCst);
+    }
+
+    /// The serial port, for save and restore.
+    pub fn serial(&self) -> MutexGuard<'_, Serial> {
+        lock(&self.serial)
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn mem(&self) -> &GuestMem {
+        &self.mem
+    }
+
+    /// Accesses that went nowhere.
+    #[must_use]
+    pub const fn counters(&self) -> &BusCounters {
+        &self.counters
+    }
+
+    /// A read of device memory. Where there is nothing, all bits are ones, as on a PC.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.front(address) {
+            Some((front, offset)) => lock(front).read(offset, data),
+            None => {
+                self.counters.unknown_mmio.fetch_add(1, Ordering::Relaxed);
+                data.fill(0xff);
+            }
+        }
+    }
+
+    /// A write to device memory.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> Effect {
+        let control = layout::CONTROL_START..layout::CONTROL_START + layout::CONTROL_BYTES;
+        if control.contains(&address) {
+            return self.doorbell(address - layout::CONTROL_START, data);
+        }
+        match self.front(address) {
+            Some((front, offset)) => lock(front).write(offset, data),
+            None => {
+                self.counters.unknown_mmio.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Effect::None
+    }
+
+    fn front(&self, address: u64) -> Option<(&Mutex<MmioFront>, u64)> {
+        let from_start = address.checked_sub(layout::MMIO_START)?;
+        let index = usize::try_from(from_start / layout::MMIO_BYTES).ok()?;
+        let front = self.fronts.get(index)?;
+        Some((front, from_start % layout::MMIO_BYTES))
+    }
+
+    /// A read of ports, one byte a port access. Where there is nothing, all bits are ones.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        for byte in data {
+            *byte = match port {
+                layout::SERIAL_PORT..SERIAL_END => lock(&self.serial).read(port - layout::SERIAL_PORT),
+                layout::I8042_PORT..I8042_END => lock(&self.i8042).read(port),
+                _ => {
+                    self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
+                    0xff
+                }
+            };
+        }
+    }
+
+    /// A write to ports.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Effect {
+        for byte in data {
+            match port {
+                layout::SERIAL_PORT..SERIAL_END => {
+                    self.stamps.first_output();
+                    lock(&self.serial).write(port - layout::SERIAL_PORT, *byte);
+                }
+                layout::I8042_PORT..I8042_END => {
+                    if lock(&self.i8042).write(port, *byte) == I8042Event::Reset {
+                        return Effect::Stop(StopReason::Reset);
+                    }
+                }
+                _ => {
+                    self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Effect::None
+    }
+
+    fn doorbell(&self, offset: u64, data: &[u8]) -> Effect {
+        match Doorbell::decode(offset, data) {
+            Some(Doorbell::Ready) if self.park_at_ready.load(Ordering::SeqCst) => Effect::Park,
+            Some(Doorbell::Ready) => Effect::None,
+            Some(Doorbell::Print { stream, addr, len }) => {
+                self.print(stream, addr, len);
+                Effect::None
+            }
+            Some(Doorbell::Exit(status)) => Effect::Stop(StopReason::GuestExit(status)),
+            Some(Doorbell::Mark(number)) => {
+                self.stamps.guest_mark(number);
+                Effect::None
+            }
+            Some(Doorbell::Clock) => Effect::RefreshClock,
+            Some(Doorbell::Panic) => Effect::Stop(StopReason::GuestPanic),
+            None => {
+                self.counters.unknown_doorbells.fetch_add(1, Ordering::Relaxed);
+                Effect::None
+            }
+        }
+    }
+
+    fn print(&self, stream: OutputStream, address: u64, length: u32) {
+        let mut buffer = lock(&self.print_buffer);
+        let Ok(text) = copy_print_buffer(&self.mem, address, length, &mut buffer) else {
+            self.counters.bad_prints.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        // A reader that went away must not end the guest: its output is lost, as for any process that ignores it.
+        let _ = match stream {
+            OutputStream::Stdout => StandardStream::Stdout.write_all(text),
+            OutputStream::Stderr => StandardStream::Stderr.write_all(text),
+        };
+        self.stamps.first_output();
+    }
+}
+
+const SERIAL_END: u16 = layout::SERIAL_PORT + layout::SERIAL_PORTS;
+const I8042_END: u16 = layout::I8042_PORT + layout::I8042_PORTS;

@@ -1,0 +1,362 @@
+//! From what the user asked for to what can be built.
+//!
+//! [`lightv_api::config::VmSpec`] is what was typed; [`MachineConfig`] is the same, proved: private fields, no invalid
+//! value. [`MachineConfig::prove`] reports every fault at once. Files and taps are opened later: whether a path can
+//! be opened is known only by opening it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
+use lightv_devices::virtio::block::CacheType;
+use lightv_devices::virtio::net::MacAddress;
+use serde_json::Value;
+
+use crate::limits;
+
+/// One rule that the configuration breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// The field, as a path in the JSON: `drives[1].path_on_host`.
+    pub field: String,
+    /// What stands there.
+    pub found: String,
+    /// What may stand there.
+    pub allowed: String,
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} is {}; allowed: {}", self.field, self.found, self.allowed)
+    }
+}
+
+/// All rules that the configuration breaks, in field order; at least one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigFaults(pub Vec<ConfigFault>);
+
+impl fmt::Display for ConfigFaults {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n  " };
+            write!(out, "{separator}{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+/// By which protocol a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootProtocol {
+    /// PVH when an ELF offers it, else Linux 64-bit: what Firecracker does.
+    Auto,
+    /// Linux 64-bit (Documentation/arch/x86/boot.rst).
+    Linux,
+    /// PVH (xen/docs/misc/pvh.pandoc).
+    Pvh,
+}
+
+/// What is booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootConfig {
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The user's part of the command line.
+    pub args: String,
+    /// How the kernel is entered.
+    pub protocol: BootProtocol,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveConfig {
+    /// Its id.
+    pub id: String,
+    /// Image file or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Whether the guest's flushes reach the disk.
+    pub cache: CacheType,
+    /// Whether it is the root disk, and by which partition.
+    pub root: Option<RootBy>,
+}
+
+/// How the kernel finds the root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootBy {
+    /// `root=/dev/vda`.
+    Device,
+    /// `root=PARTUUID=…`.
+    PartUuid(String),
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Its id.
+    pub id: String,
+    /// Name of the tap.
+    pub tap: String,
+    /// Address that the guest is told.
+    pub mac: MacAddress,
+    /// MTU that the guest is told.
+    pub mtu: Option<u16>,
+}
+
+/// A machine that can be built.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    spec: VmSpec,
+    boot: Option<BootConfig>,
+    vcpus: u8,
+    ram_bytes: u64,
+    drives: Vec<DriveConfig>,
+    nets: Vec<NetConfig>,
+}
+
+impl MachineConfig {
+    /// Proves `spec` on a host with `host_memory_bytes` of memory.
+    ///
+    /// # Errors
+    /// All violated rules, in field order.
+    pub fn prove(spec: VmSpec, host_memory_bytes: u64) -> Result<Self, ConfigFaults> {
+        let mut faults = Faults::default();
+        refuse_unsupported(&spec, &mut faults);
+        let boot = spec.boot_source.as_ref().and_then(|boot| prove_boot(boot, &mut faults));
+        let vcpus = prove_machine(&spec, host_memory_bytes, &mut faults);
+        let drives = prove_drives(&spec.drives, &mut faults);
+        let nets = prove_nets(&spec.network_interfaces, &mut faults);
+        let devices = drives.len() + nets.len() + usize::from(spec.entropy.is_some());
+        if devices > limits::DEVICES_MAX {
+            faults.add("drives and network-interfaces", devices, format!("at most {} devices in all", limits::DEVICES_MAX));
+        }
+        if !faults.0.is_empty() {
+            return Err(ConfigFaults(faults.0));
+        }
+        let ram_bytes = spec.machine_config.mem_size_mib << 20;
+        Ok(Self { spec, boot, vcpus, ram_bytes, drives, nets })
+    }
+
+    /// The text that was proved.
+    #[must_use]
+    pub const fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// What is booted, if the configuration says so.
+    #[must_use]
+    pub const fn boot(&self) -> Option<&BootConfig> {
+        self.boot.as_ref()
+    }
+
+    /// Number of vCPUs, 1–32.
+    #[must_use]
+    pub const fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// Guest RAM in bytes: whole MiB.
+    #[must_use]
+    pub const fn ram_bytes(&self) -> u64 {
+        self.ram_bytes
+    }
+
+    /// Disks, the root disk first.
+    #[must_use]
+    pub fn drives(&self) -> &[DriveConfig] {
+        &self.drives
+    }
+
+    /// Network interfaces.
+    #[must_use]
+    pub fn nets(&self) -> &[NetConfig] {
+        &self.nets
+    }
+
+    /// Whether there is an entropy device.
+    #[must_use]
+    pub const fn entropy(&self) -> bool {
+        self.spec.entropy.is_some()
+    }
+
+    /// Arguments of this run.
+    #[must_use]
+    pub fn args(&self) -> &[String] {
+        self.spec.run.as_ref().map_or(&[], |run| run.args.as_slice())
+    }
+
+    /// Environment of this run.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
+        let run = self.spec.run.as_ref();
+        run.map(|run| run.env.clone().into_iter().collect()).unwrap_or_default()
+    }
+}
+
+#[derive(Default)]
+struct Faults(Vec<ConfigFault>);
+
+impl Faults {
+    fn add(&mut self, field: impl Into<String>, found: impl fmt::Display, allowed: impl Into<String>) {
+        self.0.push(ConfigFault { field: field.into(), found: found.to_string(), allowed: allowed.into() });
+    }
+
+    fn unsupported(&mut self, field: impl Into<String>, value: Option<&Value>) {
+        if value.is_some_and(|value| !value.is_null()) {
+            self.add(field, "set", "nothing: this version of LightV does not offer it");
+        }
+    }
+}
+
+fn refuse_unsupported(spec: &VmSpec, faults: &mut Faults) {
+    let keys = [
+        ("vsock", &spec.vsock),
+        ("balloon", &spec.balloon),
+        ("mmds-config", &spec.mmds_config),
+        ("cpu-config", &spec.cpu_config),
+        ("logger", &spec.logger),
+        ("metrics", &spec.metrics),
+        ("memory-hotplug", &spec.memory_hotplug),
+    ];
+    for (key, value) in keys {
+        faults.unsupported(key, value.as_ref());
+    }
+    let pmem = spec.pmem.as_ref().filter(|value| value.as_array().is_none_or(|list| !list.is_empty()));
+    faults.unsupported("pmem", pmem);
+    let limiter = spec.entropy.as_ref().and_then(|entropy| entropy.rate_limiter.as_ref());
+    faults.unsupported("entropy.rate_limiter", limiter);
+}
+
+fn prove_boot(boot: &BootSource, faults: &mut Faults) -> Option<BootConfig> {
+    let before = faults.0.len();
+    prove_path("boot-source.kernel_image_path", &boot.kernel_image_path, faults);
+    if let Some(initrd) = &boot.initrd_path {
+        prove_path("boot-source.initrd_path", initrd, faults);
+    }
+    let args = boot.boot_args.clone().unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
+    if let Some(bad) = args.chars().find(|c| !c.is_ascii() || (c.is_ascii_control() && *c != '\t')) {
+        faults.add("boot-source.boot_args", format!("text with the character {bad:?}"), "printable ASCII");
+    }
+    let protocol = match boot.boot_protocol.as_deref() {
+        None | Some("auto") => BootProtocol::Auto,
+        Some("linux") => BootProtocol::Linux,
+        Some("pvh") => BootProtocol::Pvh,
+        Some(other) => {
+            faults.add("boot-source.boot_protocol", format!("`{other}`"), "auto, linux, pvh");
+            BootProtocol::Auto
+        }
+    };
+    let (kernel, initrd) = (boot.kernel_image_path.clone(), boot.initrd_path.clone());
+    (faults.0.len() == before).then_some(BootConfig { kernel, initrd, args, protocol })
+}
+
+fn prove_machine(spec: &VmSpec, host_memory_bytes: u64, faults: &mut Faults) -> u8 {
+    let machine = &spec.machine_config;
+    let vcpus = u8::try_from(machine.vcpu_count).ok().filter(|n| (1..=limits::VCPUS_MAX).contains(&u64::from(*n)));
+    if vcpus.is_none() {
+        faults.add("machine-config.vcpu_count", machine.vcpu_count, format!("1–{}", limits::VCPUS_MAX));
+    }
+    let host_mib = host_memory_bytes >> 20;
+    if !(limits::RAM_MIB_MIN..=host_mib).contains(&machine.mem_size_mib) {
+        let allowed = format!("{}–{host_mib} (the host's memory)", limits::RAM_MIB_MIN);
+        faults.add("machine-config.mem_size_mib", machine.mem_size_mib, allowed);
+    }
+    if machine.smt {
+        faults.add("machine-config.smt", "true", "false: this version of LightV shows each vCPU as a core");
+    }
+    if machine.track_dirty_pages {
+        faults.add("machine-config.track_dirty_pages", "true", "false: differential snapshots are not offered yet");
+    }
+    for (name, value) in [("cpu_template", &machine.cpu_template), ("huge_pages", &machine.huge_pages)] {
+        if let Some(value) = value.as_deref().filter(|value| *value != "None") {
+            faults.add(format!("machine-config.{name}"), format!("`{value}`"), "None: others are not offered yet");
+        }
+    }
+    vcpus.unwrap_or(1)
+}
+
+fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
+    let mut ids = BTreeSet::new();
+    let mut drives = Vec::with_capacity(specs.len());
+    for (index, spec) in specs.iter().enumerate() {
+        let field = |name: &str| format!("drives[{index}].{name}");
+        prove_id(&field("drive_id"), &spec.drive_id, &mut ids, faults);
+        prove_path(&field("path_on_host"), &spec.path_on_host, faults);
+        faults.unsupported(field("rate_limiter"), spec.rate_limiter.as_ref());
+        faults.unsupported(field("socket"), spec.socket.as_ref());
+        if let Some(engine) = spec.io_engine.as_deref().filter(|engine| *engine != "Sync") {
+            faults.add(field("io_engine"), format!("`{engine}`"), "Sync: others are not offered yet");
+        }
+        let cache = match spec.cache_type.as_deref() {
+            None | Some("Unsafe") => CacheType::Unsafe,
+            Some("Writeback") => CacheType::Writeback,
+            Some(other) => {
+                faults.add(field("cache_type"), format!("`{other}`"), "Unsafe, Writeback");
+                CacheType::Unsafe
+            }
+        };
+        if spec.is_root_device && drives.iter().any(|drive: &DriveConfig| drive.root.is_some()) {
+            faults.add(field("is_root_device"), "true", "false: another drive is the root device");
+        }
+        let root = spec.is_root_device.then(|| spec.partuuid.clone().map_or(RootBy::Device, RootBy::PartUuid));
+        let (id, path) = (spec.drive_id.clone(), spec.path_on_host.clone());
+        drives.push(DriveConfig { id, path, read_only: spec.is_read_only, cache, root });
+    }
+    drives.sort_by_key(|drive| drive.root.is_none());
+    drives
+}
+
+fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
+    let mut ids = BTreeSet::new();
+    let mut nets: Vec<NetConfig> = Vec::with_capacity(specs.len());
+    for (index, spec) in specs.iter().enumerate() {
+        let field = |name: &str| format!("network-interfaces[{index}].{name}");
+        prove_id(&field("iface_id"), &spec.iface_id, &mut ids, faults);
+        faults.unsupported(field("rx_rate_limiter"), spec.rx_rate_limiter.as_ref());
+        faults.unsupported(field("tx_rate_limiter"), spec.tx_rate_limiter.as_ref());
+        let mtu = spec.mtu.and_then(|mtu| u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68));
+        if let (Some(asked), None) = (spec.mtu, mtu) {
+            faults.add(field("mtu"), asked, "68–65535");
+        }
+        let mac = match spec.guest_mac.as_deref().map(str::parse::<MacAddress>) {
+            None => MacAddress::from_id(&spec.iface_id),
+            Some(Ok(mac)) => mac,
+            Some(Err(reason)) => {
+                let text = spec.guest_mac.as_deref().unwrap_or_default();
+                faults.add(field("guest_mac"), format!("`{text}`"), reason.to_string());
+                continue;
+            }
+        };
+        if nets.iter().any(|net| net.mac == mac) {
+            faults.add(field("guest_mac"), mac, "an address that no other interface has");
+        }
+        if nets.iter().any(|net| net.tap == spec.host_dev_name) {
+            faults.add(field("host_dev_name"), &spec.host_dev_name, "a tap that no other interface has");
+        }
+        nets.push(NetConfig { id: spec.iface_id.clone(), tap: spec.host_dev_name.clone(), mac, mtu });
+    }
+    nets
+}
+
+fn prove_path(field: &str, path: &Path, faults: &mut Faults) {
+    if path.as_os_str().is_empty() {
+        faults.add(field, "empty", "the path of a file");
+    }
+}
+
+fn prove_id(field: &str, id: &str, seen: &mut BTreeSet<String>, faults: &mut Faults) {
+    let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if id.is_empty() || id.len() > limits::ID_BYTES_MAX || !letters {
+        faults.add(field, format!("`{id}`"), format!("1–{} letters, digits and `_`", limits::ID_BYTES_MAX));
+    } else if !seen.insert(id.to_owned()) {
+        faults.add(field, format!("`{id}`"), "an id that no other has");
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,336 @@
+//! The one event loop: it owns the machine, does the devices' work, and decides what happens next.
+//!
+//! ```text
+//!   Running --READY or SIGUSR1 with a save wanted--> Parking --all parked--> Capturing --all captured--> (save)
+//!      ^                                                |                                                  |
+//!      |                                          time-out: save fails                                     |
+//!      +------------------------------------------------+-----------------------<-- continue --------------+--> end
+//! ```
+//!
+//! The loop never waits for a vCPU: a vCPU that resets a device waits for the loop, also while the loop is parking
+//! the vCPUs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::arch::VcpuId;
+use crate::event::{DeviceCall, Event, StopReason};
+use crate::limits;
+use crate::machine::{Machine, Running};
+use crate::poller::{PollError, Poller, Token};
+use crate::snapshot::save::{SaveError, save};
+use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
+use crate::sys::signal::SignalFd;
+use crate::vcpu::VcpuHandle;
+
+/// When a machine is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaveMoment {
+    /// At the guest's `READY` doorbell.
+    Ready,
+    /// When SIGUSR1 comes.
+    Signal,
+}
+
+/// A save that was asked for on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavePlan {
+    /// Where the image goes.
+    pub path: PathBuf,
+    /// When.
+    pub moment: SaveMoment,
+    /// Whether the guest goes on afterwards; else the process ends with status 0.
+    pub go_on: bool,
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The guest ended, or could not go on.
+    Stopped(StopReason),
+    /// The machine was saved and is done.
+    Saved,
+    /// A signal ended it.
+    Signal(u8),
+    /// It was to be saved and could not be.
+    SaveFailed(SaveFailure),
+}
+
+/// Why a wanted save did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveFailure {
+    /// Writing failed.
+    #[error("The machine could not be saved")]
+    Save(#[source] SaveError),
+    /// A vCPU could not be read.
+    #[error("Cannot read the state of vCPU {id}")]
+    Vcpu {
+        /// Which one.
+        id: VcpuId,
+        /// Why.
+        #[source]
+        cause: VcpuStateError,
+    },
+    /// A vCPU did not leave the guest.
+    #[error("The vCPUs did not stop within {} ms", limits::PAUSE_TIMEOUT_MS)]
+    ParkTimeout,
+    /// The guest ended first.
+    #[error("The guest ended before it was saved: {0}")]
+    EndedBefore(String),
+    /// KVM would not say which registers to save.
+    #[error("Cannot list the registers to save")]
+    MsrList(#[source] crate::arch::host::msr::MsrError),
+}
+
+/// Why the loop could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Signals cannot be received.
+    #[error("Cannot receive signals")]
+    Signals(#[source] std::io::Error),
+    /// The kernel's event interface failed.
+    #[error("The event loop failed")]
+    Poll(#[source] PollError),
+}
+
+/// What the loop is doing about a save.
+#[derive(Debug)]
+enum Phase {
+    Running,
+    Parking { parked: u32, deadline: Instant },
+    Capturing { states: Vec<Option<VcpuStateV1>> },
+}
+
+/// Runs a machine until it ends. Its devices start here, while its vCPUs may be running already: what they ask of the
+/// loop waits for it.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlError> {
+    let Running { mut machine, vcpus } = running;
+    let signals = SignalFd::open().map_err(ControlError::Signals)?;
+    let poller = Poller::new(&machine.receiver, &signals, &machine.devices).map_err(ControlError::Poll)?;
+    machine.devices.resume();
+    let control = Control { machine, vcpus, plan, phase: Phase::Running, poller, signals };
+    control.run_until_end()
+}
+
+struct Control {
+    machine: Machine,
+    vcpus: Vec<VcpuHandle>,
+    plan: Option<SavePlan>,
+    phase: Phase,
+    poller: Poller,
+    signals: SignalFd,
+}
+
+impl Control {
+    fn run_until_end(mut self) -> Result<Ending, ControlError> {
+        loop {
+            for token in self.poller.wait(self.timeout()).map_err(ControlError::Poll)? {
+                if let Some(ending) = self.serve(token) {
+                    return Ok(ending);
+                }
+            }
+            if let Some(ending) = self.kick_again() {
+                return Ok(ending);
+            }
+            self.machine.devices.update_watch(&mut self.poller).map_err(ControlError::Poll)?;
+        }
+    }
+
+    fn serve(&mut self, token: Token) -> Option<Ending> {
+        match token {
+            Token::Events => self.serve_events(),
+            Token::Signals => self.serve_signals(),
+            Token::Queue { device, queue } => {
+                self.machine.devices.process_queue(device, queue);
+                None
+            }
+            Token::Backend { device } => {
+                self.machine.devices.process_backend(device);
+                None
+            }
+        }
+    }
+
+    fn serve_events(&mut self) -> Option<Ending> {
+        self.machine.receiver.clear();
+        while let Some(event) = self.machine.receiver.next() {
+            let ending = match event {
+                Event::Device(device, call) => {
+                    self.serve_device_call(device, call);
+                    None
+                }
+                Event::Ready => {
+                    self.park_all();
+                    None
+                }
+                Event::Parked(id) => self.note_parked(id),
+                Event::Captured(id, state) => self.note_captured(id, state),
+                Event::Stopped(_, reason) => Some(self.note_stopped(reason)),
+            };
+            if ending.is_some() {
+                return ending;
+            }
+        }
+        None
+    }
+
+    fn serve_device_call(&mut self, device: usize, call: DeviceCall) {
+        match call {
+            DeviceCall::Activate { queues, acked_features, reply } => {
+                let taken = self.machine.devices.activate(device, queues, acked_features);
+                let _ = reply.send(taken);
+            }
+            DeviceCall::Reset { reply } => {
+                self.machine.devices.reset(device);
+                let _ = reply.send(true);
+            }
+            DeviceCall::Notify { queue } => {
+                if let Ok(queue) = usize::try_from(queue) {
+                    self.machine.devices.process_queue(device, queue);
+                }
+            }
+        }
+    }
+
+    fn serve_signals(&mut self) -> Option<Ending> {
+        while let Some(signal) = self.signals.next() {
+            if signal != libc::SIGUSR1 {
+                return Some(Ending::Signal(u8::try_from(signal).unwrap_or(0)));
+            }
+            if self.plan.as_ref().is_some_and(|plan| plan.moment == SaveMoment::Signal) {
+                self.park_all();
+            }
+        }
+        None
+    }
+
+    fn note_stopped(&mut self, reason: StopReason) -> Ending {
+        match &self.plan {
+            Some(plan) if !plan.go_on => Ending::SaveFailed(SaveFailure::EndedBefore(describe_stop(&reason))),
+            _ => Ending::Stopped(reason),
+        }
+    }
+
+    fn park_all(&mut self) {
+        if matches!(self.phase, Phase::Running) {
+            let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_TIMEOUT_MS);
+            self.phase = Phase::Parking { parked: 0, deadline };
+            for vcpu in &self.vcpus {
+                vcpu.ask_to_park();
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        matches!(self.phase, Phase::Parking { .. }).then(|| Duration::from_millis(limits::KICK_INTERVAL_MS))
+    }
+
+    /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
+    /// again until the time is over.
+    fn kick_again(&mut self) -> Option<Ending> {
+        let Phase::Parking { parked, deadline } = &self.phase else { return None };
+        for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
+            if parked & (1 << id) == 0 {
+                vcpu.ask_to_park();
+            }
+        }
+        if Instant::now() < *deadline {
+            return None;
+        }
+        self.finish_save(Err(SaveFailure::ParkTimeout))
+    }
+
+    fn note_parked(&mut self, id: VcpuId) -> Option<Ending> {
+        let all = u32::MAX >> (u32::BITS - u32::try_from(self.vcpus.len()).unwrap_or(u32::BITS));
+        match &mut self.phase {
+            Phase::Parking { parked, .. } => {
+                *parked |= 1 << u32::from(id);
+                if *parked != all {
+                    return None;
+                }
+            }
+            // It was asked twice, and answers a park that is over.
+            Phase::Running => {
+                self.vcpu(id)?.run();
+                return None;
+            }
+            Phase::Capturing { .. } => return None,
+        }
+        let indices = match crate::arch::host::msr::saved_indices(&self.machine.kvm) {
+            Ok(indices) => Arc::new(indices),
+            Err(cause) => return self.finish_save(Err(SaveFailure::MsrList(cause))),
+        };
+        self.phase = Phase::Capturing { states: self.vcpus.iter().map(|_| None).collect() };
+        for vcpu in &self.vcpus {
+            vcpu.capture(&indices);
+        }
+        None
+    }
+
+    fn note_captured(&mut self, id: VcpuId, state: Result<Box<VcpuStateV1>, VcpuStateError>) -> Option<Ending> {
+        let Phase::Capturing { states } = &mut self.phase else { return None };
+        match state {
+            Ok(state) => {
+                if let Some(place) = states.get_mut(usize::from(id)) {
+                    *place = Some(*state);
+                }
+            }
+            Err(cause) => return self.finish_save(Err(SaveFailure::Vcpu { id, cause })),
+        }
+        if states.iter().any(Option::is_none) {
+            return None;
+        }
+        let states: Vec<VcpuStateV1> = states.drain(..).flatten().collect();
+        let saved = self.save_now(&states);
+        self.finish_save(saved)
+    }
+
+    /// All vCPUs are parked: the devices give their queues back, all is written, and they take them again.
+    fn save_now(&mut self, vcpus: &[VcpuStateV1]) -> Result<(), SaveFailure> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        let devices = self.machine.devices.pause();
+        let saved = save(&self.machine, vcpus, &devices, &plan.path);
+        self.machine.devices.resume();
+        saved.map(|_bytes| ()).map_err(SaveFailure::Save)
+    }
+
+    /// Ends, or lets the guest go on. A save happens once.
+    fn finish_save(&mut self, result: Result<(), SaveFailure>) -> Option<Ending> {
+        self.phase = Phase::Running;
+        self.machine.bus.set_park_at_ready(false);
+        let goes_on = self.plan.as_ref().is_some_and(|plan| plan.go_on);
+        match (result, goes_on) {
+            (Ok(()), false) => return Some(Ending::Saved),
+            (Err(failure), false) => return Some(Ending::SaveFailed(failure)),
+            (Ok(()), true) => {}
+            (Err(failure), true) => crate::report::warn(&failure),
+        }
+        for vcpu in &self.vcpus {
+            vcpu.run();
+        }
+        if self.plan.as_ref().is_some_and(|plan| plan.moment == SaveMoment::Ready) {
+            self.plan = None;
+        }
+        None
+    }
+
+    fn vcpu(&self, id: VcpuId) -> Option<&VcpuHandle> {
+        self.vcpus.get(usize::from(id))
+    }
+}
+
+/// A stop in words, for messages.
+#[must_use]
+pub fn describe_stop(reason: &StopReason) -> String {
+    match reason {
+        StopReason::GuestExit(status) => format!("it exited with status {status}"),
+        StopReason::GuestPanic => "it panicked".to_owned(),
+        StopReason::Reset => "it shut down or asked for a reset".to_owned(),
+        StopReason::TripleFault { registers } => format!("triple fault: {registers}"),
+        StopReason::KvmError { text } => text.clone(),
+    }
+}

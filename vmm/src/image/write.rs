@@ -1,0 +1,289 @@
+//! Making an image: whole or not at all.
+//!
+//! The bytes go to a file without a name in the target's directory, are synced, and get the name by link and rename.
+//! Until then the old image, if any, stays what it is; when the process dies, nothing is left.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use lightv_devices::memory::GuestMem;
+use lightv_devices::state::Section;
+use serde::Serialize;
+use vm_memory::{Bytes, GuestAddress};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, SectionEntry, kind};
+use super::manifest::MemoryRunV1;
+use super::read::Image;
+use crate::sys::file::{link_unnamed, open_unnamed};
+use crate::sys::mapping::PAGE_BYTES;
+use crate::sys::signal::end_is_wanted;
+
+/// Alignment of sections in the file.
+const ALIGNMENT: u64 = 8;
+/// How much RAM is copied at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// Why no image was made. The target is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteImageError {
+    /// The path cannot take a file.
+    #[error("Cannot save an image as {}: {what}", path.display())]
+    Target {
+        /// Which path.
+        path: PathBuf,
+        /// What stands in the way.
+        what: &'static str,
+    },
+    /// The file could not be made, written, synced or named.
+    #[error("Cannot {what} image {}", path.display())]
+    Io {
+        /// Which path.
+        path: PathBuf,
+        /// What was being done.
+        what: &'static str,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// State could not be encoded; a bug in us.
+    #[error("Cannot encode section {kind}")]
+    Encode {
+        /// Which kind.
+        kind: &'static str,
+        /// What postcard says.
+        #[source]
+        cause: postcard::Error,
+    },
+    /// RAM could not be read; a bug in us.
+    #[error("Cannot read guest RAM at {address:#x}")]
+    Ram {
+        /// Where.
+        address: u64,
+    },
+    /// A signal asked the process to end.
+    #[error("Saving image {} was interrupted by a signal", path.display())]
+    Interrupted {
+        /// Which path.
+        path: PathBuf,
+    },
+}
+
+/// What goes into an image, in file order: what a restore reads should come first.
+#[derive(Debug, Default)]
+pub struct ImageContents {
+    sections: Vec<(SectionEntry, Body)>,
+}
+
+/// Where the bytes of a section come from.
+#[derive(Debug)]
+enum Body {
+    Bytes(Vec<u8>),
+    /// Stretches of guest RAM.
+    Ram(Vec<MemoryRunV1>),
+    /// A section of another image.
+    Copy(SectionEntry),
+}
+
+/// What sections are copied from.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Guest RAM; the guest is paused: pages changed during the copy would be torn.
+    Ram(&'a GuestMem),
+    /// Another image.
+    Image(&'a Image),
+}
+
+impl ImageContents {
+    /// Adds a section of state.
+    ///
+    /// # Errors
+    /// [`WriteImageError::Encode`].
+    pub fn add<T: Section + Serialize>(&mut self, index: u32, state: &T) -> Result<(), WriteImageError> {
+        let bytes = postcard::to_stdvec(state).map_err(|cause| WriteImageError::Encode { kind: T::KIND, cause })?;
+        self.sections.push((entry(T::KIND, index, T::VERSION), Body::Bytes(bytes)));
+        Ok(())
+    }
+
+    /// Adds bytes.
+    pub fn add_bytes(&mut self, kind: &'static str, bytes: Vec<u8>) {
+        self.sections.push((entry(kind, 0, kind::BYTES_VERSION), Body::Bytes(bytes)));
+    }
+
+    /// Adds stretches of guest RAM as the `memory` section.
+    pub fn add_memory(&mut self, runs: Vec<MemoryRunV1>) {
+        if !runs.is_empty() {
+            self.sections.push((entry(kind::MEMORY, 0, kind::BYTES_VERSION), Body::Ram(runs)));
+        }
+    }
+
+    /// Adds a section of another image.
+    pub fn add_copy(&mut self, from: &SectionEntry) {
+        self.sections.push((from.clone(), Body::Copy(from.clone())));
+    }
+}
+
+fn entry(kind: &str, index: u32, version: u16) -> SectionEntry {
+    SectionEntry { kind: kind.to_owned(), index, version, offset: 0, bytes: 0, checksum: 0 }
+}
+
+/// Writes `contents` as the image `path`, replacing an image that is there. Returns its length in bytes.
+///
+/// # Errors
+/// [`WriteImageError`]; the target is then as it was.
+pub fn write_image(path: &Path, contents: ImageContents, source: Source<'_>) -> Result<u64, WriteImageError> {
+    let target = Target::create(path)?;
+    let mut end = (HEADER_BYTES + contents.sections.len() * ENTRY_BYTES) as u64;
+    let mut entries = Vec::with_capacity(contents.sections.len());
+    for (mut entry, body) in contents.sections {
+        let alignment = if entry.kind == kind::MEMORY { PAGE_BYTES as u64 } else { ALIGNMENT };
+        entry.offset = end.next_multiple_of(alignment);
+        let mut section = SectionWriter { target: &target, position: entry.offset, hash: Xxh3::new() };
+        match body {
+            Body::Bytes(bytes) => section.write(&bytes)?,
+            Body::Ram(runs) => section.write_ram(&runs, source)?,
+            Body::Copy(from) => section.write_copy(&from, source)?,
+        }
+        end = section.position;
+        entry.bytes = end - entry.offset;
+        entry.checksum = section.hash.digest();
+        entries.push(entry);
+    }
+    target.write_at(&Header::encode(end, &entries), 0)?;
+    target.publish()?;
+    Ok(end)
+}
+
+/// Writes one section and takes its checksum.
+struct SectionWriter<'a> {
+    target: &'a Target,
+    position: u64,
+    hash: Xxh3,
+}
+
+impl SectionWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), WriteImageError> {
+        if end_is_wanted() {
+            return Err(WriteImageError::Interrupted { path: self.target.path.clone() });
+        }
+        self.hash.update(bytes);
+        self.target.write_at(bytes, self.position)?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write_ram(&mut self, runs: &[MemoryRunV1], source: Source<'_>) -> Result<(), WriteImageError> {
+        for run in runs {
+            self.write_chunks(run.bytes, |chunk, done| {
+                let address = run.address + done;
+                let Source::Ram(mem) = source else { return Err(WriteImageError::Ram { address }) };
+                mem.read_slice(chunk, GuestAddress(address)).map_err(|_| WriteImageError::Ram { address })
+            })?;
+        }
+        Ok(())
+    }
+
+    fn write_copy(&mut self, from: &SectionEntry, source: Source<'_>) -> Result<(), WriteImageError> {
+        let path = self.target.path.clone();
+        self.write_chunks(from.bytes, |chunk, done| {
+            let Source::Image(image) = source else { return Err(WriteImageError::Ram { address: 0 }) };
+            let read = image.file().read_exact_at(chunk, from.offset + done);
+            read.map_err(|cause| WriteImageError::Io { path: path.clone(), what: "copy a section of", cause })
+        })
+    }
+
+    fn write_chunks(
+        &mut self,
+        bytes: u64,
+        mut fill: impl FnMut(&mut [u8], u64) -> Result<(), WriteImageError>,
+    ) -> Result<(), WriteImageError> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut done = 0;
+        while done < bytes {
+            let length = usize::try_from(bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+            let chunk = buffer.get_mut(..length).unwrap_or_default();
+            fill(chunk, done)?;
+            self.write(chunk)?;
+            done += length as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A file that becomes the image.
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    directory: PathBuf,
+    file: File,
+    /// Its temporary name, where the file system has no unnamed files, or while it is being published.
+    name: Option<PathBuf>,
+}
+
+impl Target {
+    fn create(path: &Path) -> Result<Self, WriteImageError> {
+        let refused = |what| WriteImageError::Target { path: path.into(), what };
+        if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(refused("it is no file name"));
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => return Err(refused("it is a directory")),
+            Ok(found) if !found.is_file() => return Err(refused("it exists and is not a regular file")),
+            _ => {}
+        }
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let mut name = None;
+        let file = match open_unnamed(&directory) {
+            Err(cause) if matches!(cause.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
+                let temporary = temporary_name(path);
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+                name = file.is_ok().then_some(temporary);
+                file
+            }
+            other => other,
+        };
+        let file = file.map_err(|cause| WriteImageError::Io { path: path.into(), what: "create", cause })?;
+        Ok(Self { path: path.into(), directory, file, name })
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), WriteImageError> {
+        self.file.write_all_at(bytes, offset).map_err(|cause| self.io("write", cause))
+    }
+
+    fn publish(mut self) -> Result<(), WriteImageError> {
+        self.file.sync_all().map_err(|cause| self.io("sync", cause))?;
+        let temporary = temporary_name(&self.path);
+        if self.name.is_none() {
+            link_unnamed(&self.file, &temporary).map_err(|cause| self.io("name", cause))?;
+            self.name = Some(temporary.clone());
+        }
+        fs::rename(&temporary, &self.path).map_err(|cause| self.io("name", cause))?;
+        self.name = None;
+        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
+        directory.map_err(|cause| self.io("sync the directory of", cause))
+    }
+
+    fn io(&self, what: &'static str, cause: io::Error) -> WriteImageError {
+        WriteImageError::Io { path: self.path.clone(), what, cause }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Nothing more can be done about a temporary file that cannot be removed.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}

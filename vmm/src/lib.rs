@@ -1,0 +1,40 @@
+//! LightV's monitor: one process, one microVM.
+//!
+//! A walk through it (docs/architecture.md): `main` reads flags and calls [`job`]; [`boot`] or [`restore`] builds a
+//! [`machine::Machine`] from a proved [`config::MachineConfig`]; [`control`] runs it. Each module uses only those that
+//! the list in docs/architecture.md has before it.
+
+#![deny(unsafe_code)]
+
+pub mod arch;
+pub mod args;
+pub mod boot;
+pub mod bus;
+pub mod cmdline;
+pub mod config;
+pub mod control;
+pub mod control_page;
+pub mod control_thread;
+pub mod describe;
+pub mod device_set;
+pub mod event;
+pub mod host_check;
+pub mod image;
+pub mod inspect;
+pub mod job;
+pub mod kernel;
+pub mod limits;
+pub mod machine;
+pub mod memory;
+pub mod overrides;
+pub mod poller;
+pub mod report;
+pub mod restore;
+pub mod sandbox;
+pub mod snapshot;
+pub mod stamps;
+pub mod stop_text;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod vcpu;
+pub mod vm;

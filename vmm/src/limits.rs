@@ -1,0 +1,29 @@
+//! Limits of the monitor, each with its reason.
+
+/// vCPUs of a VM. Firecracker's limit; its clients count on it.
+pub const VCPUS_MAX: u64 = 32;
+/// Least RAM of a VM in MiB: the boot structures and a small kernel fit.
+pub const RAM_MIB_MIN: u64 = 16;
+/// Devices on virtio-mmio: one interrupt line each, see `layout::DEVICE_GSIS`.
+pub const DEVICES_MAX: usize = 19;
+/// Bytes of a configuration file: far above any real one, far below what could hurt.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a kernel: a Linux with everything built in has some 80 MiB.
+pub const KERNEL_BYTES_MAX: u64 = 512 << 20;
+/// Bytes of an initial RAM disk.
+pub const INITRD_BYTES_MAX: u64 = 2 << 30;
+/// Length of an id of a drive or network interface.
+pub const ID_BYTES_MAX: usize = 64;
+/// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
+/// with every mapping of the process.
+pub const MEMORY_RUNS_MAX: usize = 64;
+/// Sections of an image.
+pub const SECTIONS_MAX: u32 = 4096;
+/// Bytes of a section that is decoded (all but kernel, initrd and memory).
+pub const STATE_SECTION_BYTES_MAX: u64 = 1 << 20;
+/// CPUID leaves and MSRs that a snapshot may carry a vCPU; KVM's own limit is 256 of each.
+pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
+/// How long a vCPU may take to come out of the guest before a pause fails.
+pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
+/// How often a vCPU that does not come out is signalled again.
+pub const KICK_INTERVAL_MS: u64 = 20;

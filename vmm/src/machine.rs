@@ -1,0 +1,104 @@
+//! A machine: all parts of a VM, built and not yet running.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VcpuFd};
+
+use crate::bus::Bus;
+use crate::config::MachineConfig;
+use crate::control_page::ControlPage;
+use crate::device_set::DeviceSet;
+use crate::arch::VcpuId;
+use crate::event::{EventReceiver, EventSender};
+use crate::memory::GuestRam;
+use crate::stamps::Stamps;
+use crate::vcpu::{self, Vcpu, VcpuContext, VcpuHandle};
+use crate::vm::Vm;
+
+/// The kernel and initial RAM disk as they were read, kept when the machine is to be saved.
+#[derive(Debug, Clone, Default)]
+pub struct BootFiles {
+    /// The kernel.
+    pub kernel: Option<Vec<u8>>,
+    /// The initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+}
+
+/// The parts. Made by `boot` and `restore`, run by `control`.
+#[derive(Debug)]
+pub struct Machine {
+    /// What it is.
+    pub config: MachineConfig,
+    /// KVM.
+    pub kvm: Kvm,
+    /// KVM's VM.
+    pub vm: Vm,
+    /// RAM.
+    pub ram: GuestRam,
+    /// The control device's page.
+    pub control_page: Arc<ControlPage>,
+    /// Devices.
+    pub devices: DeviceSet,
+    /// Where accesses go.
+    pub bus: Arc<Bus>,
+    /// vCPUs that have their state.
+    pub vcpus: Vec<VcpuFd>,
+    /// The vCPUs' way to the loop.
+    pub sender: EventSender,
+    /// The loop's end of it.
+    pub receiver: EventReceiver,
+    /// Restores that lie between the boot and now.
+    pub restores: u64,
+    /// For a save.
+    pub boot_files: BootFiles,
+    /// When each step was done.
+    pub stamps: Arc<Stamps>,
+}
+
+/// Why the machine could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot start the thread of vCPU {id}")]
+pub struct StartError {
+    /// Which vCPU.
+    pub id: VcpuId,
+    /// The kernel's reason.
+    #[source]
+    pub cause: io::Error,
+}
+
+/// A machine whose vCPUs run, or are about to: what the loop owns.
+#[derive(Debug)]
+pub struct Running {
+    /// The machine.
+    pub machine: Machine,
+    /// Its vCPUs.
+    pub vcpus: Vec<VcpuHandle>,
+}
+
+impl Machine {
+    /// Starts the threads of all vCPUs but the first, which the caller runs itself: on the way to the guest's first
+    /// instruction there is then no thread to wait for.
+    ///
+    /// # Errors
+    /// [`StartError`]; threads that were started end with the process.
+    pub fn start(mut self) -> Result<(Running, Option<Vcpu>), StartError> {
+        let context = VcpuContext {
+            bus: Arc::clone(&self.bus),
+            events: self.sender.clone(),
+            control_page: Arc::clone(&self.control_page),
+        };
+        let mut handles = Vec::with_capacity(self.vcpus.len());
+        let mut first = None;
+        for (id, fd) in (0..).zip(std::mem::take(&mut self.vcpus)) {
+            let (vcpu, handle) = vcpu::prepare(id, fd, context.clone());
+            handles.push(handle);
+            if id == 0 {
+                first = Some(vcpu);
+            } else {
+                vcpu.spawn().map_err(|cause| StartError { id, cause })?;
+            }
+        }
+        Ok((Running { machine: self, vcpus: handles }, first))
+    }
+}

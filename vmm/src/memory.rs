@@ -1,0 +1,175 @@
+//! Guest RAM.
+//!
+//! One private mapping for each side of the hole, zeroed. A restore lays views of the image's memory over it
+//! ([`GuestRam::overlay`]): what the guest only reads stays shared by all its clones, what it writes becomes its own.
+//! Pages that the image does not hold are zero, and cost nothing until they are touched.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use lightv_devices::memory::GuestMem;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::arch::host::layout;
+use crate::sys::mapping::{MapError, Mapping};
+
+/// RAM of a guest. Lives as long as the process.
+#[derive(Debug, Clone)]
+pub struct GuestRam {
+    parts: Vec<RamPart>,
+    mem: Arc<GuestMem>,
+    overlays: Vec<RamRun>,
+}
+
+/// RAM on one side of the hole.
+#[derive(Debug, Clone, Copy)]
+pub struct RamPart {
+    /// Guest-physical address of its first byte.
+    pub base: GuestAddress,
+    /// Where it lies in this process.
+    pub mapping: Mapping,
+}
+
+/// A stretch of RAM that lies in a file: whole pages, inside one [`RamPart`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamRun {
+    /// Guest-physical address in bytes.
+    pub address: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Offset in the file in bytes.
+    pub file_offset: u64,
+}
+
+/// Why guest RAM could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// The host has no memory to map, or no mappings left.
+    #[error("Cannot map {bytes} bytes of guest RAM")]
+    Map {
+        /// What was to be mapped.
+        bytes: u64,
+        /// The reason.
+        #[source]
+        cause: MapError,
+    },
+    /// A run is not inside RAM.
+    #[error("Memory run {:#x}+{:#x} does not lie in guest RAM", run.address, run.bytes)]
+    RunOutside {
+        /// The run.
+        run: RamRun,
+    },
+    /// The parts do not fit together; a bug in `layout`.
+    #[error("Guest RAM of {bytes} bytes has an impossible layout")]
+    Layout {
+        /// Size asked for.
+        bytes: u64,
+    },
+}
+
+impl GuestRam {
+    /// Maps `bytes` of RAM, zeroed, untouched.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn allocate(bytes: u64) -> Result<Self, RamError> {
+        let (low, high) = layout::ram_ranges(bytes);
+        let mut parts = Vec::with_capacity(2);
+        for (base, part_bytes) in [(0, low), (layout::HOLE_END, high)] {
+            if part_bytes == 0 {
+                continue;
+            }
+            let length = usize::try_from(part_bytes).map_err(|_| RamError::Layout { bytes })?;
+            let mapping = Mapping::anonymous(length).map_err(|cause| RamError::Map { bytes, cause })?;
+            parts.push(RamPart { base: GuestAddress(base), mapping });
+        }
+        let regions = parts
+            .iter()
+            .map(|part| part.mapping.as_region(part.base))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|cause| RamError::Map { bytes, cause })?;
+        let mem = GuestMemoryMmap::from_regions(regions).map_err(|_| RamError::Layout { bytes })?;
+        Ok(Self { parts, mem: Arc::new(mem), overlays: Vec::new() })
+    }
+
+    /// Lays a private view of `run` in `file` over RAM. To be done before the guest can run.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn overlay(&mut self, file: &File, run: RamRun) -> Result<(), RamError> {
+        let (part, offset, bytes) = self.locate(run)?;
+        part.mapping
+            .overlay_file(offset, bytes, file, run.file_offset)
+            .map_err(|cause| RamError::Map { bytes: run.bytes, cause })?;
+        self.overlays.push(run);
+        Ok(())
+    }
+
+    /// Keeps RAM out of core dumps; to be called when its mappings are complete.
+    pub fn exclude_from_core_dumps(&self) {
+        for part in &self.parts {
+            part.mapping.exclude_from_core_dumps();
+        }
+    }
+
+    /// The runs that were laid over RAM.
+    #[must_use]
+    pub fn overlays(&self) -> &[RamRun] {
+        &self.overlays
+    }
+
+    /// Gives `address..+bytes` its own pages now; see [`Mapping::populate_for_write`].
+    ///
+    /// # Errors
+    /// [`RamError`]; nothing is lost then.
+    pub fn populate_for_write(&self, address: u64, bytes: u64) -> Result<(), RamError> {
+        let run = RamRun { address, bytes, file_offset: 0 };
+        let (part, offset, length) = self.locate(run)?;
+        part.mapping.populate_for_write(offset, length).map_err(|cause| RamError::Map { bytes, cause })
+    }
+
+    fn locate(&self, run: RamRun) -> Result<(&RamPart, usize, usize), RamError> {
+        let outside = || RamError::RunOutside { run };
+        let bytes = usize::try_from(run.bytes).map_err(|_| outside())?;
+        for part in &self.parts {
+            let Some(offset) = run.address.checked_sub(part.base.0) else { continue };
+            let Ok(offset) = usize::try_from(offset) else { continue };
+            if offset.checked_add(bytes).is_some_and(|end| end <= part.mapping.bytes()) {
+                return Ok((part, offset, bytes));
+            }
+        }
+        Err(outside())
+    }
+
+    /// RAM as devices see it.
+    #[must_use]
+    pub const fn mem(&self) -> &Arc<GuestMem> {
+        &self.mem
+    }
+
+    /// The mappings, in address order.
+    #[must_use]
+    pub fn parts(&self) -> &[RamPart] {
+        &self.parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_across_the_end_or_in_the_hole_is_refused() {
+        let ram = GuestRam::allocate(layout::HOLE_START + (16 << 20)).unwrap();
+        for (address, bytes) in [
+            (layout::HOLE_START - 4096, 8192),
+            (layout::HOLE_START, 4096),
+            (layout::HOLE_END + (16 << 20), 4096),
+            (u64::MAX - 4095, 4096),
+        ] {
+            let found = ram.populate_for_write(address, bytes);
+            assert!(matches!(found, Err(RamError::RunOutside { .. })), "{address:#x}: {found:?}");
+        }
+        assert!(ram.populate_for_write(layout::HOLE_END, 4096).is_ok());
+    }
+}

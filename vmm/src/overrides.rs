@@ -1,0 +1,134 @@
+//! What a start changes of a stored configuration: `--disk`, `--net`, `--env`, `--memory`, arguments.
+
+use std::path::PathBuf;
+
+use lightv_api::config::{RunSpec, VmSpec};
+
+use crate::cmdline;
+use crate::config::{ConfigFault, ConfigFaults};
+
+/// The changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// New paths by drive id.
+    pub disks: Vec<(String, PathBuf)>,
+    /// New taps by interface id.
+    pub nets: Vec<(String, String)>,
+    /// Environment added, or replaced by name.
+    pub env: Vec<(String, String)>,
+    /// Arguments, if any were given: they replace the stored ones.
+    pub args: Option<Vec<String>>,
+    /// RAM in MiB.
+    pub memory_mib: Option<u64>,
+    /// Number of vCPUs.
+    pub vcpus: Option<u64>,
+    /// Kernel command line added before a stand-alone `--`.
+    pub append: Option<String>,
+}
+
+impl Overrides {
+    /// Changes `spec`. `is_restore`: RAM, vCPUs and command line are those of the snapshot.
+    ///
+    /// # Errors
+    /// Ids that the configuration does not have, and what a restore cannot change.
+    pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
+        let mut faults = Vec::new();
+        for (id, path) in self.disks {
+            match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
+                Some(drive) => drive.path_on_host = path,
+                None => faults.push(unknown("--disk", &id, spec.drives.iter().map(|drive| &drive.drive_id))),
+            }
+        }
+        for (id, tap) in self.nets {
+            match spec.network_interfaces.iter_mut().find(|net| net.iface_id == id) {
+                Some(net) => net.host_dev_name = tap,
+                None => faults.push(unknown("--net", &id, spec.network_interfaces.iter().map(|net| &net.iface_id))),
+            }
+        }
+        if is_restore {
+            faults.extend(self.memory_mib.map(|mib| fixed("--memory", mib)));
+            faults.extend(self.vcpus.map(|count| fixed("--vcpus", count)));
+            faults.extend(self.append.as_ref().map(|text| fixed("--append", text)));
+        } else {
+            spec.machine_config.mem_size_mib = self.memory_mib.unwrap_or(spec.machine_config.mem_size_mib);
+            spec.machine_config.vcpu_count = self.vcpus.unwrap_or(spec.machine_config.vcpu_count);
+            if let (Some(text), Some(boot)) = (&self.append, &mut spec.boot_source) {
+                let args = boot.boot_args.clone().unwrap_or_else(|| lightv_api::config::DEFAULT_BOOT_ARGS.into());
+                boot.boot_args = Some(cmdline::append(&args, text));
+            }
+        }
+        if !self.env.is_empty() || self.args.is_some() {
+            let run = spec.run.get_or_insert_with(RunSpec::default);
+            run.env.extend(self.env);
+            if let Some(args) = self.args {
+                run.args = args;
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(ConfigFaults(faults)) }
+    }
+}
+
+fn unknown<'a>(field: &str, id: &str, known: impl Iterator<Item = &'a String>) -> ConfigFault {
+    let known: Vec<&str> = known.map(String::as_str).collect();
+    let allowed = if known.is_empty() { "nothing: the machine has none".to_owned() } else { known.join(", ") };
+    ConfigFault { field: field.to_owned(), found: format!("for `{id}`"), allowed }
+}
+
+fn fixed(field: &str, value: impl std::fmt::Display) -> ConfigFault {
+    ConfigFault {
+        field: field.to_owned(),
+        found: value.to_string(),
+        allowed: "nothing for a restore, which goes on as the machine was saved; use --cold to boot anew".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        serde_json::from_str(
+            r#"{"boot-source":{"kernel_image_path":"k","boot_args":"a -- b"},
+                "drives":[{"drive_id":"root","path_on_host":"old"}],
+                "network-interfaces":[{"iface_id":"eth0","host_dev_name":"tap0"}],
+                "run":{"args":["x"],"env":{"A":"1","B":"2"}}}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn paths_taps_and_environment_are_replaced_by_name() {
+        let mut changed = spec();
+        let overrides = Overrides {
+            disks: vec![("root".into(), "new".into())],
+            nets: vec![("eth0".into(), "tap9".into())],
+            env: vec![("B".into(), "3".into()), ("C".into(), "4".into())],
+            args: Some(vec![]),
+            ..Overrides::default()
+        };
+        overrides.apply(&mut changed, true).unwrap();
+        assert_eq!(changed.drives[0].path_on_host, PathBuf::from("new"));
+        assert_eq!(changed.network_interfaces[0].host_dev_name, "tap9");
+        let run = changed.run.unwrap();
+        assert!(run.args.is_empty());
+        assert_eq!(run.env.into_iter().map(|(k, v)| k + &v).collect::<Vec<_>>(), ["A1", "B3", "C4"]);
+    }
+
+    #[test]
+    fn unknown_ids_are_refused_with_those_that_exist() {
+        let overrides = Overrides { disks: vec![("data".into(), "p".into())], ..Overrides::default() };
+        let text = overrides.apply(&mut spec(), true).unwrap_err().to_string();
+        assert!(text.contains("`data`") && text.contains("root"), "{text}");
+    }
+
+    #[test]
+    fn a_restore_keeps_memory_and_a_boot_does_not() {
+        let overrides = Overrides { memory_mib: Some(64), append: Some("c".into()), ..Overrides::default() };
+        let text = overrides.clone().apply(&mut spec(), true).unwrap_err().to_string();
+        assert!(text.contains("--memory is 64") && text.contains("--cold"), "{text}");
+        let mut changed = spec();
+        overrides.apply(&mut changed, false).unwrap();
+        assert_eq!(changed.machine_config.mem_size_mib, 64);
+        assert_eq!(changed.boot_source.unwrap().boot_args.unwrap(), "a c -- b");
+    }
+}

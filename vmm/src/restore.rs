@@ -1,0 +1,92 @@
+//! Restoring a snapshot. The same steps as `boot`, with the state of the image in place of a kernel's entry.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+
+use crate::arch::host::msr;
+use crate::boot::{BuildError, GuestClock, run_facts};
+use crate::bus::Bus;
+use crate::config::MachineConfig;
+use crate::control_page::ControlPage;
+use crate::control_thread::{ControlThread, EmptyVm};
+use crate::device_set::{DeviceSet, make_serial};
+use crate::event::event_channel;
+use crate::image::read::Image;
+use crate::machine::{BootFiles, Machine};
+use crate::memory::{GuestRam, RamError};
+use crate::snapshot::saved::SavedMachine;
+use crate::snapshot::vcpu_state::VcpuStateV1;
+use crate::snapshot::{irqchip_state, vcpu_state};
+use crate::stamps::{Stamps, Step};
+use crate::vm::Vm;
+
+/// Builds the machine that `saved` describes, with `config` (its configuration, changed as this run wants it) and the
+/// memory in `image`. The caller starts it.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn restore(
+    config: MachineConfig,
+    saved: &SavedMachine,
+    image: &Image,
+    control: &ControlThread,
+    stamps: Arc<Stamps>,
+) -> Result<Machine, BuildError> {
+    let EmptyVm { kvm, vm: mut new_vm } = control.take_vm().map_err(BuildError::Vm)?;
+    stamps.mark("vm");
+    let ram = map_ram(saved, image).map_err(BuildError::Ram)?;
+    let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
+    stamps.mark("memory mapped");
+    new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
+    new_vm.add_control_page(control_page.mapping()).map_err(BuildError::Vm)?;
+    stamps.mark("memory slots");
+    let vm = new_vm.seal().map_err(BuildError::Vm)?;
+    stamps.step(Step::Sandbox);
+    let vcpus = (0..config.vcpus()).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>();
+    let vcpus = vcpus.map_err(BuildError::Vm)?;
+    stamps.mark("vcpus created");
+    let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
+    apply_state(&vm, &vcpus, saved)?;
+    stamps.mark("vcpu state");
+    let devices = DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    let serial = make_serial(&vm, Some(&saved.serial)).map_err(BuildError::Devices)?;
+    stamps.mark("devices");
+    let restores = saved.manifest.restores.saturating_add(1);
+    let clock = guest_clock(saved.vcpus.first());
+    control_page.tell(run_facts(&config, restores, clock)).map_err(BuildError::ControlPage)?;
+    let bus = Arc::new(Bus::new(devices.fronts(), serial, Arc::clone(ram.mem()), Arc::clone(&stamps)));
+    stamps.step(Step::Resources);
+    let boot_files = BootFiles::default();
+    Ok(Machine { config, kvm, vm, ram, control_page, devices, bus, vcpus, sender, receiver, restores, boot_files, stamps })
+}
+
+/// Views of the image over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
+/// memory slots: KVM then hears nothing of it.
+fn map_ram(saved: &SavedMachine, image: &Image) -> Result<GuestRam, RamError> {
+    let mut ram = GuestRam::allocate(saved.manifest.ram_bytes)?;
+    for run in &saved.runs {
+        ram.overlay(image.file(), *run)?;
+    }
+    for run in &saved.working_set.written {
+        // A hint: without it the guest takes a fault a page.
+        let _ = ram.populate_for_write(run.address, run.bytes);
+    }
+    ram.exclude_from_core_dumps();
+    Ok(ram)
+}
+
+/// Interrupt controllers before the vCPUs: a vCPU's local APIC takes its pending interrupts from them.
+fn apply_state(vm: &Vm, vcpus: &[VcpuFd], saved: &SavedMachine) -> Result<(), BuildError> {
+    irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
+    for ((index, vcpu), state) in (0..).zip(vcpus).zip(&saved.vcpus) {
+        vcpu_state::apply(vcpu, state).map_err(|cause| BuildError::Vcpu { index, cause })?;
+    }
+    Ok(())
+}
+
+/// The guest's time stamp counter has just been set to what was saved.
+fn guest_clock(first: Option<&VcpuStateV1>) -> GuestClock {
+    let tsc = |state: &VcpuStateV1| state.msrs.iter().find(|(index, _)| *index == msr::TSC).map_or(0, |(_, value)| *value);
+    GuestClock { khz: first.map_or(0, |state| state.tsc_khz), value: first.map_or(0, tsc) }
+}

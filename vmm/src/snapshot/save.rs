@@ -1,0 +1,86 @@
+//! Saving a machine whose vCPUs are parked and have given their state.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lightv_devices::state::DeviceState;
+
+use super::irqchip_state::{self, VmStateError};
+use super::ram_scan;
+use super::vcpu_state::VcpuStateV1;
+use crate::device_set::SavedDevices;
+use crate::image::header::kind;
+use crate::image::manifest::{Manifest, MemoryMapV1};
+use crate::image::write::{ImageContents, Source, WriteImageError, write_image};
+use crate::machine::Machine;
+
+/// Why a machine could not be saved. No image was made, and the machine can go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// KVM's state could not be read.
+    #[error("Cannot read the state of the VM")]
+    Vm(#[source] VmStateError),
+    /// The manifest could not be written; a bug in us.
+    #[error("Cannot write the manifest")]
+    Manifest(#[source] serde_json::Error),
+    /// The file could not be written.
+    #[error("The image was not saved")]
+    Write(#[source] WriteImageError),
+}
+
+/// Saves `machine`, with `vcpus` in order and `devices` idle, as the image `path`. Returns its length in bytes.
+///
+/// # Errors
+/// [`SaveError`].
+pub fn save(machine: &Machine, vcpus: &[VcpuStateV1], devices: &SavedDevices, path: &Path) -> Result<u64, SaveError> {
+    let mut contents = ImageContents::default();
+    contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
+    let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
+    add_state(&mut contents, machine, vcpus, devices, &vm).map_err(SaveError::Write)?;
+    let runs = ram_scan::non_zero_runs(&machine.ram);
+    contents.add(0, &MemoryMapV1 { runs: runs.clone() }).map_err(SaveError::Write)?;
+    contents.add_memory(runs);
+    if let Some(kernel) = &machine.boot_files.kernel {
+        contents.add_bytes(kind::KERNEL, kernel.clone());
+    }
+    if let Some(initrd) = &machine.boot_files.initrd {
+        contents.add_bytes(kind::INITRD, initrd.clone());
+    }
+    write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
+}
+
+fn add_state(
+    contents: &mut ImageContents,
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+    vm: &irqchip_state::VmStateV1,
+) -> Result<(), WriteImageError> {
+    contents.add(0, vm)?;
+    for (index, vcpu) in (0..).zip(vcpus) {
+        contents.add(index, vcpu)?;
+    }
+    contents.add(0, &machine.bus.serial().save())?;
+    for (index, device) in (0..).zip(&devices.devices) {
+        contents.add(index, &device.transport)?;
+        match &device.state {
+            DeviceState::Block(state) => contents.add(index, state)?,
+            DeviceState::Net(state) => contents.add(index, state)?,
+            DeviceState::Entropy(state) => contents.add(index, state)?,
+        }
+    }
+    Ok(())
+}
+
+fn manifest(machine: &Machine, devices: &SavedDevices) -> Result<Vec<u8>, SaveError> {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let manifest = Manifest {
+        written_by: env!("CARGO_PKG_VERSION").to_owned(),
+        created_unix_s: created,
+        restores: machine.restores,
+        ram_bytes: machine.config.ram_bytes(),
+        config: machine.config.spec().clone(),
+        disk_bytes: devices.disk_bytes.clone(),
+    };
+    serde_json::to_vec_pretty(&manifest).map_err(SaveError::Manifest)
+}

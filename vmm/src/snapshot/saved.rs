@@ -1,0 +1,145 @@
+//! A snapshot, decoded and proved against its own manifest: all that `restore` needs, nothing built yet.
+
+use lightv_api::config::VmSpec;
+use lightv_devices::state::{
+    BlockStateV1, DeviceState, EntropyStateV1, NetStateV1, Section, SerialStateV1, TransportStateV1,
+};
+
+use super::irqchip_state::VmStateV1;
+use super::vcpu_state::VcpuStateV1;
+use super::working_set::WorkingSetV1;
+use crate::arch::host::layout;
+use crate::image::header::kind;
+use crate::image::manifest::{Manifest, MemoryMapV1};
+use crate::image::read::{Image, OpenImageError};
+use crate::limits;
+use crate::machine::BootFiles;
+use crate::memory::RamRun;
+use crate::sys::mapping::PAGE_BYTES;
+
+/// A device as it was saved.
+#[derive(Debug)]
+pub struct SavedDevice {
+    /// Its own state.
+    pub state: DeviceState,
+    /// Its register front's.
+    pub transport: TransportStateV1,
+}
+
+/// The whole snapshot.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// What stands in the image in words.
+    pub manifest: Manifest,
+    /// Interrupt controllers and clock.
+    pub vm: VmStateV1,
+    /// vCPUs in order; as many as the manifest says.
+    pub vcpus: Vec<VcpuStateV1>,
+    /// Devices in the order of their pages.
+    pub devices: Vec<SavedDevice>,
+    /// The serial port.
+    pub serial: SerialStateV1,
+    /// Where in the file which stretch of RAM lies.
+    pub runs: Vec<RamRun>,
+    /// Pages that the guest wrote in a run that was watched.
+    pub working_set: WorkingSetV1,
+}
+
+impl SavedMachine {
+    /// Decodes all sections of `image`.
+    ///
+    /// # Errors
+    /// [`OpenImageError`] names the section that is missing, unknown, or makes no sense.
+    pub fn decode(image: &mut Image) -> Result<Self, OpenImageError> {
+        let manifest = image.take_manifest()?;
+        if image.count(VcpuStateV1::KIND) == 0 {
+            return Err(image.missing(VcpuStateV1::KIND, 0, "it holds no snapshot; run it with --cold"));
+        }
+        let vm = image.take_needed(0)?;
+        let vcpus = take_vcpus(image, &manifest.config)?;
+        let devices = take_devices(image)?;
+        let serial = image.take_needed(0)?;
+        let runs = take_memory(image, manifest.ram_bytes)?;
+        let working_set = image.take(0)?.unwrap_or_default();
+        for kind in [kind::KERNEL, kind::INITRD] {
+            image.take_entry(kind, 0, kind::BYTES_VERSION)?;
+        }
+        image.ensure_all_taken()?;
+        Ok(Self { manifest, vm, vcpus, devices, serial, runs, working_set })
+    }
+}
+
+/// Takes the kernel and initial RAM disk out of an image, for a boot or another save.
+///
+/// # Errors
+/// [`OpenImageError`].
+pub fn take_boot_files(image: &mut Image) -> Result<BootFiles, OpenImageError> {
+    let mut take = |kind, bytes_max| match image.take_entry(kind, 0, kind::BYTES_VERSION)? {
+        Some(entry) => image.bytes_of(&entry, bytes_max).map(Some),
+        None => Ok(None),
+    };
+    let kernel = take(kind::KERNEL, limits::KERNEL_BYTES_MAX)?;
+    let initrd = take(kind::INITRD, limits::INITRD_BYTES_MAX)?;
+    Ok(BootFiles { kernel, initrd })
+}
+
+fn take_vcpus(image: &mut Image, config: &VmSpec) -> Result<Vec<VcpuStateV1>, OpenImageError> {
+    let count = config.machine_config.vcpu_count;
+    let count = u32::try_from(count).ok().filter(|count| u64::from(*count) <= limits::VCPUS_MAX);
+    let count = count.ok_or_else(|| image.contents_error(kind::MANIFEST, "has an impossible number of vCPUs"))?;
+    (0..count).map(|index| image.take_needed(index)).collect()
+}
+
+fn take_devices(image: &mut Image) -> Result<Vec<SavedDevice>, OpenImageError> {
+    let count = image.count(TransportStateV1::KIND);
+    let mut devices = Vec::with_capacity(count.min(limits::DEVICES_MAX));
+    for index in 0..u32::try_from(count).unwrap_or(u32::MAX) {
+        let transport = image.take_needed::<TransportStateV1>(index)?;
+        let state = if let Some(state) = image.take::<BlockStateV1>(index)? {
+            DeviceState::Block(state)
+        } else if let Some(state) = image.take::<NetStateV1>(index)? {
+            DeviceState::Net(state)
+        } else if let Some(state) = image.take::<EntropyStateV1>(index)? {
+            DeviceState::Entropy(state)
+        } else {
+            let section = format!("{}[{index}]", TransportStateV1::KIND);
+            return Err(image.contents_error(&section, "has no device behind it"));
+        };
+        devices.push(SavedDevice { state, transport });
+    }
+    Ok(devices)
+}
+
+fn take_memory(image: &mut Image, ram_bytes: u64) -> Result<Vec<RamRun>, OpenImageError> {
+    let map: MemoryMapV1 = image.take_needed(0)?;
+    let memory = image.take_entry(kind::MEMORY, 0, kind::BYTES_VERSION)?;
+    let name = format!("{}[0]", MemoryMapV1::KIND);
+    if map.runs.len() > limits::MEMORY_RUNS_MAX {
+        let what = format!("has {} runs, more than {}", map.runs.len(), limits::MEMORY_RUNS_MAX);
+        return Err(image.contents_error(&name, what));
+    }
+    let (offset, bytes) = memory.map_or((0, 0), |entry| (entry.offset, entry.bytes));
+    let page = PAGE_BYTES as u64;
+    let (mut file_offset, mut left, mut after) = (offset, bytes, 0);
+    let mut runs = Vec::with_capacity(map.runs.len());
+    for run in map.runs {
+        let end = run.address.checked_add(run.bytes);
+        let whole = run.bytes > 0 && run.bytes % page == 0 && run.address % page == 0 && file_offset % page == 0;
+        let Some(end) = end.filter(|end| whole && run.address >= after && is_ram(run.address, *end, ram_bytes)) else {
+            return Err(image.contents_error(&name, format!("has an impossible run at {:#x}", run.address)));
+        };
+        left = left.checked_sub(run.bytes).ok_or_else(|| image.contents_error(&name, "names more bytes than section memory has"))?;
+        runs.push(RamRun { address: run.address, bytes: run.bytes, file_offset });
+        file_offset += run.bytes;
+        after = end;
+    }
+    if left > 0 {
+        return Err(image.contents_error(&name, format!("leaves {left} bytes of section memory over")));
+    }
+    Ok(runs)
+}
+
+fn is_ram(start: u64, end: u64, ram_bytes: u64) -> bool {
+    let (low, high) = layout::ram_ranges(ram_bytes);
+    end <= low || (start >= layout::HOLE_END && end <= layout::HOLE_END + high)
+}

@@ -1,0 +1,168 @@
+//! When each step of a start was done, for `--timings`. Without that flag a stamp is one comparison.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lightv_api::timings::{Mark, StartTimings};
+
+use crate::sys::file::StandardStream;
+use crate::sys::process::monotonic_ns;
+
+/// The steps of a start, boot and restore alike; each stamp is the end of its step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Restore: the image is open and proved. Boot: the configuration is proved and the kernel read.
+    ImageLoad,
+    /// Limits are set; KVM's VM has memory and interrupt controllers.
+    Sandbox,
+    /// Disks and taps are open; devices and vCPUs have their state.
+    Resources,
+    /// The first byte from the guest.
+    Process,
+}
+
+/// Where the timings go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TimingsSink {
+    /// One line of JSON on standard error.
+    Stderr,
+    /// One line of JSON into a file.
+    File(PathBuf),
+}
+
+/// Stamps of one start.
+#[derive(Debug)]
+pub struct Stamps {
+    way: &'static str,
+    caller_ns: Option<u64>,
+    main_ns: u64,
+    sink: Option<TimingsSink>,
+    steps: Mutex<Vec<(Step, u64)>>,
+    marks: Mutex<Vec<(String, u64)>>,
+    has_output: AtomicBool,
+}
+
+/// Guest marks that are kept, so that a guest cannot grow the list.
+const GUEST_MARKS_MAX: usize = 64;
+
+impl Stamps {
+    /// Stamps of a start that is `way` (`boot`, `restore`), began in its caller at `caller_ns` and in `main` at
+    /// `main_ns` (CLOCK_MONOTONIC). Without a sink nothing is recorded.
+    #[must_use]
+    pub fn new(way: &'static str, main_ns: u64, caller_ns: Option<u64>, sink: Option<TimingsSink>) -> Self {
+        Self {
+            way,
+            caller_ns,
+            main_ns,
+            has_output: AtomicBool::new(sink.is_none()),
+            sink,
+            steps: Mutex::default(),
+            marks: Mutex::default(),
+        }
+    }
+
+    /// `step` is done.
+    pub fn step(&self, step: Step) {
+        if self.sink.is_some() {
+            let now = monotonic_ns();
+            crate::bus::lock(&self.steps).push((step, now));
+        }
+    }
+
+    /// `name` is done, inside a step.
+    pub fn mark(&self, name: &str) {
+        if self.sink.is_some() {
+            let now = monotonic_ns();
+            crate::bus::lock(&self.marks).push((name.to_owned(), now));
+        }
+    }
+
+    /// The guest has rung `MARK`.
+    pub fn guest_mark(&self, number: u32) {
+        if self.sink.is_some() && crate::bus::lock(&self.marks).len() < GUEST_MARKS_MAX {
+            self.mark(&format!("guest mark {number}"));
+        }
+    }
+
+    /// The guest's first byte is out: the start is over, and the report is written.
+    pub fn first_output(&self) {
+        if self.has_output.load(Ordering::Relaxed) || self.has_output.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        self.step(Step::Process);
+        self.write_report();
+    }
+
+    /// The report, as far as the start has come.
+    #[must_use]
+    pub fn report(&self) -> StartTimings {
+        let steps = crate::bus::lock(&self.steps);
+        let at = |step| steps.iter().find(|(found, _)| *found == step).map(|(_, ns)| *ns);
+        let (mut before, mut lengths) = (self.main_ns, [0.0; 4]);
+        let order = [Step::ImageLoad, Step::Sandbox, Step::Resources, Step::Process];
+        for (length, step) in lengths.iter_mut().zip(order) {
+            let end = at(step).unwrap_or(before);
+            *length = microseconds(before, end);
+            before = end;
+        }
+        let [image_load_us, sandbox_us, resources_us, process_us] = lengths;
+        let spawn_us = microseconds(self.caller_ns.unwrap_or(self.main_ns), self.main_ns);
+        let sum_us = lengths.iter().sum();
+        let marks = crate::bus::lock(&self.marks);
+        let marks = marks.iter().map(|(name, ns)| Mark { name: name.clone(), at_us: microseconds(self.main_ns, *ns) });
+        StartTimings {
+            way: self.way.to_owned(),
+            spawn_us,
+            image_load_us,
+            sandbox_us,
+            resources_us,
+            process_us,
+            sum_us,
+            total_us: spawn_us + sum_us,
+            marks: marks.collect(),
+        }
+    }
+
+    fn write_report(&self) {
+        let Ok(mut line) = serde_json::to_string(&self.report()) else { return };
+        line.push('\n');
+        let written = match &self.sink {
+            Some(TimingsSink::File(path)) => std::fs::write(path, &line),
+            Some(TimingsSink::Stderr) => StandardStream::Stderr.write_all(line.as_bytes()),
+            None => Ok(()),
+        };
+        if let Err(cause) = written {
+            let _ = writeln!(StandardStream::Stderr, "lightv-vmm: cannot write the timings: {cause}");
+        }
+    }
+}
+
+/// From `start` to `end` in microseconds.
+#[expect(clippy::cast_precision_loss, reason = "a start takes far less than 2^52 ns")]
+fn microseconds(start: u64, end: u64) -> f64 {
+    end.saturating_sub(start) as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_follow_each_other_and_add_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("timings");
+        let start = monotonic_ns();
+        let stamps = Stamps::new("boot", start, Some(start - 5000), Some(TimingsSink::File(path.clone())));
+        for step in [Step::ImageLoad, Step::Sandbox, Step::Resources] {
+            stamps.step(step);
+        }
+        stamps.first_output();
+        stamps.first_output();
+        let text = std::fs::read_to_string(path).unwrap();
+        let report: StartTimings = serde_json::from_str(&text).unwrap();
+        assert!((report.spawn_us - 5.0).abs() < 0.001 && report.sum_us > 0.0);
+        assert!((report.total_us - report.spawn_us - report.sum_us).abs() < 0.001);
+    }
+}

@@ -1,0 +1,103 @@
+//! KVM calls that kvm-ioctls leaves unsafe.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region, kvm_xsave};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::GuestAddress;
+
+use super::mapping::Mapping;
+
+/// How a guest may use a memory slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotAccess {
+    /// RAM.
+    ReadWrite,
+    /// Reads are loads, writes leave the guest as MMIO.
+    ReadOnly,
+}
+
+/// Puts `mapping` into the guest's address space at `base` as slot `slot`.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    base: GuestAddress,
+    mapping: &Mapping,
+    access: SlotAccess,
+) -> Result<(), kvm_ioctls::Error> {
+    let flags = match access {
+        SlotAccess::ReadWrite => 0,
+        SlotAccess::ReadOnly => KVM_MEM_READONLY,
+    };
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: base.0,
+        memory_size: mapping.bytes() as u64,
+        userspace_addr: mapping.address() as u64,
+    };
+    // SAFETY: `userspace_addr..+memory_size` is one mapping that is never taken down, so KVM cannot reach memory
+    // that has become something else; no Rust reference to it exists.
+    unsafe { vm.set_user_memory_region(region) }
+}
+
+/// Sets the extended state of a vCPU.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM_SET_XSAVE reads more than `kvm_xsave` only when dynamic features (AMX) were enabled for this
+    // process by arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM), which this program never calls.
+    unsafe { vcpu.set_xsave(xsave) }
+}
+
+/// The `immediate_exit` byte of a vCPU's `kvm_run`, reachable from other threads.
+///
+/// While it is 1, KVM_RUN completes what the last exit left open and returns EINTR without entering the guest
+/// (Documentation/virt/kvm/api.rst, KVM_RUN).
+#[derive(Debug, Clone, Copy)]
+pub struct ImmediateExit(*const AtomicU8);
+
+// SAFETY: the byte is only reached as an atomic, and its page lives as long as the process (see `of`).
+unsafe impl Send for ImmediateExit {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for ImmediateExit {}
+
+impl ImmediateExit {
+    /// The byte of `vcpu`, which must live until the process ends: [`crate::vcpu`] keeps every vCPU in a thread that
+    /// ends only with the process.
+    pub fn of(vcpu: &mut VcpuFd) -> Self {
+        let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
+        Self(byte.cast_const().cast::<AtomicU8>())
+    }
+
+    /// Asks for an exit, or takes the request back.
+    pub fn set(self, wanted: bool) {
+        // SAFETY: `of` has it that the mapping outlives this; a u8 has no alignment to get wrong, and KVM reads the
+        // byte with READ_ONCE.
+        let byte = unsafe { &*self.0 };
+        byte.store(u8::from(wanted), Ordering::SeqCst);
+    }
+}
+
+/// Words of `kvm_run.internal.data` that KVM fills at most.
+const INTERNAL_WORDS: usize = 16;
+/// Bit of `emulation_failure.flags`: the instruction bytes are there.
+const HAS_INSTRUCTION: u64 = 1;
+
+/// Suberror of the last KVM_EXIT_INTERNAL_ERROR, and the instruction that could not be emulated, where KVM says it.
+pub fn internal_error(vcpu: &mut VcpuFd) -> (u32, Option<Vec<u8>>) {
+    let run = vcpu.get_kvm_run();
+    // SAFETY: all members of the union are plain integers, so any of them may be read whatever was written.
+    let internal = unsafe { run.__bindgen_anon_1.internal };
+    let words = internal.data.get(..INTERNAL_WORDS.min(internal.ndata as usize)).unwrap_or_default();
+    // `emulation_failure` lies over the same words: flags, then one byte of length and fifteen of instruction.
+    let bytes: Vec<u8> = words.iter().skip(1).take(2).flat_map(|word| word.to_le_bytes()).collect();
+    let has_instruction = words.first().is_some_and(|flags| flags & HAS_INSTRUCTION != 0);
+    let instruction = bytes.split_first().and_then(|(length, rest)| rest.get(..usize::from(*length)));
+    let instruction = instruction.filter(|found| has_instruction && !found.is_empty());
+    (internal.suberror, instruction.map(<[u8]>::to_vec))
+}

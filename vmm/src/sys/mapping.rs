@@ -1,0 +1,179 @@
+//! Memory mappings that live as long as the process.
+//!
+//! Guest RAM and the control device's page are mapped once and never unmapped: the monitor is one VM, and the
+//! kernel takes them down with the process. So no pointer to them can dangle.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileSlice};
+
+/// Size of a page in bytes: the unit of mapping and of a snapshot's memory.
+pub const PAGE_BYTES: usize = 4096;
+
+/// A mapping of this process that is never taken down.
+#[derive(Debug, Clone, Copy)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is never unmapped, and it is shared with the guest's CPUs anyway: all access goes through
+// vm-memory's volatile accessors or system calls, so which thread holds the handle does not matter.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`; the handle has no interior state of its own.
+unsafe impl Sync for Mapping {}
+
+/// Why memory could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The kernel refused.
+    #[error("Cannot map {bytes} bytes of memory")]
+    Map {
+        /// How much was asked for.
+        bytes: usize,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// A part lies outside the mapping, or is not made of whole pages.
+    #[error("Part {offset:#x}+{bytes:#x} does not lie on whole pages inside a mapping of {mapping_bytes:#x} bytes")]
+    Part {
+        /// First byte of the part.
+        offset: usize,
+        /// Length of the part.
+        bytes: usize,
+        /// Length of the mapping.
+        mapping_bytes: usize,
+    },
+}
+
+impl Mapping {
+    /// Maps `bytes` of zeroed private memory, without reserving swap for it.
+    ///
+    /// # Errors
+    /// [`MapError::Map`].
+    pub fn anonymous(bytes: usize) -> Result<Self, MapError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        match NonNull::new(address.cast::<u8>()) {
+            Some(start) if address != libc::MAP_FAILED => Ok(Self { start, bytes }),
+            _ => Err(MapError::Map { bytes, cause: io::Error::last_os_error() }),
+        }
+    }
+
+    /// Replaces `bytes` at `offset` by a private, writable view of `file` from `file_offset` on. All three must be
+    /// multiples of a page, the part inside the mapping.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn overlay_file(
+        &self,
+        offset: usize,
+        bytes: usize,
+        file: &File,
+        file_offset: u64,
+    ) -> Result<(), MapError> {
+        self.check_part(offset, bytes)?;
+        let file_offset = i64::try_from(file_offset).map_err(|_| MapError::Map {
+            bytes,
+            cause: io::Error::from_raw_os_error(libc::EOVERFLOW),
+        })?;
+        // `wrapping_add` stays inside the mapping by the check above.
+        let target = self.start.as_ptr().wrapping_add(offset).cast::<libc::c_void>();
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = file.as_raw_fd();
+        // SAFETY: MAP_FIXED replaces only pages of this mapping (checked above), to which no Rust reference exists:
+        // they are reached through raw pointers and volatile accessors alone.
+        let address = unsafe { libc::mmap(target, bytes, protection, flags, fd, file_offset) };
+        if address == libc::MAP_FAILED {
+            return Err(MapError::Map { bytes, cause: io::Error::last_os_error() });
+        }
+        Ok(())
+    }
+
+    /// Gives `bytes` at `offset` their own pages now, as a write to each would, in one call.
+    ///
+    /// # Errors
+    /// [`MapError`]; the pages are then populated when the guest touches them.
+    pub fn populate_for_write(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        self.check_part(offset, bytes)?;
+        let target = self.start.as_ptr().wrapping_add(offset).cast::<libc::c_void>();
+        // SAFETY: the range lies in this mapping (checked above); populating changes no contents.
+        let result = unsafe { libc::madvise(target, bytes, libc::MADV_POPULATE_WRITE) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(MapError::Map { bytes, cause: io::Error::last_os_error() })
+        }
+    }
+
+    /// Keeps the mapping out of core dumps: they hold no guest memory.
+    pub fn exclude_from_core_dumps(&self) {
+        let target = self.start.as_ptr().cast::<libc::c_void>();
+        // SAFETY: the whole of this mapping; the advice changes no contents. An old kernel that refuses it costs
+        // only a larger core file.
+        unsafe { libc::madvise(target, self.bytes, libc::MADV_DONTDUMP) };
+    }
+
+    /// Address in this process.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        self.start.as_ptr() as usize
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// This mapping as guest RAM at `base`.
+    ///
+    /// # Errors
+    /// [`MapError::Map`] when `base` plus the length passes 2^64.
+    pub fn as_region(&self, base: GuestAddress) -> Result<GuestRegionMmap<()>, MapError> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        // SAFETY: the mapping is valid for its length and lives as long as the process.
+        let region = unsafe { MmapRegion::build_raw(self.start.as_ptr(), self.bytes, protection, flags) };
+        region.ok().and_then(|region| GuestRegionMmap::new(region, base)).ok_or_else(|| {
+            MapError::Map { bytes: self.bytes, cause: io::Error::from_raw_os_error(libc::EINVAL) }
+        })
+    }
+
+    /// The whole mapping, for volatile access: the guest may be reading it.
+    #[must_use]
+    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: `start..+bytes` is one live mapping that is never unmapped, and no Rust reference to it exists.
+        unsafe { VolatileSlice::new(self.start.as_ptr(), self.bytes) }
+    }
+
+    const fn check_part(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        let whole = offset % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0;
+        match offset.checked_add(bytes) {
+            Some(end) if whole && bytes > 0 && end <= self.bytes => Ok(()),
+            _ => Err(MapError::Part { offset, bytes, mapping_bytes: self.bytes }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_outside_or_off_page_are_refused() {
+        let mapping = Mapping::anonymous(4 * PAGE_BYTES).unwrap();
+        for (offset, bytes) in [(1, PAGE_BYTES), (0, 1), (0, 0), (4 * PAGE_BYTES, PAGE_BYTES), (usize::MAX - 4095, PAGE_BYTES)] {
+            assert!(mapping.populate_for_write(offset, bytes).is_err(), "{offset:#x}+{bytes:#x}");
+        }
+        assert!(mapping.populate_for_write(PAGE_BYTES, PAGE_BYTES).is_ok());
+    }
+}

@@ -1,0 +1,8 @@
+//! The only place of this crate with `unsafe`: one operation a block, each with its reason.
+
+pub mod bytes;
+pub mod file;
+pub mod kvm;
+pub mod mapping;
+pub mod process;
+pub mod signal;

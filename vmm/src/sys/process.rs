@@ -1,0 +1,88 @@
+//! What the process takes away from itself, and what it knows of itself.
+
+use std::io;
+
+/// No privileges gained by exec from here on (PR_SET_NO_NEW_PRIVS).
+///
+/// # Errors
+/// The kernel's.
+pub fn set_no_new_privileges() -> io::Result<()> {
+    // SAFETY: integers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// No core file: a crash must not write what the guest held to the host's disk.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_core_files() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is initialised.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const limit) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps the C library from making a heap for every thread: each would reserve 64 MiB of address space and touch
+/// pages of its own, and the threads here allocate next to nothing.
+pub fn use_one_heap() {
+    // SAFETY: integers only; called before there is a second thread. A refusal costs memory, nothing else.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, in which other processes of the host stamp their starts.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// CLOCK_REALTIME in nanoseconds since 1970.
+#[must_use]
+pub fn wall_clock_ns() -> u64 {
+    clock_ns(libc::CLOCK_REALTIME)
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the write; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// Fills `buffer` with random bytes of the host.
+///
+/// # Errors
+/// The kernel's.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: `rest` is valid for a write of its length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(bytes) => done += bytes,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Memory of the host in bytes.
+#[must_use]
+pub fn host_memory_bytes() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    u64::try_from(pages).unwrap_or(0).saturating_mul(super::mapping::PAGE_BYTES as u64)
+}
+
+/// Ends the process at once with `status`: no destructors, no waiting for threads that are in the guest.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit has no preconditions. Output of ours is unbuffered.
+    unsafe { libc::_exit(i32::from(status)) }
+}

@@ -1,0 +1,234 @@
+//! A virtual CPU and its thread.
+//!
+//! ```text
+//!            start                 READY with a save, or pause wanted
+//!   Created --------> Running -------------------------------------------> Parked
+//!                        ^  |                                                |  |  Capture: sends its state
+//!                        |  +--> Stopped (exit, reset, triple fault, …)      |<-+
+//!                        +---------------------------------------------------+
+//!                                            Run
+//! ```
+//!
+//! A vCPU parks only after KVM_RUN has returned EINTR with `immediate_exit` set: then the access that caused its last
+//! exit is complete, and its state can be saved.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::{Bus, Effect};
+use crate::control_page::ControlPage;
+use crate::arch::VcpuId;
+use crate::event::{Event, EventSender, StopReason};
+use crate::snapshot::vcpu_state;
+use crate::stop_text;
+use crate::sys::kvm::ImmediateExit;
+use crate::sys::signal::KickTarget;
+
+/// What the loop tells a parked vCPU.
+#[derive(Debug)]
+enum Command {
+    Run,
+    Capture(Arc<Vec<u32>>),
+}
+
+/// What the loop holds of a vCPU.
+#[derive(Debug)]
+pub struct VcpuHandle {
+    immediate_exit: ImmediateExit,
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    park_wanted: AtomicBool,
+    thread: OnceLock<KickTarget>,
+}
+
+impl VcpuHandle {
+    /// Takes the vCPU out of the guest; it answers [`Event::Parked`]. May be called again while it has not answered.
+    pub fn ask_to_park(&self) {
+        self.shared.park_wanted.store(true, Ordering::SeqCst);
+        self.immediate_exit.set(true);
+        if let Some(thread) = self.shared.thread.get() {
+            thread.kick();
+        }
+    }
+
+    /// Lets a parked vCPU go on.
+    pub fn run(&self) {
+        // A thread that is gone has said why by an event.
+        let _ = self.commands.send(Command::Run);
+    }
+
+    /// Asks a parked vCPU for its state; it answers [`Event::Captured`].
+    pub fn capture(&self, msr_indices: &Arc<Vec<u32>>) {
+        let _ = self.commands.send(Command::Capture(Arc::clone(msr_indices)));
+    }
+}
+
+/// What all vCPU threads of a machine share.
+#[derive(Debug, Clone)]
+pub struct VcpuContext {
+    /// Where accesses go.
+    pub bus: Arc<Bus>,
+    /// Where events go.
+    pub events: EventSender,
+    /// The control device's page, for the clock.
+    pub control_page: Arc<ControlPage>,
+}
+
+/// A vCPU that is ready to run, and what the loop holds of it.
+#[must_use]
+pub fn prepare(id: VcpuId, mut fd: VcpuFd, context: VcpuContext) -> (Vcpu, VcpuHandle) {
+    let immediate_exit = ImmediateExit::of(&mut fd);
+    let shared = Arc::new(Shared::default());
+    let (sender, commands) = channel();
+    let handle = VcpuHandle { immediate_exit, shared: Arc::clone(&shared), commands: sender };
+    (Vcpu { id, fd, context, shared, immediate_exit, commands }, handle)
+}
+
+/// Stack of a vCPU thread: the deepest path is a save of its own state, some tens of KiB.
+const STACK_BYTES: usize = 256 << 10;
+
+/// A vCPU, run by the thread that holds it.
+pub struct Vcpu {
+    id: VcpuId,
+    fd: VcpuFd,
+    context: VcpuContext,
+    shared: Arc<Shared>,
+    immediate_exit: ImmediateExit,
+    commands: Receiver<Command>,
+}
+
+impl std::fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vcpu").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Vcpu {
+    /// Starts a thread that runs it.
+    ///
+    /// # Errors
+    /// The kernel's, when there are no threads left.
+    pub fn spawn(self) -> std::io::Result<()> {
+        let thread = thread::Builder::new().name(format!("vcpu-{}", self.id)).stack_size(STACK_BYTES);
+        thread.spawn(move || self.run()).map(|_detached| ())
+    }
+
+    /// Runs until the process ends. Never returns, so that the vCPU's `kvm_run` page, which [`ImmediateExit`] points
+    /// to, is never unmapped.
+    pub fn run(mut self) -> ! {
+        let _ = self.shared.thread.set(KickTarget::current_thread());
+        let reason = loop {
+            if let Some(reason) = self.enter() {
+                break reason;
+            }
+        };
+        self.context.events.send(Event::Stopped(self.id, reason));
+        loop {
+            thread::park();
+        }
+    }
+
+    /// Enters the guest once and serves its exit.
+    fn enter(&mut self) -> Option<StopReason> {
+        let effect = match self.fd.run() {
+            Ok(exit) => match serve(exit, &self.context.bus) {
+                Served::Done(effect) => effect,
+                Served::Failed(kind) => return Some(stop_text::describe(kind, &mut self.fd, self.context.bus.mem())),
+            },
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.interrupted();
+                return None;
+            }
+            Err(error) => {
+                let text = format!("KVM_RUN failed: {}", std::io::Error::from_raw_os_error(error.errno()));
+                return Some(StopReason::KvmError { text });
+            }
+        };
+        match effect {
+            Effect::None => None,
+            Effect::Stop(reason) => Some(reason),
+            Effect::RefreshClock => {
+                self.context.control_page.refresh_clock(&self.fd);
+                None
+            }
+            Effect::Park => {
+                self.shared.park_wanted.store(true, Ordering::SeqCst);
+                self.immediate_exit.set(true);
+                self.context.events.send(Event::Ready);
+                None
+            }
+        }
+    }
+
+    fn interrupted(&mut self) {
+        if self.shared.park_wanted.load(Ordering::SeqCst) {
+            self.park();
+        } else {
+            self.immediate_exit.set(false);
+        }
+    }
+
+    /// Waits for commands until it is to run again.
+    fn park(&mut self) {
+        self.context.events.send(Event::Parked(self.id));
+        loop {
+            match self.commands.recv() {
+                Ok(Command::Run) => break,
+                Ok(Command::Capture(msr_indices)) => {
+                    let state = vcpu_state::capture(self.id, &self.fd, &msr_indices).map(Box::new);
+                    self.context.events.send(Event::Captured(self.id, state));
+                }
+                // The loop is gone: the process ends.
+                Err(_) => loop {
+                    thread::park();
+                },
+            }
+        }
+        self.shared.park_wanted.store(false, Ordering::SeqCst);
+        self.immediate_exit.set(false);
+        // A guest that uses kvm-clock is told that it was stopped, so that its watchdog does not bark. Others have
+        // no such clock, and KVM says so.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+}
+
+/// How an exit was served.
+enum Served {
+    Done(Effect),
+    Failed(stop_text::FailedExit),
+}
+
+fn serve(exit: VcpuExit<'_>, bus: &Bus) -> Served {
+    use stop_text::FailedExit;
+    let effect = match exit {
+        VcpuExit::MmioWrite(address, data) => bus.mmio_write(address, data),
+        VcpuExit::MmioRead(address, data) => {
+            bus.mmio_read(address, data);
+            Effect::None
+        }
+        VcpuExit::IoOut(port, data) => bus.port_write(port, data),
+        VcpuExit::IoIn(port, data) => {
+            bus.port_read(port, data);
+            Effect::None
+        }
+        VcpuExit::Shutdown => return Served::Failed(FailedExit::Shutdown),
+        VcpuExit::SystemEvent(event, _) => Effect::Stop(stop_text::system_event(event)),
+        VcpuExit::InternalError => return Served::Failed(FailedExit::InternalError),
+        VcpuExit::FailEntry(reason, cpu) => return Served::Failed(FailedExit::Entry { reason, cpu }),
+        // KVM asks for nothing by these.
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Effect::None,
+        // With KVM's own local APIC a halt does not leave the kernel; if it does, the guest goes on.
+        VcpuExit::Hlt => Effect::None,
+        other => return Served::Failed(FailedExit::Unexpected(format!("{other:?}"))),
+    };
+    Served::Done(effect)
+}
