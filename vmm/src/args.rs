@@ -105,7 +105,7 @@ enum AfterSave {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
     /// Run a machine.
-    Run(RunJob),
+    Run(Box<RunJob>),
     /// Print what an image holds.
     Describe(PathBuf),
     /// Print what the host offers.
@@ -163,7 +163,11 @@ impl Cli {
             (.., Some(path)) => Origin::Boot(path),
             _ => return None,
         };
-        let disks = self.disk.into_iter().map(|(id, path)| (id, PathBuf::from(path))).collect();
+        let disks = self
+            .disk
+            .into_iter()
+            .map(|(id, path)| (id, PathBuf::from(path)))
+            .collect();
         let overrides = Overrides {
             disks,
             nets: self.net,
@@ -178,15 +182,21 @@ impl Cli {
             SaveAt::Signal => SaveMoment::Signal,
         };
         let go_on = self.after_save == AfterSave::Continue;
-        Some(Job::Run(RunJob {
+        Some(Job::Run(Box::new(RunJob {
             id: self.id,
             origin,
             overrides,
-            save: self.save.map(|path| SavePlan { path, moment, go_on }),
+            save: self.save.map(|path| SavePlan {
+                path,
+                moment,
+                go_on,
+            }),
             record_working_set: self.record_working_set,
-            timings: self.timings.map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
+            timings: self
+                .timings
+                .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
             started_at_ns: self.started_at_ns,
-        }))
+        })))
     }
 }
 
@@ -216,13 +226,31 @@ mod tests {
 
     #[test]
     fn a_restore_with_all_its_changes_is_understood() {
-        let Ok(Some(Job::Run(run))) = job(&["--restore", "a.lv", "--net", "eth0=t", "--disk", "d=/p=q", "--env", "A=", "--", "x", "--y"]) else {
+        let Ok(Some(Job::Run(run))) = job(&[
+            "--restore",
+            "a.lv",
+            "--net",
+            "eth0=t",
+            "--disk",
+            "d=/p=q",
+            "--env",
+            "A=",
+            "--",
+            "x",
+            "--y",
+        ]) else {
             panic!("refused");
         };
         assert_eq!(run.origin, Origin::Restore("a.lv".into()));
-        assert_eq!(run.overrides.disks, [("d".to_owned(), PathBuf::from("/p=q"))]);
+        assert_eq!(
+            run.overrides.disks,
+            [("d".to_owned(), PathBuf::from("/p=q"))]
+        );
         assert_eq!(run.overrides.env, [("A".to_owned(), String::new())]);
-        assert_eq!(run.overrides.args, Some(vec!["x".to_owned(), "--y".to_owned()]));
+        assert_eq!(
+            run.overrides.args,
+            Some(vec!["x".to_owned(), "--y".to_owned()])
+        );
     }
 
     #[test]

@@ -12,8 +12,8 @@ use crate::arch::host::{cpuid, layout};
 use crate::bus::Bus;
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
-use crate::control_thread::{ControlThread, EmptyVm};
 use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
+use crate::control_thread::{ControlThread, EmptyVm};
 use crate::device_set::{DeviceSet, DeviceSetError, make_serial};
 use crate::event::event_channel;
 use crate::kernel::{self, LoadKernelError};
@@ -25,7 +25,10 @@ use crate::vm::VmError;
 /// Why a machine could not be built. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 #[error("The machine could not be built")]
-#[expect(missing_docs, reason = "each variant is the failure of the step that its source names")]
+#[expect(
+    missing_docs,
+    reason = "each variant is the failure of the step that its source names"
+)]
 pub enum BuildError {
     Vm(#[source] VmError),
     Ram(#[source] RamError),
@@ -38,7 +41,11 @@ pub enum BuildError {
     StartState(#[source] StartStateError),
     Cpuid(#[source] kvm_ioctls::Error),
     Msrs(#[source] MsrError),
-    Vcpu { index: u8, #[source] cause: crate::snapshot::vcpu_state::VcpuStateError },
+    Vcpu {
+        index: u8,
+        #[source]
+        cause: crate::snapshot::vcpu_state::VcpuStateError,
+    },
     VmState(#[source] crate::snapshot::irqchip_state::VmStateError),
 }
 
@@ -66,30 +73,61 @@ pub fn boot(
     control: &ControlThread,
     stamps: Arc<Stamps>,
 ) -> Result<Machine, BuildError> {
-    let EmptyVm { kvm, vm: mut new_vm } = control.take_vm().map_err(BuildError::Vm)?;
+    let EmptyVm {
+        kvm,
+        vm: mut new_vm,
+    } = control.take_vm().map_err(BuildError::Vm)?;
     let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
     ram.exclude_from_core_dumps();
     let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
-    new_vm.add_control_page(control_page.mapping()).map_err(BuildError::Vm)?;
+    new_vm
+        .add_control_page(control_page.mapping())
+        .map_err(BuildError::Vm)?;
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
-    let vcpus = (0..config.vcpus()).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>();
+    let vcpus = (0..config.vcpus())
+        .map(|index| vm.create_vcpu(index))
+        .collect::<Result<Vec<_>, _>>();
     let vcpus = vcpus.map_err(BuildError::Vm)?;
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
-    let devices = DeviceSet::create(&config, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    let devices =
+        DeviceSet::create(&config, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
     set_boot_state(&kvm, &vcpus, entry)?;
     let first = vcpus.first();
     let clock = GuestClock {
         khz: first.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
-        value: first.and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten()).unwrap_or(0),
+        value: first
+            .and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten())
+            .unwrap_or(0),
     };
-    control_page.tell(run_facts(&config, 0, clock)).map_err(BuildError::ControlPage)?;
+    control_page
+        .tell(run_facts(&config, 0, clock))
+        .map_err(BuildError::ControlPage)?;
     let serial = make_serial(&vm, None).map_err(BuildError::Devices)?;
-    let bus = Arc::new(Bus::new(devices.fronts(), serial, Arc::clone(ram.mem()), Arc::clone(&stamps)));
+    let bus = Arc::new(Bus::new(
+        devices.fronts(),
+        serial,
+        Arc::clone(ram.mem()),
+        Arc::clone(&stamps),
+    ));
     stamps.step(Step::Resources);
-    Ok(Machine { config, kvm, vm, ram, control_page, devices, bus, vcpus, sender, receiver, restores: 0, boot_files: files, stamps })
+    Ok(Machine {
+        config,
+        kvm,
+        vm,
+        ram,
+        control_page,
+        devices,
+        bus,
+        vcpus,
+        sender,
+        receiver,
+        restores: 0,
+        boot_files: files,
+        stamps,
+    })
 }
 
 /// Puts kernel, initial RAM disk, command line and boot parameters into RAM.
@@ -102,19 +140,39 @@ fn load(
 ) -> Result<Entry, BuildError> {
     let mem = ram.mem();
     let kernel_bytes = files.kernel.as_deref().unwrap_or_default();
-    let kernel = kernel::load(mem, kernel_bytes, &boot.kernel, boot.protocol).map_err(BuildError::Kernel)?;
-    let initrd = files.initrd.as_deref().map(|bytes| kernel::load_initrd(mem, bytes, kernel.end, config.ram_bytes()));
+    let kernel =
+        kernel::load(mem, kernel_bytes, &boot.kernel, boot.protocol).map_err(BuildError::Kernel)?;
+    let initrd = files
+        .initrd
+        .as_deref()
+        .map(|bytes| kernel::load_initrd(mem, bytes, kernel.end, config.ram_bytes()));
     let initrd = initrd.transpose().map_err(BuildError::Kernel)?;
     let mut additions = vec!["pci=off".to_owned()];
-    additions.extend(config.drives().first().and_then(|drive| root_argument(drive.root.as_ref(), drive.read_only)));
+    additions.extend(
+        config
+            .drives()
+            .first()
+            .and_then(|drive| root_argument(drive.root.as_ref(), drive.read_only)),
+    );
     additions.push(format!("lightv.control={:#x}", layout::CONTROL_START));
     additions.extend(devices.cmdline());
-    let mut line = cmdline::assemble(&boot.args, &additions).map_err(BuildError::Cmdline)?.into_bytes();
+    let mut line = cmdline::assemble(&boot.args, &additions)
+        .map_err(BuildError::Cmdline)?
+        .into_bytes();
     let cmdline_bytes = u32::try_from(line.len()).unwrap_or(u32::MAX);
     line.push(0);
-    let no_room = |_| BuildError::StartState(StartStateError::Table { address: layout::CMDLINE.0 });
+    let no_room = |_| {
+        BuildError::StartState(StartStateError::Table {
+            address: layout::CMDLINE.0,
+        })
+    };
     mem.write_slice(&line, layout::CMDLINE).map_err(no_room)?;
-    let facts = BootFacts { ram_bytes: config.ram_bytes(), cmdline_bytes, initrd, setup_header: kernel.setup_header };
+    let facts = BootFacts {
+        ram_bytes: config.ram_bytes(),
+        cmdline_bytes,
+        initrd,
+        setup_header: kernel.setup_header,
+    };
     match kernel.entry {
         Entry::Linux64(_) => boot_params::write_linux(mem, &facts),
         Entry::Pvh(_) => boot_params::write_pvh(mem, &facts),

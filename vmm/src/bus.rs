@@ -15,8 +15,8 @@ use lightv_devices::virtio::mmio::MmioFront;
 
 use crate::arch::host::layout;
 use crate::event::StopReason;
-use crate::sys::file::StandardStream;
 use crate::stamps::Stamps;
+use crate::sys::file::StandardStream;
 
 /// What an access means for the vCPU that made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Bus {
     /// A bus with these register fronts, in the order of their pages.
     #[must_use]
-    pub fn new(fronts: Vec<Arc<Mutex<MmioFront>>>, serial: Serial, mem: Arc<GuestMem>, stamps: Arc<Stamps>) -> Self {
+    pub fn new(
+        fronts: Vec<Arc<Mutex<MmioFront>>>,
+        serial: Serial,
+        mem: Arc<GuestMem>,
+        stamps: Arc<Stamps>,
+    ) -> Self {
         Self {
             fronts,
             serial: Mutex::new(serial),
@@ -137,7 +142,9 @@ impl Bus {
     pub fn port_read(&self, port: u16, data: &mut [u8]) {
         for byte in data {
             *byte = match port {
-                layout::SERIAL_PORT..SERIAL_END => lock(&self.serial).read(port - layout::SERIAL_PORT),
+                layout::SERIAL_PORT..SERIAL_END => {
+                    lock(&self.serial).read(port - layout::SERIAL_PORT)
+                }
                 layout::I8042_PORT..I8042_END => lock(&self.i8042).read(port),
                 _ => {
                     self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
@@ -184,7 +191,9 @@ impl Bus {
             Some(Doorbell::Clock) => Effect::RefreshClock,
             Some(Doorbell::Panic) => Effect::Stop(StopReason::GuestPanic),
             None => {
-                self.counters.unknown_doorbells.fetch_add(1, Ordering::Relaxed);
+                self.counters
+                    .unknown_doorbells
+                    .fetch_add(1, Ordering::Relaxed);
                 Effect::None
             }
         }

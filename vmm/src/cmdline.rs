@@ -30,7 +30,11 @@ pub fn assemble(user: &str, additions: &[String]) -> Result<String, CmdlineTooLo
         line.push(' ');
     }
     line.push_str(init_part);
-    if line.len() < CMDLINE_BYTES_MAX { Ok(line) } else { Err(CmdlineTooLong { found: line.len() }) }
+    if line.len() < CMDLINE_BYTES_MAX {
+        Ok(line)
+    } else {
+        Err(CmdlineTooLong { found: line.len() })
+    }
 }
 
 /// Puts `text` before a stand-alone `--` of `user`.
@@ -45,12 +49,17 @@ fn split(user: &str) -> (&str, &str) {
     let mut start = 0;
     for word in user.split(char::is_whitespace) {
         if word == "--" {
-            let cut = user.get(..start).map_or(0, |before| before.trim_end().len());
+            let cut = user
+                .get(..start)
+                .map_or(0, |before| before.trim_end().len());
             return user.split_at_checked(cut).unwrap_or((user, ""));
         }
         // White space is ASCII or longer: advance over the word and the one character after it.
         start += word.len();
-        start += user.get(start..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+        start += user
+            .get(start..)
+            .and_then(|rest| rest.chars().next())
+            .map_or(0, char::len_utf8);
     }
     (user, "")
 }
@@ -60,13 +69,23 @@ mod tests {
     use super::*;
 
     fn check(user: &str, expected: &str) {
-        assert_eq!(assemble(user, &["x=1".into(), "y=2".into()]).unwrap(), expected, "{user:?}");
+        assert_eq!(
+            assemble(user, &["x=1".into(), "y=2".into()]).unwrap(),
+            expected,
+            "{user:?}"
+        );
     }
 
     #[test]
     fn additions_stand_before_a_stand_alone_double_dash() {
-        check("console=ttyS0 reboot=k panic=1 -- a b=c", "console=ttyS0 reboot=k panic=1 x=1 y=2 -- a b=c");
-        check("init=/init -- --flag1 --flag2", "init=/init x=1 y=2 -- --flag1 --flag2");
+        check(
+            "console=ttyS0 reboot=k panic=1 -- a b=c",
+            "console=ttyS0 reboot=k panic=1 x=1 y=2 -- a b=c",
+        );
+        check(
+            "init=/init -- --flag1 --flag2",
+            "init=/init x=1 y=2 -- --flag1 --flag2",
+        );
         check("foo=x--y", "foo=x--y x=1 y=2");
         check("--flag a", "--flag a x=1 y=2");
         check("a -- b -- c", "a x=1 y=2 -- b -- c");
@@ -78,8 +97,14 @@ mod tests {
 
     #[test]
     fn too_long_a_line_is_refused() {
-        assert_eq!(assemble(&"a".repeat(2047), &[]).map(|line| line.len()), Ok(2047));
-        assert_eq!(assemble(&"a".repeat(2048), &[]), Err(CmdlineTooLong { found: 2048 }));
+        assert_eq!(
+            assemble(&"a".repeat(2047), &[]).map(|line| line.len()),
+            Ok(2047)
+        );
+        assert_eq!(
+            assemble(&"a".repeat(2048), &[]),
+            Err(CmdlineTooLong { found: 2048 })
+        );
     }
 
     #[test]

@@ -28,7 +28,11 @@ pub struct ConfigFault {
 
 impl fmt::Display for ConfigFault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} is {}; allowed: {}", self.field, self.found, self.allowed)
+        write!(
+            out,
+            "{} is {}; allowed: {}",
+            self.field, self.found, self.allowed
+        )
     }
 }
 
@@ -126,19 +130,33 @@ impl MachineConfig {
     pub fn prove(spec: VmSpec, host_memory_bytes: u64) -> Result<Self, ConfigFaults> {
         let mut faults = Faults::default();
         refuse_unsupported(&spec, &mut faults);
-        let boot = spec.boot_source.as_ref().and_then(|boot| prove_boot(boot, &mut faults));
+        let boot = spec
+            .boot_source
+            .as_ref()
+            .and_then(|boot| prove_boot(boot, &mut faults));
         let vcpus = prove_machine(&spec, host_memory_bytes, &mut faults);
         let drives = prove_drives(&spec.drives, &mut faults);
         let nets = prove_nets(&spec.network_interfaces, &mut faults);
         let devices = drives.len() + nets.len() + usize::from(spec.entropy.is_some());
         if devices > limits::DEVICES_MAX {
-            faults.add("drives and network-interfaces", devices, format!("at most {} devices in all", limits::DEVICES_MAX));
+            faults.add(
+                "drives and network-interfaces",
+                devices,
+                format!("at most {} devices in all", limits::DEVICES_MAX),
+            );
         }
         if !faults.0.is_empty() {
             return Err(ConfigFaults(faults.0));
         }
         let ram_bytes = spec.machine_config.mem_size_mib << 20;
-        Ok(Self { spec, boot, vcpus, ram_bytes, drives, nets })
+        Ok(Self {
+            spec,
+            boot,
+            vcpus,
+            ram_bytes,
+            drives,
+            nets,
+        })
     }
 
     /// The text that was proved.
@@ -186,14 +204,18 @@ impl MachineConfig {
     /// Arguments of this run.
     #[must_use]
     pub fn args(&self) -> &[String] {
-        self.spec.run.as_ref().map_or(&[], |run| run.args.as_slice())
+        self.spec
+            .run
+            .as_ref()
+            .map_or(&[], |run| run.args.as_slice())
     }
 
     /// Environment of this run.
     #[must_use]
     pub fn env(&self) -> Vec<(String, String)> {
         let run = self.spec.run.as_ref();
-        run.map(|run| run.env.clone().into_iter().collect()).unwrap_or_default()
+        run.map(|run| run.env.clone().into_iter().collect())
+            .unwrap_or_default()
     }
 }
 
@@ -201,13 +223,26 @@ impl MachineConfig {
 struct Faults(Vec<ConfigFault>);
 
 impl Faults {
-    fn add(&mut self, field: impl Into<String>, found: impl fmt::Display, allowed: impl Into<String>) {
-        self.0.push(ConfigFault { field: field.into(), found: found.to_string(), allowed: allowed.into() });
+    fn add(
+        &mut self,
+        field: impl Into<String>,
+        found: impl fmt::Display,
+        allowed: impl Into<String>,
+    ) {
+        self.0.push(ConfigFault {
+            field: field.into(),
+            found: found.to_string(),
+            allowed: allowed.into(),
+        });
     }
 
     fn unsupported(&mut self, field: impl Into<String>, value: Option<&Value>) {
         if value.is_some_and(|value| !value.is_null()) {
-            self.add(field, "set", "nothing: this version of LightV does not offer it");
+            self.add(
+                field,
+                "set",
+                "nothing: this version of LightV does not offer it",
+            );
         }
     }
 }
@@ -225,40 +260,75 @@ fn refuse_unsupported(spec: &VmSpec, faults: &mut Faults) {
     for (key, value) in keys {
         faults.unsupported(key, value.as_ref());
     }
-    let pmem = spec.pmem.as_ref().filter(|value| value.as_array().is_none_or(|list| !list.is_empty()));
+    let pmem = spec
+        .pmem
+        .as_ref()
+        .filter(|value| value.as_array().is_none_or(|list| !list.is_empty()));
     faults.unsupported("pmem", pmem);
-    let limiter = spec.entropy.as_ref().and_then(|entropy| entropy.rate_limiter.as_ref());
+    let limiter = spec
+        .entropy
+        .as_ref()
+        .and_then(|entropy| entropy.rate_limiter.as_ref());
     faults.unsupported("entropy.rate_limiter", limiter);
 }
 
 fn prove_boot(boot: &BootSource, faults: &mut Faults) -> Option<BootConfig> {
     let before = faults.0.len();
-    prove_path("boot-source.kernel_image_path", &boot.kernel_image_path, faults);
+    prove_path(
+        "boot-source.kernel_image_path",
+        &boot.kernel_image_path,
+        faults,
+    );
     if let Some(initrd) = &boot.initrd_path {
         prove_path("boot-source.initrd_path", initrd, faults);
     }
-    let args = boot.boot_args.clone().unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
-    if let Some(bad) = args.chars().find(|c| !c.is_ascii() || (c.is_ascii_control() && *c != '\t')) {
-        faults.add("boot-source.boot_args", format!("text with the character {bad:?}"), "printable ASCII");
+    let args = boot
+        .boot_args
+        .clone()
+        .unwrap_or_else(|| DEFAULT_BOOT_ARGS.to_owned());
+    if let Some(bad) = args
+        .chars()
+        .find(|c| !c.is_ascii() || (c.is_ascii_control() && *c != '\t'))
+    {
+        faults.add(
+            "boot-source.boot_args",
+            format!("text with the character {bad:?}"),
+            "printable ASCII",
+        );
     }
     let protocol = match boot.boot_protocol.as_deref() {
         None | Some("auto") => BootProtocol::Auto,
         Some("linux") => BootProtocol::Linux,
         Some("pvh") => BootProtocol::Pvh,
         Some(other) => {
-            faults.add("boot-source.boot_protocol", format!("`{other}`"), "auto, linux, pvh");
+            faults.add(
+                "boot-source.boot_protocol",
+                format!("`{other}`"),
+                "auto, linux, pvh",
+            );
             BootProtocol::Auto
         }
     };
     let (kernel, initrd) = (boot.kernel_image_path.clone(), boot.initrd_path.clone());
-    (faults.0.len() == before).then_some(BootConfig { kernel, initrd, args, protocol })
+    (faults.0.len() == before).then_some(BootConfig {
+        kernel,
+        initrd,
+        args,
+        protocol,
+    })
 }
 
 fn prove_machine(spec: &VmSpec, host_memory_bytes: u64, faults: &mut Faults) -> u8 {
     let machine = &spec.machine_config;
-    let vcpus = u8::try_from(machine.vcpu_count).ok().filter(|n| (1..=limits::VCPUS_MAX).contains(&u64::from(*n)));
+    let vcpus = u8::try_from(machine.vcpu_count)
+        .ok()
+        .filter(|n| (1..=limits::VCPUS_MAX).contains(&u64::from(*n)));
     if vcpus.is_none() {
-        faults.add("machine-config.vcpu_count", machine.vcpu_count, format!("1–{}", limits::VCPUS_MAX));
+        faults.add(
+            "machine-config.vcpu_count",
+            machine.vcpu_count,
+            format!("1–{}", limits::VCPUS_MAX),
+        );
     }
     let host_mib = host_memory_bytes >> 20;
     if !(limits::RAM_MIB_MIN..=host_mib).contains(&machine.mem_size_mib) {
@@ -266,14 +336,29 @@ fn prove_machine(spec: &VmSpec, host_memory_bytes: u64, faults: &mut Faults) -> 
         faults.add("machine-config.mem_size_mib", machine.mem_size_mib, allowed);
     }
     if machine.smt {
-        faults.add("machine-config.smt", "true", "false: this version of LightV shows each vCPU as a core");
+        faults.add(
+            "machine-config.smt",
+            "true",
+            "false: this version of LightV shows each vCPU as a core",
+        );
     }
     if machine.track_dirty_pages {
-        faults.add("machine-config.track_dirty_pages", "true", "false: differential snapshots are not offered yet");
+        faults.add(
+            "machine-config.track_dirty_pages",
+            "true",
+            "false: differential snapshots are not offered yet",
+        );
     }
-    for (name, value) in [("cpu_template", &machine.cpu_template), ("huge_pages", &machine.huge_pages)] {
+    for (name, value) in [
+        ("cpu_template", &machine.cpu_template),
+        ("huge_pages", &machine.huge_pages),
+    ] {
         if let Some(value) = value.as_deref().filter(|value| *value != "None") {
-            faults.add(format!("machine-config.{name}"), format!("`{value}`"), "None: others are not offered yet");
+            faults.add(
+                format!("machine-config.{name}"),
+                format!("`{value}`"),
+                "None: others are not offered yet",
+            );
         }
     }
     vcpus.unwrap_or(1)
@@ -289,22 +374,48 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
         faults.unsupported(field("rate_limiter"), spec.rate_limiter.as_ref());
         faults.unsupported(field("socket"), spec.socket.as_ref());
         if let Some(engine) = spec.io_engine.as_deref().filter(|engine| *engine != "Sync") {
-            faults.add(field("io_engine"), format!("`{engine}`"), "Sync: others are not offered yet");
+            faults.add(
+                field("io_engine"),
+                format!("`{engine}`"),
+                "Sync: others are not offered yet",
+            );
         }
         let cache = match spec.cache_type.as_deref() {
             None | Some("Unsafe") => CacheType::Unsafe,
             Some("Writeback") => CacheType::Writeback,
             Some(other) => {
-                faults.add(field("cache_type"), format!("`{other}`"), "Unsafe, Writeback");
+                faults.add(
+                    field("cache_type"),
+                    format!("`{other}`"),
+                    "Unsafe, Writeback",
+                );
                 CacheType::Unsafe
             }
         };
-        if spec.is_root_device && drives.iter().any(|drive: &DriveConfig| drive.root.is_some()) {
-            faults.add(field("is_root_device"), "true", "false: another drive is the root device");
+        if spec.is_root_device
+            && drives
+                .iter()
+                .any(|drive: &DriveConfig| drive.root.is_some())
+        {
+            faults.add(
+                field("is_root_device"),
+                "true",
+                "false: another drive is the root device",
+            );
         }
-        let root = spec.is_root_device.then(|| spec.partuuid.clone().map_or(RootBy::Device, RootBy::PartUuid));
+        let root = spec.is_root_device.then(|| {
+            spec.partuuid
+                .clone()
+                .map_or(RootBy::Device, RootBy::PartUuid)
+        });
         let (id, path) = (spec.drive_id.clone(), spec.path_on_host.clone());
-        drives.push(DriveConfig { id, path, read_only: spec.is_read_only, cache, root });
+        drives.push(DriveConfig {
+            id,
+            path,
+            read_only: spec.is_read_only,
+            cache,
+            root,
+        });
     }
     drives.sort_by_key(|drive| drive.root.is_none());
     drives
@@ -318,7 +429,9 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
         prove_id(&field("iface_id"), &spec.iface_id, &mut ids, faults);
         faults.unsupported(field("rx_rate_limiter"), spec.rx_rate_limiter.as_ref());
         faults.unsupported(field("tx_rate_limiter"), spec.tx_rate_limiter.as_ref());
-        let mtu = spec.mtu.and_then(|mtu| u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68));
+        let mtu = spec
+            .mtu
+            .and_then(|mtu| u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68));
         if let (Some(asked), None) = (spec.mtu, mtu) {
             faults.add(field("mtu"), asked, "68–65535");
         }
@@ -332,12 +445,25 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
             }
         };
         if nets.iter().any(|net| net.mac == mac) {
-            faults.add(field("guest_mac"), mac, "an address that no other interface has");
+            faults.add(
+                field("guest_mac"),
+                mac,
+                "an address that no other interface has",
+            );
         }
         if nets.iter().any(|net| net.tap == spec.host_dev_name) {
-            faults.add(field("host_dev_name"), &spec.host_dev_name, "a tap that no other interface has");
+            faults.add(
+                field("host_dev_name"),
+                &spec.host_dev_name,
+                "a tap that no other interface has",
+            );
         }
-        nets.push(NetConfig { id: spec.iface_id.clone(), tap: spec.host_dev_name.clone(), mac, mtu });
+        nets.push(NetConfig {
+            id: spec.iface_id.clone(),
+            tap: spec.host_dev_name.clone(),
+            mac,
+            mtu,
+        });
     }
     nets
 }
@@ -351,7 +477,11 @@ fn prove_path(field: &str, path: &Path, faults: &mut Faults) {
 fn prove_id(field: &str, id: &str, seen: &mut BTreeSet<String>, faults: &mut Faults) {
     let letters = id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if id.is_empty() || id.len() > limits::ID_BYTES_MAX || !letters {
-        faults.add(field, format!("`{id}`"), format!("1–{} letters, digits and `_`", limits::ID_BYTES_MAX));
+        faults.add(
+            field,
+            format!("`{id}`"),
+            format!("1–{} letters, digits and `_`", limits::ID_BYTES_MAX),
+        );
     } else if !seen.insert(id.to_owned()) {
         faults.add(field, format!("`{id}`"), "an id that no other has");
     }

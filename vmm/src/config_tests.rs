@@ -4,7 +4,8 @@ const HOST: u64 = 8 << 30;
 
 fn prove(json: &str) -> Result<MachineConfig, Vec<String>> {
     let spec: VmSpec = serde_json::from_str(json).expect("the JSON of a test is well-formed");
-    MachineConfig::prove(spec, HOST).map_err(|faults| faults.0.into_iter().map(|f| f.field).collect())
+    MachineConfig::prove(spec, HOST)
+        .map_err(|faults| faults.0.into_iter().map(|f| f.field).collect())
 }
 
 fn check_fault(json: &str, field: &str) {
@@ -22,7 +23,10 @@ fn defaults_are_firecrackers() {
 #[test]
 fn vcpu_counts_outside_the_range_are_refused() {
     for count in ["0", "33", "255", "256", "9999"] {
-        check_fault(&format!(r#"{{"machine-config":{{"vcpu_count":{count}}}}}"#), "machine-config.vcpu_count");
+        check_fault(
+            &format!(r#"{{"machine-config":{{"vcpu_count":{count}}}}}"#),
+            "machine-config.vcpu_count",
+        );
     }
     for count in 1..=32 {
         assert!(prove(&format!(r#"{{"machine-config":{{"vcpu_count":{count}}}}}"#)).is_ok());
@@ -32,13 +36,24 @@ fn vcpu_counts_outside_the_range_are_refused() {
 #[test]
 fn memory_outside_the_range_is_refused() {
     for mib in [0, 1, 15, 8193, 1 << 20, 1 << 32, 1_u64 << 53] {
-        check_fault(&format!(r#"{{"machine-config":{{"mem_size_mib":{mib}}}}}"#), "machine-config.mem_size_mib");
+        check_fault(
+            &format!(r#"{{"machine-config":{{"mem_size_mib":{mib}}}}}"#),
+            "machine-config.mem_size_mib",
+        );
     }
 }
 
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
-    for key in ["vsock", "balloon", "mmds-config", "cpu-config", "logger", "metrics", "memory-hotplug"] {
+    for key in [
+        "vsock",
+        "balloon",
+        "mmds-config",
+        "cpu-config",
+        "logger",
+        "metrics",
+        "memory-hotplug",
+    ] {
         check_fault(&format!(r#"{{"{key}":{{"a":1}}}}"#), key);
         assert!(prove(&format!(r#"{{"{key}":null}}"#)).is_ok(), "null {key}");
     }
@@ -48,16 +63,29 @@ fn what_is_not_offered_is_refused_by_name() {
 fn ids_must_be_plain_and_unique() {
     let drive = |id: &str| format!(r#"{{"drive_id":"{id}","path_on_host":"p"}}"#);
     for id in ["", "a/b", "..", "%2e", "a b", "é", &"a".repeat(65)] {
-        check_fault(&format!(r#"{{"drives":[{}]}}"#, drive(id)), "drives[0].drive_id");
+        check_fault(
+            &format!(r#"{{"drives":[{}]}}"#, drive(id)),
+            "drives[0].drive_id",
+        );
     }
-    check_fault(&format!(r#"{{"drives":[{},{}]}}"#, drive("a"), drive("a")), "drives[1].drive_id");
+    check_fault(
+        &format!(r#"{{"drives":[{},{}]}}"#, drive("a"), drive("a")),
+        "drives[1].drive_id",
+    );
 }
 
 #[test]
 fn two_root_drives_are_refused_and_one_comes_first() {
-    let root = |id: &str| format!(r#"{{"drive_id":"{id}","path_on_host":"p","is_root_device":true}}"#);
-    check_fault(&format!(r#"{{"drives":[{},{}]}}"#, root("a"), root("b")), "drives[1].is_root_device");
-    let json = format!(r#"{{"drives":[{{"drive_id":"a","path_on_host":"p"}},{}]}}"#, root("b"));
+    let root =
+        |id: &str| format!(r#"{{"drive_id":"{id}","path_on_host":"p","is_root_device":true}}"#);
+    check_fault(
+        &format!(r#"{{"drives":[{},{}]}}"#, root("a"), root("b")),
+        "drives[1].is_root_device",
+    );
+    let json = format!(
+        r#"{{"drives":[{{"drive_id":"a","path_on_host":"p"}},{}]}}"#,
+        root("b")
+    );
     assert_eq!(prove(&json).unwrap().drives()[0].id, "b");
 }
 
@@ -68,23 +96,52 @@ fn interfaces_do_not_share_a_tap_or_an_address() {
     };
     let pair = |a: String, b: String| format!(r#"{{"network-interfaces":[{a},{b}]}}"#);
     let (one, two) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
-    check_fault(&pair(net("a", "t", one), net("b", "t", two)), "network-interfaces[1].host_dev_name");
-    check_fault(&pair(net("a", "t", one), net("b", "u", one)), "network-interfaces[1].guest_mac");
-    for bad in ["+1:02:03:04:05:06", "1:2:3:4:5:6", "02-00-00-00-00-01", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00"] {
-        check_fault(&format!(r#"{{"network-interfaces":[{}]}}"#, net("a", "t", bad)), "network-interfaces[0].guest_mac");
+    check_fault(
+        &pair(net("a", "t", one), net("b", "t", two)),
+        "network-interfaces[1].host_dev_name",
+    );
+    check_fault(
+        &pair(net("a", "t", one), net("b", "u", one)),
+        "network-interfaces[1].guest_mac",
+    );
+    for bad in [
+        "+1:02:03:04:05:06",
+        "1:2:3:4:5:6",
+        "02-00-00-00-00-01",
+        "ff:ff:ff:ff:ff:ff",
+        "01:00:5e:00:00:01",
+        "00:00:00:00:00:00",
+    ] {
+        check_fault(
+            &format!(r#"{{"network-interfaces":[{}]}}"#, net("a", "t", bad)),
+            "network-interfaces[0].guest_mac",
+        );
     }
 }
 
 #[test]
 fn all_faults_are_reported_at_once() {
     let json = r#"{"machine-config":{"vcpu_count":0,"mem_size_mib":0},"vsock":{}}"#;
-    assert_eq!(prove(json).unwrap_err(), ["vsock", "machine-config.vcpu_count", "machine-config.mem_size_mib"]);
+    assert_eq!(
+        prove(json).unwrap_err(),
+        [
+            "vsock",
+            "machine-config.vcpu_count",
+            "machine-config.mem_size_mib"
+        ]
+    );
 }
 
 #[test]
 fn unknown_fields_are_refused() {
-    for json in [r#"{"vcpus":1}"#, r#"{"machine-config":{"vcpus":1}}"#, r#"{"drives":[{"drive_id":"a","path_on_host":"p","x":1}]}"#] {
-        let error = serde_json::from_str::<VmSpec>(json).unwrap_err().to_string();
+    for json in [
+        r#"{"vcpus":1}"#,
+        r#"{"machine-config":{"vcpus":1}}"#,
+        r#"{"drives":[{"drive_id":"a","path_on_host":"p","x":1}]}"#,
+    ] {
+        let error = serde_json::from_str::<VmSpec>(json)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("unknown field"), "{error}");
     }
 }

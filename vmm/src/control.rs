@@ -110,9 +110,17 @@ enum Phase {
 pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlError> {
     let Running { mut machine, vcpus } = running;
     let signals = SignalFd::open().map_err(ControlError::Signals)?;
-    let poller = Poller::new(&machine.receiver, &signals, &machine.devices).map_err(ControlError::Poll)?;
+    let poller =
+        Poller::new(&machine.receiver, &signals, &machine.devices).map_err(ControlError::Poll)?;
     machine.devices.resume();
-    let control = Control { machine, vcpus, plan, phase: Phase::Running, poller, signals };
+    let control = Control {
+        machine,
+        vcpus,
+        plan,
+        phase: Phase::Running,
+        poller,
+        signals,
+    };
     control.run_until_end()
 }
 
@@ -128,7 +136,11 @@ struct Control {
 impl Control {
     fn run_until_end(mut self) -> Result<Ending, ControlError> {
         loop {
-            for token in self.poller.wait(self.timeout()).map_err(ControlError::Poll)? {
+            for token in self
+                .poller
+                .wait(self.timeout())
+                .map_err(ControlError::Poll)?
+            {
                 if let Some(ending) = self.serve(token) {
                     return Ok(ending);
                 }
@@ -136,7 +148,10 @@ impl Control {
             if let Some(ending) = self.kick_again() {
                 return Ok(ending);
             }
-            self.machine.devices.update_watch(&mut self.poller).map_err(ControlError::Poll)?;
+            self.machine
+                .devices
+                .update_watch(&mut self.poller)
+                .map_err(ControlError::Poll)?;
         }
     }
 
@@ -180,8 +195,15 @@ impl Control {
 
     fn serve_device_call(&mut self, device: usize, call: DeviceCall) {
         match call {
-            DeviceCall::Activate { queues, acked_features, reply } => {
-                let taken = self.machine.devices.activate(device, queues, acked_features);
+            DeviceCall::Activate {
+                queues,
+                acked_features,
+                reply,
+            } => {
+                let taken = self
+                    .machine
+                    .devices
+                    .activate(device, queues, acked_features);
                 let _ = reply.send(taken);
             }
             DeviceCall::Reset { reply } => {
@@ -201,7 +223,11 @@ impl Control {
             if signal != libc::SIGUSR1 {
                 return Some(Ending::Signal(u8::try_from(signal).unwrap_or(0)));
             }
-            if self.plan.as_ref().is_some_and(|plan| plan.moment == SaveMoment::Signal) {
+            if self
+                .plan
+                .as_ref()
+                .is_some_and(|plan| plan.moment == SaveMoment::Signal)
+            {
                 self.park_all();
             }
         }
@@ -210,7 +236,9 @@ impl Control {
 
     fn note_stopped(&mut self, reason: StopReason) -> Ending {
         match &self.plan {
-            Some(plan) if !plan.go_on => Ending::SaveFailed(SaveFailure::EndedBefore(describe_stop(&reason))),
+            Some(plan) if !plan.go_on => {
+                Ending::SaveFailed(SaveFailure::EndedBefore(describe_stop(&reason)))
+            }
             _ => Ending::Stopped(reason),
         }
     }
@@ -218,7 +246,10 @@ impl Control {
     fn park_all(&mut self) {
         if matches!(self.phase, Phase::Running) {
             let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_TIMEOUT_MS);
-            self.phase = Phase::Parking { parked: 0, deadline };
+            self.phase = Phase::Parking {
+                parked: 0,
+                deadline,
+            };
             for vcpu in &self.vcpus {
                 vcpu.ask_to_park();
             }
@@ -226,13 +257,16 @@ impl Control {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        matches!(self.phase, Phase::Parking { .. }).then(|| Duration::from_millis(limits::KICK_INTERVAL_MS))
+        matches!(self.phase, Phase::Parking { .. })
+            .then(|| Duration::from_millis(limits::KICK_INTERVAL_MS))
     }
 
     /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
     /// again until the time is over.
     fn kick_again(&mut self) -> Option<Ending> {
-        let Phase::Parking { parked, deadline } = &self.phase else { return None };
+        let Phase::Parking { parked, deadline } = &self.phase else {
+            return None;
+        };
         for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
             if parked & (1 << id) == 0 {
                 vcpu.ask_to_park();
@@ -264,15 +298,23 @@ impl Control {
             Ok(indices) => Arc::new(indices),
             Err(cause) => return self.finish_save(Err(SaveFailure::MsrList(cause))),
         };
-        self.phase = Phase::Capturing { states: self.vcpus.iter().map(|_| None).collect() };
+        self.phase = Phase::Capturing {
+            states: self.vcpus.iter().map(|_| None).collect(),
+        };
         for vcpu in &self.vcpus {
             vcpu.capture(&indices);
         }
         None
     }
 
-    fn note_captured(&mut self, id: VcpuId, state: Result<Box<VcpuStateV1>, VcpuStateError>) -> Option<Ending> {
-        let Phase::Capturing { states } = &mut self.phase else { return None };
+    fn note_captured(
+        &mut self,
+        id: VcpuId,
+        state: Result<Box<VcpuStateV1>, VcpuStateError>,
+    ) -> Option<Ending> {
+        let Phase::Capturing { states } = &mut self.phase else {
+            return None;
+        };
         match state {
             Ok(state) => {
                 if let Some(place) = states.get_mut(usize::from(id)) {
@@ -291,7 +333,9 @@ impl Control {
 
     /// All vCPUs are parked: the devices give their queues back, all is written, and they take them again.
     fn save_now(&mut self, vcpus: &[VcpuStateV1]) -> Result<(), SaveFailure> {
-        let Some(plan) = &self.plan else { return Ok(()) };
+        let Some(plan) = &self.plan else {
+            return Ok(());
+        };
         let devices = self.machine.devices.pause();
         let saved = save(&self.machine, vcpus, &devices, &plan.path);
         self.machine.devices.resume();
@@ -312,7 +356,11 @@ impl Control {
         for vcpu in &self.vcpus {
             vcpu.run();
         }
-        if self.plan.as_ref().is_some_and(|plan| plan.moment == SaveMoment::Ready) {
+        if self
+            .plan
+            .as_ref()
+            .is_some_and(|plan| plan.moment == SaveMoment::Ready)
+        {
             self.plan = None;
         }
         None

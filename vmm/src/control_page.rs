@@ -68,7 +68,10 @@ impl ControlPage {
     pub fn map() -> Result<Self, ControlPageFailure> {
         let bytes = usize::try_from(layout::CONTROL_BYTES).unwrap_or(0);
         let mapping = Mapping::anonymous(bytes).map_err(ControlPageFailure::Map)?;
-        Ok(Self { mapping, clock: Mutex::new(()) })
+        Ok(Self {
+            mapping,
+            clock: Mutex::new(()),
+        })
     }
 
     /// Where it lies, for the memory slot.
@@ -97,7 +100,9 @@ impl ControlPage {
             args: facts.args,
             env: facts.env,
         };
-        Page::new(self.slice()).publish(&data).map_err(ControlPageFailure::Strings)
+        Page::new(self.slice())
+            .publish(&data)
+            .map_err(ControlPageFailure::Strings)
     }
 
     /// Writes the host's wall clock, and the guest's time stamp counter as `vcpu` has it.

@@ -49,18 +49,25 @@ impl ControlThread {
     ///
     /// # Errors
     /// The kernel's, when there are no threads left.
-    pub fn start(kvm_path: PathBuf, finish: impl FnOnce(Result<Ending, ControlError>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        kvm_path: PathBuf,
+        finish: impl FnOnce(Result<Ending, ControlError>) + Send + 'static,
+    ) -> io::Result<Self> {
         let (vm_sender, vm) = channel();
         let (assignment, assignments) = channel::<Assignment>();
         let body = move || {
-            let empty = open_kvm(&kvm_path).and_then(|kvm| NewVm::create(&kvm).map(|vm| EmptyVm { kvm, vm }));
+            let empty = open_kvm(&kvm_path)
+                .and_then(|kvm| NewVm::create(&kvm).map(|vm| EmptyVm { kvm, vm }));
             // A main thread that is gone takes the process with it.
             let _ = vm_sender.send(empty);
             if let Ok(Assignment { running, plan }) = assignments.recv() {
                 finish(control::run(running, plan));
             }
         };
-        thread::Builder::new().name("control".into()).stack_size(STACK_BYTES).spawn(body)?;
+        thread::Builder::new()
+            .name("control".into())
+            .stack_size(STACK_BYTES)
+            .spawn(body)?;
         Ok(Self { vm, assignment })
     }
 

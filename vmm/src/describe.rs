@@ -37,7 +37,10 @@ pub fn describe(path: &Path) -> Result<ImageDescription, OpenImageError> {
             intact: image.is_intact(entry, &mut chunk)?,
         });
     }
-    let metadata = fs::metadata(path).map_err(|cause| OpenImageError::Open { path: path.into(), cause })?;
+    let metadata = fs::metadata(path).map_err(|cause| OpenImageError::Open {
+        path: path.into(),
+        cause,
+    })?;
     Ok(ImageDescription {
         path: path.display().to_string(),
         file_bytes: metadata.size(),
@@ -79,11 +82,15 @@ pub fn add_working_set(path: &Path, ram: &GuestRam) -> Result<(), AddWorkingSetE
     let old = |entry: &&_| is_working_set(entry);
     for entry in image.entries().iter().filter(|entry| !old(entry)) {
         if entry.kind == kind::MEMORY {
-            contents.add(0, &working_set).map_err(AddWorkingSetError::Write)?;
+            contents
+                .add(0, &working_set)
+                .map_err(AddWorkingSetError::Write)?;
         }
         contents.add_copy(entry);
     }
-    write_image(path, contents, Source::Image(&image)).map(|_bytes| ()).map_err(AddWorkingSetError::Write)
+    write_image(path, contents, Source::Image(&image))
+        .map(|_bytes| ())
+        .map_err(AddWorkingSetError::Write)
 }
 
 fn is_working_set(entry: &crate::image::header::SectionEntry) -> bool {

@@ -160,24 +160,51 @@ impl DeviceSet {
     ///
     /// # Errors
     /// [`DeviceSetError`].
-    pub fn create(config: &MachineConfig, vm: &Vm, mem: &Arc<GuestMem>, events: &EventSender) -> Result<Self, DeviceSetError> {
+    pub fn create(
+        config: &MachineConfig,
+        vm: &Vm,
+        mem: &Arc<GuestMem>,
+        events: &EventSender,
+    ) -> Result<Self, DeviceSetError> {
         let mut devices = Vec::new();
         for drive in config.drives() {
             let block = Block::open(&block_options(drive));
-            let block = block.map_err(|cause| DeviceSetError::Disk { id: drive.id.clone(), cause })?;
-            devices.push(Unconnected { id: drive.id.clone(), device: Box::new(block) });
+            let block = block.map_err(|cause| DeviceSetError::Disk {
+                id: drive.id.clone(),
+                cause,
+            })?;
+            devices.push(Unconnected {
+                id: drive.id.clone(),
+                device: Box::new(block),
+            });
         }
         for net in config.nets() {
-            let options = NetOptions { id: net.id.clone(), tap: open_tap(net)?, mac: net.mac, mtu: net.mtu };
-            devices.push(Unconnected { id: net.id.clone(), device: Box::new(Net::new(options)) });
+            let options = NetOptions {
+                id: net.id.clone(),
+                tap: open_tap(net)?,
+                mac: net.mac,
+                mtu: net.mtu,
+            };
+            devices.push(Unconnected {
+                id: net.id.clone(),
+                device: Box::new(Net::new(options)),
+            });
         }
         if config.entropy() {
             let device = Box::new(Entropy::new(ENTROPY_ID.to_owned()));
-            devices.push(Unconnected { id: ENTROPY_ID.to_owned(), device });
+            devices.push(Unconnected {
+                id: ENTROPY_ID.to_owned(),
+                device,
+            });
         }
         let wiring = Wiring { vm, mem, events };
-        let places = devices.into_iter().enumerate().map(|(place, device)| wiring.connect(place, device, None));
-        Ok(Self { places: places.collect::<Result<_, _>>()? })
+        let places = devices
+            .into_iter()
+            .enumerate()
+            .map(|(place, device)| wiring.connect(place, device, None));
+        Ok(Self {
+            places: places.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Opens, restores and connects the devices of a snapshot, with the paths and taps of `config`.
@@ -193,7 +220,10 @@ impl DeviceSet {
     ) -> Result<Self, DeviceSetError> {
         let expected = config.drives().len() + config.nets().len() + usize::from(config.entropy());
         if saved.devices.len() != expected {
-            return Err(DeviceSetError::Count { expected, found: saved.devices.len() });
+            return Err(DeviceSetError::Count {
+                expected,
+                found: saved.devices.len(),
+            });
         }
         let wiring = Wiring { vm, mem, events };
         let mut places = Vec::with_capacity(expected);
@@ -207,26 +237,36 @@ impl DeviceSet {
     /// The register fronts, in order.
     #[must_use]
     pub fn fronts(&self) -> Vec<Arc<Mutex<MmioFront>>> {
-        self.places.iter().map(|place| Arc::clone(&place.front)).collect()
+        self.places
+            .iter()
+            .map(|place| Arc::clone(&place.front))
+            .collect()
     }
 
     /// Kernel arguments by which Linux finds the devices (Documentation/admin-guide/kernel-parameters.txt).
     #[must_use]
     pub fn cmdline(&self) -> Vec<String> {
-        let argument = |place: &Place| format!("virtio_mmio.device=4K@{:#x}:{}", place.address, place.gsi);
+        let argument =
+            |place: &Place| format!("virtio_mmio.device=4K@{:#x}:{}", place.address, place.gsi);
         self.places.iter().map(argument).collect()
     }
 
     /// Doorbells with the device and queue that they belong to.
     pub fn doorbells(&self) -> impl Iterator<Item = (RawFd, usize, usize)> + '_ {
         self.places.iter().enumerate().flat_map(|(device, place)| {
-            place.doorbells.iter().enumerate().map(move |(queue, doorbell)| (doorbell.as_raw_fd(), device, queue))
+            place
+                .doorbells
+                .iter()
+                .enumerate()
+                .map(move |(queue, doorbell)| (doorbell.as_raw_fd(), device, queue))
         })
     }
 
     /// A doorbell has rung.
     pub fn process_queue(&mut self, device: usize, queue: usize) {
-        let Some(place) = self.places.get_mut(device) else { return };
+        let Some(place) = self.places.get_mut(device) else {
+            return;
+        };
         if let Some(doorbell) = place.doorbells.get(queue) {
             let _ = doorbell.read();
         }
@@ -240,7 +280,9 @@ impl DeviceSet {
 
     /// The host has something for a device.
     pub fn process_backend(&mut self, device: usize) {
-        let Some(place) = self.places.get_mut(device) else { return };
+        let Some(place) = self.places.get_mut(device) else {
+            return;
+        };
         if let Err(fault) = place.device.process_backend() {
             place.report(&fault);
         }
@@ -248,7 +290,12 @@ impl DeviceSet {
 
     /// Starts a device at its driver's DRIVER_OK; false when it does not start.
     pub fn activate(&mut self, device: usize, queues: Vec<Queue>, acked_features: u64) -> bool {
-        self.places.get_mut(device).is_some_and(|place| place.activate(ResumePoint { queues, acked_features }))
+        self.places.get_mut(device).is_some_and(|place| {
+            place.activate(ResumePoint {
+                queues,
+                acked_features,
+            })
+        })
     }
 
     /// Stops a device at its driver's reset.
@@ -260,7 +307,10 @@ impl DeviceSet {
 
     /// Stops all devices, all their I/O finished, and says what a snapshot keeps of them. The vCPUs are parked.
     pub fn pause(&mut self) -> SavedDevices {
-        let mut saved = SavedDevices { devices: Vec::with_capacity(self.places.len()), disk_bytes: Vec::new() };
+        let mut saved = SavedDevices {
+            devices: Vec::with_capacity(self.places.len()),
+            disk_bytes: Vec::new(),
+        };
         for place in &mut self.places {
             let front = lock(&place.front);
             let queues = place.device.deactivate();
@@ -272,8 +322,13 @@ impl DeviceSet {
                 saved.disk_bytes.push(block.len_bytes);
             }
             let acked_features = place.acked_features;
-            place.resume = is_active.then_some(ResumePoint { queues, acked_features });
-            saved.devices.push(crate::snapshot::saved::SavedDevice { state, transport });
+            place.resume = is_active.then_some(ResumePoint {
+                queues,
+                acked_features,
+            });
+            saved
+                .devices
+                .push(crate::snapshot::saved::SavedDevice { state, transport });
         }
         saved
     }
@@ -348,21 +403,36 @@ impl Place {
             report::warn(error);
         }
         if self.reports == REPORTS_PER_DEVICE {
-            report::say(&format!("device {}: further failures are only counted", self.id));
+            report::say(&format!(
+                "device {}: further failures are only counted",
+                self.id
+            ));
         }
     }
 }
 
 fn block_options(drive: &DriveConfig) -> BlockOptions {
-    BlockOptions { id: drive.id.clone(), path: drive.path.clone(), read_only: drive.read_only, cache: drive.cache }
+    BlockOptions {
+        id: drive.id.clone(),
+        path: drive.path.clone(),
+        read_only: drive.read_only,
+        cache: drive.cache,
+    }
 }
 
 fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
-    Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap { id: net.id.clone(), cause })
+    Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
+        id: net.id.clone(),
+        cause,
+    })
 }
 
 /// The device at `place` of the configuration, in the state `state`.
-fn restore_device(config: &MachineConfig, place: usize, state: &DeviceState) -> Result<Unconnected, DeviceSetError> {
+fn restore_device(
+    config: &MachineConfig,
+    place: usize,
+    state: &DeviceState,
+) -> Result<Unconnected, DeviceSetError> {
     let (drives, nets) = (config.drives(), config.nets());
     let net_place = place.checked_sub(drives.len());
     let failed = |id: &str| {
@@ -370,20 +440,53 @@ fn restore_device(config: &MachineConfig, place: usize, state: &DeviceState) -> 
         move |cause| DeviceSetError::Restore { id, cause }
     };
     let (id, device): (&str, Box<dyn VirtioDevice>) = if let Some(drive) = drives.get(place) {
-        let DeviceState::Block(state) = state else { return Err(DeviceSetError::Kind { place, id: drive.id.clone() }) };
+        let DeviceState::Block(state) = state else {
+            return Err(DeviceSetError::Kind {
+                place,
+                id: drive.id.clone(),
+            });
+        };
         let disk = Disk::open(&drive.path, drive.read_only);
-        let disk = disk.map_err(|cause| DeviceSetError::Disk { id: drive.id.clone(), cause })?;
-        (&drive.id, Box::new(Block::from_state(drive.id.clone(), state, disk).map_err(failed(&drive.id))?))
+        let disk = disk.map_err(|cause| DeviceSetError::Disk {
+            id: drive.id.clone(),
+            cause,
+        })?;
+        (
+            &drive.id,
+            Box::new(Block::from_state(drive.id.clone(), state, disk).map_err(failed(&drive.id))?),
+        )
     } else if let Some(net) = net_place.and_then(|place| nets.get(place)) {
-        let DeviceState::Net(state) = state else { return Err(DeviceSetError::Kind { place, id: net.id.clone() }) };
-        (&net.id, Box::new(Net::from_state(net.id.clone(), state, open_tap(net)?).map_err(failed(&net.id))?))
+        let DeviceState::Net(state) = state else {
+            return Err(DeviceSetError::Kind {
+                place,
+                id: net.id.clone(),
+            });
+        };
+        (
+            &net.id,
+            Box::new(
+                Net::from_state(net.id.clone(), state, open_tap(net)?).map_err(failed(&net.id))?,
+            ),
+        )
     } else {
         let DeviceState::Entropy(EntropyStateV1 {}) = state else {
-            return Err(DeviceSetError::Kind { place, id: ENTROPY_ID.to_owned() });
+            return Err(DeviceSetError::Kind {
+                place,
+                id: ENTROPY_ID.to_owned(),
+            });
         };
-        (ENTROPY_ID, Box::new(Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {})))
+        (
+            ENTROPY_ID,
+            Box::new(Entropy::from_state(
+                ENTROPY_ID.to_owned(),
+                EntropyStateV1 {},
+            )),
+        )
     };
-    Ok(Unconnected { id: id.to_owned(), device })
+    Ok(Unconnected {
+        id: id.to_owned(),
+        device,
+    })
 }
 
 /// What devices are connected to.
@@ -394,7 +497,12 @@ struct Wiring<'a> {
 }
 
 impl Wiring<'_> {
-    fn connect(&self, place: usize, unconnected: Unconnected, saved: Option<&TransportStateV1>) -> Result<Place, DeviceSetError> {
+    fn connect(
+        &self,
+        place: usize,
+        unconnected: Unconnected,
+        saved: Option<&TransportStateV1>,
+    ) -> Result<Place, DeviceSetError> {
         let Unconnected { id, device } = unconnected;
         let number = u32::try_from(place).unwrap_or(u32::MAX);
         let address = layout::mmio_address(u64::from(number));
@@ -403,16 +511,41 @@ impl Wiring<'_> {
         let irqfd = self.interrupt(gsi)?;
         let interrupt = Interrupt::new(irqfd, Arc::clone(&profile.counters));
         let doorbells = self.doorbells(address, profile.queue_sizes.len())?;
-        let link = Box::new(LoopLink { events: self.events.clone(), device: place });
-        let parts = FrontParts { profile, mem: Arc::clone(self.mem), interrupt: interrupt.clone(), link };
+        let link = Box::new(LoopLink {
+            events: self.events.clone(),
+            device: place,
+        });
+        let parts = FrontParts {
+            profile,
+            mem: Arc::clone(self.mem),
+            interrupt: interrupt.clone(),
+            link,
+        };
         let (front, resume) = match saved {
             None => (MmioFront::new(parts), None),
-            Some(state) => MmioFront::restore(parts, state)
-                .map_err(|cause| DeviceSetError::Transport { id: id.clone(), cause })?,
+            Some(state) => {
+                MmioFront::restore(parts, state).map_err(|cause| DeviceSetError::Transport {
+                    id: id.clone(),
+                    cause,
+                })?
+            }
         };
         let front = Arc::new(Mutex::new(front));
         let mem = Arc::clone(self.mem);
-        Ok(Place { id, device, front, interrupt, mem, doorbells, gsi, address, resume, acked_features: 0, watched: None, reports: 0 })
+        Ok(Place {
+            id,
+            device,
+            front,
+            interrupt,
+            mem,
+            doorbells,
+            gsi,
+            address,
+            resume,
+            acked_features: 0,
+            watched: None,
+            reports: 0,
+        })
     }
 
     fn interrupt(&self, gsi: u32) -> Result<EventFd, DeviceSetError> {
@@ -423,8 +556,12 @@ impl Wiring<'_> {
         (0..u32::try_from(queues).unwrap_or(0))
             .map(|queue| {
                 let doorbell = EventFd::new(EFD_NONBLOCK).map_err(DeviceSetError::EventFd)?;
-                let connected = self.vm.signal_on_write(&doorbell, address + reg::QUEUE_NOTIFY, queue);
-                connected.map(|()| doorbell).map_err(DeviceSetError::Connect)
+                let connected =
+                    self.vm
+                        .signal_on_write(&doorbell, address + reg::QUEUE_NOTIFY, queue);
+                connected
+                    .map(|()| doorbell)
+                    .map_err(DeviceSetError::Connect)
             })
             .collect()
     }
@@ -432,7 +569,8 @@ impl Wiring<'_> {
 
 fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, DeviceSetError> {
     let irqfd = EventFd::new(EFD_NONBLOCK).map_err(DeviceSetError::EventFd)?;
-    vm.interrupt_on_signal(&irqfd, gsi).map_err(DeviceSetError::Connect)?;
+    vm.interrupt_on_signal(&irqfd, gsi)
+        .map_err(DeviceSetError::Connect)?;
     Ok(irqfd)
 }
 
@@ -445,7 +583,9 @@ pub fn make_serial(vm: &Vm, saved: Option<&SerialStateV1>) -> Result<Serial, Dev
     let output = Box::new(StandardStream::Stdout);
     match saved {
         None => Ok(Serial::new(irqfd, output)),
-        Some(state) => Serial::restore(state.clone(), irqfd, output).map_err(DeviceSetError::Serial),
+        Some(state) => {
+            Serial::restore(state.clone(), irqfd, output).map_err(DeviceSetError::Serial)
+        }
     }
 }
 
@@ -459,18 +599,31 @@ struct LoopLink {
 impl DeviceLink for LoopLink {
     fn activate(&self, queues: Vec<Queue>, acked_features: u64) -> Result<(), ActivateRefused> {
         let (reply, answer) = channel();
-        self.events.send(Event::Device(self.device, DeviceCall::Activate { queues, acked_features, reply }));
+        self.events.send(Event::Device(
+            self.device,
+            DeviceCall::Activate {
+                queues,
+                acked_features,
+                reply,
+            },
+        ));
         // No answer: the loop has ended, and the process is about to.
-        if answer.recv().unwrap_or(false) { Ok(()) } else { Err(ActivateRefused) }
+        if answer.recv().unwrap_or(false) {
+            Ok(())
+        } else {
+            Err(ActivateRefused)
+        }
     }
 
     fn reset(&self) {
         let (reply, answer) = channel();
-        self.events.send(Event::Device(self.device, DeviceCall::Reset { reply }));
+        self.events
+            .send(Event::Device(self.device, DeviceCall::Reset { reply }));
         let _ = answer.recv();
     }
 
     fn notify(&self, queue: u32) {
-        self.events.send(Event::Device(self.device, DeviceCall::Notify { queue }));
+        self.events
+            .send(Event::Device(self.device, DeviceCall::Notify { queue }));
     }
 }

@@ -91,8 +91,17 @@ pub struct EventReceiver {
 pub fn event_channel() -> io::Result<(EventSender, EventReceiver)> {
     let (sender, receiver) = channel();
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-    let sender = EventSender { channel: sender, wake: Arc::clone(&wake) };
-    Ok((sender, EventReceiver { channel: receiver, wake }))
+    let sender = EventSender {
+        channel: sender,
+        wake: Arc::clone(&wake),
+    };
+    Ok((
+        sender,
+        EventReceiver {
+            channel: receiver,
+            wake,
+        },
+    ))
 }
 
 impl EventSender {

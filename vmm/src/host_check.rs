@@ -50,9 +50,13 @@ pub fn check(kvm_path: &Path) -> HostReport {
     checks.push(descriptors_check());
     HostReport {
         kvm: kind.to_owned(),
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
         cpu: cpu_model(&cpuinfo),
-        cores: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        cores: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: host_memory_bytes(),
         checks,
     }
@@ -60,17 +64,31 @@ pub fn check(kvm_path: &Path) -> HostReport {
 
 /// Whether the CPU has VMX or SVM; KVM without either runs guests by shadow paging and emulation.
 fn has_hardware(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm")
+    let flags = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("flags"))
+        .unwrap_or_default();
+    flags
+        .split_whitespace()
+        .any(|flag| flag == "vmx" || flag == "svm")
 }
 
 fn cpu_model(cpuinfo: &str) -> String {
-    let line = cpuinfo.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
-    line.split_once(':').map_or_else(String::new, |(_, name)| name.trim().to_owned())
+    let line = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))
+        .unwrap_or_default();
+    line.split_once(':')
+        .map_or_else(String::new, |(_, name)| name.trim().to_owned())
 }
 
 fn ok(name: &str, found: impl Into<String>) -> HostCheck {
-    HostCheck { name: name.into(), verdict: Verdict::Ok, found: found.into(), remedy: String::new() }
+    HostCheck {
+        name: name.into(),
+        verdict: Verdict::Ok,
+        found: found.into(),
+        remedy: String::new(),
+    }
 }
 
 fn kind_check(kind: &str) -> HostCheck {
@@ -91,11 +109,18 @@ fn capability_check(kvm: &Kvm, cap: Cap, what: &str) -> HostCheck {
         return ok(&name, what);
     }
     let found = format!("missing, needed for {what}");
-    HostCheck { name, verdict: Verdict::Failure, found, remedy: "use a newer kernel".into() }
+    HostCheck {
+        name,
+        verdict: Verdict::Failure,
+        found,
+        remedy: "use a newer kernel".into(),
+    }
 }
 
 fn create_check(kvm: &Kvm) -> HostCheck {
-    let made = NewVm::create(kvm).and_then(NewVm::seal).and_then(|vm| vm.create_vcpu(0));
+    let made = NewVm::create(kvm)
+        .and_then(NewVm::seal)
+        .and_then(|vm| vm.create_vcpu(0));
     match made {
         Ok(_) => ok("Creating a VM", "a VM with one vCPU could be made"),
         Err(error) => HostCheck {
@@ -125,8 +150,15 @@ const DESCRIPTORS_MIN: u64 = 256;
 
 fn descriptors_check() -> HostCheck {
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap_or_default();
-    let soft = line.split_whitespace().nth(3).and_then(|word| word.parse::<u64>().ok()).unwrap_or(u64::MAX);
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap_or_default();
+    let soft = line
+        .split_whitespace()
+        .nth(3)
+        .and_then(|word| word.parse::<u64>().ok())
+        .unwrap_or(u64::MAX);
     if soft >= DESCRIPTORS_MIN {
         return ok("Open files", format!("{soft} allowed"));
     }

@@ -46,11 +46,19 @@ pub fn inspect(pid: u32) -> Result<ProcessDescription, InspectError> {
     let memory = sum_mappings(&read("smaps")?);
     let list = |name: &str| {
         let path = PathBuf::from(format!("/proc/{pid}/{name}"));
-        let entries = fs::read_dir(&path).map_err(|cause| InspectError::Read { pid, path, cause })?;
-        Ok(entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
+        let entries =
+            fs::read_dir(&path).map_err(|cause| InspectError::Read { pid, path, cause })?;
+        Ok(entries
+            .flatten()
+            .map(|entry| entry.path())
+            .collect::<Vec<_>>())
     };
-    let threads = list("task")?.into_iter().filter_map(|path| fs::read_to_string(path.join("comm")).ok());
-    let files = list("fd")?.into_iter().filter_map(|path| fs::read_link(path).ok());
+    let threads = list("task")?
+        .into_iter()
+        .filter_map(|path| fs::read_to_string(path.join("comm")).ok());
+    let files = list("fd")?
+        .into_iter()
+        .filter_map(|path| fs::read_link(path).ok());
     Ok(ProcessDescription {
         pid,
         own_pss_kib: memory.own_pss_kib,
@@ -75,7 +83,10 @@ fn sum_mappings(smaps: &str) -> Memory {
     let (mut pss, mut private, mut is_special) = (0, 0, false);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
-        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let (first, second) = (
+            words.next().unwrap_or_default(),
+            words.next().unwrap_or_default(),
+        );
         let kib = || second.parse::<u64>().unwrap_or(0);
         match first {
             "Pss:" => pss = kib(),
@@ -112,13 +123,20 @@ Pss:                  20 kB\nPrivate_Dirty:         4 kB\nVmFlags: rd wr dd \n\
 Pss:                   7 kB\nPrivate_Dirty:         1 kB\nVmFlags: rd ex \n\
 7f0009000000-7f0009003000 rw-s 00000000 00:0e 9 anon_inode:kvm-vcpu:0\n\
 Pss:                   3 kB\nPrivate_Dirty:         0 kB\nVmFlags: rd wr sh dd \n";
-        let expected = Memory { own_pss_kib: 10, guest_pss_kib: 120, guest_private_kib: 94 };
+        let expected = Memory {
+            own_pss_kib: 10,
+            guest_pss_kib: 120,
+            guest_private_kib: 94,
+        };
         assert_eq!(sum_mappings(smaps), expected);
     }
 
     #[test]
     fn a_process_that_is_none_or_another_program_is_refused() {
         assert!(matches!(inspect(u32::MAX), Err(InspectError::Read { .. })));
-        assert!(matches!(inspect(std::process::id()), Err(InspectError::NotAVm { .. })));
+        assert!(matches!(
+            inspect(std::process::id()),
+            Err(InspectError::NotAVm { .. })
+        ));
     }
 }

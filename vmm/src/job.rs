@@ -10,10 +10,10 @@ use lightv_api::exit;
 
 use crate::args::{Origin, RunJob};
 use crate::boot::{BuildError, boot};
-use crate::describe::AddWorkingSetError;
 use crate::config::{ConfigFaults, MachineConfig};
 use crate::control::{ControlError, Ending, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
+use crate::describe::AddWorkingSetError;
 use crate::event::StopReason;
 use crate::image::read::{Image, OpenImageError};
 use crate::kernel::{ReadFileError, read_file};
@@ -47,12 +47,21 @@ enum RunError {
     #[error("Cannot set up signals")]
     Signals(#[source] io::Error),
     #[error("Configuration {path} is refused: {cause}")]
-    Json { path: String, cause: serde_json::Error },
+    Json {
+        path: String,
+        cause: serde_json::Error,
+    },
     #[error("Cannot read configuration {path}")]
-    ReadConfig { path: String, #[source] cause: io::Error },
+    ReadConfig {
+        path: String,
+        #[source]
+        cause: io::Error,
+    },
     #[error("Configuration is refused: {0}")]
     Config(ConfigFaults),
-    #[error("Configuration is refused: boot-source is missing; allowed: an object with kernel_image_path")]
+    #[error(
+        "Configuration is refused: boot-source is missing; allowed: an object with kernel_image_path"
+    )]
     NoBootSource,
     #[error(transparent)]
     ReadFile(ReadFileError),
@@ -77,7 +86,12 @@ enum RunError {
 impl RunError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Json { .. } | Self::ReadConfig { .. } | Self::Config(_) | Self::NoBootSource | Self::ReadFile(_) | Self::Image(_) => exit::BAD_CONFIG,
+            Self::Json { .. }
+            | Self::ReadConfig { .. }
+            | Self::Config(_)
+            | Self::NoBootSource
+            | Self::ReadFile(_)
+            | Self::Image(_) => exit::BAD_CONFIG,
             Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
             Self::Build(_) => exit::HOST_FAILURE,
             Self::WorkingSet(_) => exit::SAVE_FAILED,
@@ -103,12 +117,20 @@ fn build_and_run(job: RunJob, main_ns: u64) -> Result<Infallible, RunError> {
     process::use_one_heap();
     signal::prepare().map_err(RunError::Signals)?;
     sandbox::enter().map_err(RunError::Sandbox)?;
-    let way = if matches!(job.origin, Origin::Restore(_)) { "restore" } else { "boot" };
+    let way = if matches!(job.origin, Origin::Restore(_)) {
+        "restore"
+    } else {
+        "boot"
+    };
     let stamps = Arc::new(Stamps::new(way, main_ns, job.started_at_ns, job.timings));
     stamps.mark("flags read");
     let watched = Arc::new(OnceLock::new());
     let control = start_control(Arc::clone(&watched))?;
-    let builder = Builder { control: &control, stamps: &stamps, keep_files: job.save.is_some() };
+    let builder = Builder {
+        control: &control,
+        stamps: &stamps,
+        keep_files: job.save.is_some(),
+    };
     let machine = match &job.origin {
         Origin::Config(path) => builder.boot_config(path, job.overrides)?,
         Origin::Boot(path) => builder.boot_image(path, job.overrides)?,
@@ -117,10 +139,16 @@ fn build_and_run(job: RunJob, main_ns: u64) -> Result<Infallible, RunError> {
     if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
         let _ = watched.set((path, machine.ram.clone()));
     }
-    let at_ready = job.save.as_ref().is_some_and(|plan| plan.moment == SaveMoment::Ready);
+    let at_ready = job
+        .save
+        .as_ref()
+        .is_some_and(|plan| plan.moment == SaveMoment::Ready);
     machine.bus.set_park_at_ready(at_ready);
     let (running, first) = machine.start().map_err(RunError::Start)?;
-    control.assign(Assignment { running, plan: job.save });
+    control.assign(Assignment {
+        running,
+        plan: job.save,
+    });
     // A proved configuration has at least one vCPU.
     first.map_or(Err(RunError::NoVcpu), |vcpu| vcpu.run())
 }
@@ -130,9 +158,15 @@ type Watched = Arc<OnceLock<(PathBuf, GuestRam)>>;
 
 fn start_control(watched: Watched) -> Result<ControlThread, RunError> {
     let finish = move |ended: Result<Ending, ControlError>| {
-        let recorded = || watched.get().map_or(Ok(()), |(path, ram)| describe::add_working_set(path, ram));
+        let recorded = || {
+            watched
+                .get()
+                .map_or(Ok(()), |(path, ram)| describe::add_working_set(path, ram))
+        };
         let status = match ended.map_err(RunError::Control).and_then(|ending| {
-            recorded().map_err(RunError::WorkingSet).map(|()| exit_status(&ending))
+            recorded()
+                .map_err(RunError::WorkingSet)
+                .map(|()| exit_status(&ending))
         }) {
             Ok(status) => status,
             Err(error) => {
@@ -156,15 +190,31 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
         let mut spec = read_config(path)?;
-        overrides.apply(&mut spec, false).map_err(RunError::Config)?;
+        overrides
+            .apply(&mut spec, false)
+            .map_err(RunError::Config)?;
         let config = prove(spec)?;
         let boot_config = config.boot().cloned().ok_or(RunError::NoBootSource)?;
-        let kernel = read_file("kernel", &boot_config.kernel, limits::KERNEL_BYTES_MAX).map_err(RunError::ReadFile)?;
-        let initrd = boot_config.initrd.as_deref().map(|initrd| read_file("initrd", initrd, limits::INITRD_BYTES_MAX));
+        let kernel = read_file("kernel", &boot_config.kernel, limits::KERNEL_BYTES_MAX)
+            .map_err(RunError::ReadFile)?;
+        let initrd = boot_config
+            .initrd
+            .as_deref()
+            .map(|initrd| read_file("initrd", initrd, limits::INITRD_BYTES_MAX));
         let initrd = initrd.transpose().map_err(RunError::ReadFile)?;
         self.stamps.step(Step::ImageLoad);
-        let files = BootFiles { kernel: Some(kernel), initrd };
-        let machine = boot(config, &boot_config, files, self.control, Arc::clone(self.stamps)).map_err(RunError::Build)?;
+        let files = BootFiles {
+            kernel: Some(kernel),
+            initrd,
+        };
+        let machine = boot(
+            config,
+            &boot_config,
+            files,
+            self.control,
+            Arc::clone(self.stamps),
+        )
+        .map_err(RunError::Build)?;
         Ok(self.keep_or_drop_files(machine))
     }
 
@@ -172,13 +222,24 @@ impl Builder<'_> {
         let mut image = Image::open(path).map_err(RunError::Image)?;
         let mut spec = image.take_manifest().map_err(RunError::Image)?.config;
         let files = take_boot_files(&mut image).map_err(RunError::Image)?;
-        overrides.apply(&mut spec, false).map_err(RunError::Config)?;
+        overrides
+            .apply(&mut spec, false)
+            .map_err(RunError::Config)?;
         let config = prove(spec)?;
         let boot_config = config.boot().cloned().filter(|_| files.kernel.is_some());
-        let missing = || RunError::Image(image.missing("kernel", 0, "it can only be restored; leave --cold out"));
+        let missing = || {
+            RunError::Image(image.missing("kernel", 0, "it can only be restored; leave --cold out"))
+        };
         let boot_config = boot_config.ok_or_else(missing)?;
         self.stamps.step(Step::ImageLoad);
-        let machine = boot(config, &boot_config, files, self.control, Arc::clone(self.stamps)).map_err(RunError::Build)?;
+        let machine = boot(
+            config,
+            &boot_config,
+            files,
+            self.control,
+            Arc::clone(self.stamps),
+        )
+        .map_err(RunError::Build)?;
         Ok(self.keep_or_drop_files(machine))
     }
 
@@ -190,11 +251,24 @@ impl Builder<'_> {
         overrides.apply(&mut spec, true).map_err(RunError::Config)?;
         let config = prove(spec)?;
         if config.ram_bytes() != saved.manifest.ram_bytes {
-            return Err(RunError::Image(image.contents_error("manifest[0]", "contradicts itself about RAM")));
+            return Err(RunError::Image(
+                image.contents_error("manifest[0]", "contradicts itself about RAM"),
+            ));
         }
-        let files = if self.keep_files { take_boot_files(&mut image).map_err(RunError::Image)? } else { BootFiles::default() };
+        let files = if self.keep_files {
+            take_boot_files(&mut image).map_err(RunError::Image)?
+        } else {
+            BootFiles::default()
+        };
         self.stamps.step(Step::ImageLoad);
-        let mut machine = restore(config, &saved, &image, self.control, Arc::clone(self.stamps)).map_err(RunError::Build)?;
+        let mut machine = restore(
+            config,
+            &saved,
+            &image,
+            self.control,
+            Arc::clone(self.stamps),
+        )
+        .map_err(RunError::Build)?;
         machine.boot_files = files;
         Ok(machine)
     }
@@ -216,15 +290,22 @@ fn read_config(path: &Path) -> Result<VmSpec, RunError> {
     let name = path.display().to_string();
     let bytes = if path == Path::new("-") {
         let mut bytes = Vec::new();
-        let read = io::stdin().lock().take(limits::CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes);
-        read.map_err(|cause| RunError::ReadConfig { path: name.clone(), cause })?;
+        let read = io::stdin()
+            .lock()
+            .take(limits::CONFIG_FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes);
+        read.map_err(|cause| RunError::ReadConfig {
+            path: name.clone(),
+            cause,
+        })?;
         if bytes.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
             let cause = io::Error::from_raw_os_error(libc::EFBIG);
             return Err(RunError::ReadConfig { path: name, cause });
         }
         bytes
     } else {
-        read_file("configuration", path, limits::CONFIG_FILE_BYTES_MAX).map_err(RunError::ReadFile)?
+        read_file("configuration", path, limits::CONFIG_FILE_BYTES_MAX)
+            .map_err(RunError::ReadFile)?
     };
     serde_json::from_slice(&bytes).map_err(|cause| RunError::Json { path: name, cause })
 }
@@ -280,7 +361,9 @@ pub fn inspect_pid(pid: u32) -> u8 {
 }
 
 fn print_json(value: &impl serde::Serialize) -> u8 {
-    let Ok(mut text) = serde_json::to_string_pretty(value) else { return exit::FAILURE };
+    let Ok(mut text) = serde_json::to_string_pretty(value) else {
+        return exit::FAILURE;
+    };
     text.push('\n');
     match StandardStream::Stdout.write_all(text.as_bytes()) {
         Ok(()) => exit::OK,

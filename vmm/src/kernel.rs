@@ -56,20 +56,42 @@ pub enum ReadFileError {
 ///
 /// # Errors
 /// [`ReadFileError`].
-pub fn read_file(what: &'static str, path: &Path, bytes_max: u64) -> Result<Vec<u8>, ReadFileError> {
-    let failed = |cause| ReadFileError::Io { what, path: path.into(), cause };
+pub fn read_file(
+    what: &'static str,
+    path: &Path,
+    bytes_max: u64,
+) -> Result<Vec<u8>, ReadFileError> {
+    let failed = |cause| ReadFileError::Io {
+        what,
+        path: path.into(),
+        cause,
+    };
     let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let file = options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
-        return Err(ReadFileError::NotAFile { what, path: path.into() });
+        return Err(ReadFileError::NotAFile {
+            what,
+            path: path.into(),
+        });
     }
-    let length = |bytes| ReadFileError::Length { what, path: path.into(), bytes, bytes_max };
+    let length = |bytes| ReadFileError::Length {
+        what,
+        path: path.into(),
+        bytes,
+        bytes_max,
+    };
     if metadata.size() == 0 || metadata.size() > bytes_max {
         return Err(length(metadata.size()));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.size()).unwrap_or(0));
-    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(bytes_max + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.is_empty() || bytes.len() as u64 > bytes_max {
         return Err(length(bytes.len() as u64));
     }
@@ -106,7 +128,9 @@ pub enum LoadKernelError {
         protocol: &'static str,
     },
     /// The initial RAM disk has no room.
-    #[error("The initrd of {initrd_bytes} bytes does not fit into {ram_mib} MiB of RAM beside the kernel, which ends at {kernel_end:#x}; give more memory (machine-config.mem_size_mib) or a smaller initrd")]
+    #[error(
+        "The initrd of {initrd_bytes} bytes does not fit into {ram_mib} MiB of RAM beside the kernel, which ends at {kernel_end:#x}; give more memory (machine-config.mem_size_mib) or a smaller initrd"
+    )]
     InitrdTooLarge {
         /// Length of the initial RAM disk.
         initrd_bytes: u64,
@@ -154,8 +178,14 @@ fn format_of(bytes: &[u8]) -> Result<Format, &'static str> {
         };
     }
     if bytes.get(HDRS_AT..HDRS_AT + 4) == Some(b"HdrS".as_slice()) {
-        let is_64 = bytes.get(XLOADFLAGS_AT).is_some_and(|flags| flags & XLF_KERNEL_64 != 0);
-        return if is_64 { Ok(Format::BzImage) } else { Err("a bzImage without a 64-bit entry") };
+        let is_64 = bytes
+            .get(XLOADFLAGS_AT)
+            .is_some_and(|flags| flags & XLF_KERNEL_64 != 0);
+        return if is_64 {
+            Ok(Format::BzImage)
+        } else {
+            Err("a bzImage without a 64-bit entry")
+        };
     }
     Err(match bytes {
         [0x1f, 0x8b, ..] => "a gzip file (unpack it with gunzip)",
@@ -170,10 +200,25 @@ fn format_of(bytes: &[u8]) -> Result<Format, &'static str> {
 ///
 /// # Errors
 /// [`LoadKernelError`].
-pub fn load(mem: &GuestMem, bytes: &[u8], path: &Path, protocol: BootProtocol) -> Result<LoadedKernel, LoadKernelError> {
-    let format = format_of(bytes).map_err(|found| LoadKernelError::Format { path: path.into(), found })?;
-    let damaged = |reason: String| LoadKernelError::Load { path: path.into(), ram_mib: ram_mib(mem), reason };
-    let no_entry = |protocol| LoadKernelError::NoEntry { path: path.into(), protocol };
+pub fn load(
+    mem: &GuestMem,
+    bytes: &[u8],
+    path: &Path,
+    protocol: BootProtocol,
+) -> Result<LoadedKernel, LoadKernelError> {
+    let format = format_of(bytes).map_err(|found| LoadKernelError::Format {
+        path: path.into(),
+        found,
+    })?;
+    let damaged = |reason: String| LoadKernelError::Load {
+        path: path.into(),
+        ram_mib: ram_mib(mem),
+        reason,
+    };
+    let no_entry = |protocol| LoadKernelError::NoEntry {
+        path: path.into(),
+        protocol,
+    };
     let start = Some(GuestAddress(layout::HIGH_MEMORY_START));
     let mut image = Cursor::new(bytes);
     let loaded = match format {
@@ -187,28 +232,53 @@ pub fn load(mem: &GuestMem, bytes: &[u8], path: &Path, protocol: BootProtocol) -
             let entry = loaded.kernel_load.checked_add(ENTRY_64_OFFSET);
             Entry::Linux64(entry.ok_or_else(|| damaged("its load address is beyond 2^64".into()))?)
         }
-        (Format::Elf, PvhBootCapability::PvhEntryPresent(entry), BootProtocol::Auto | BootProtocol::Pvh) => Entry::Pvh(entry),
+        (
+            Format::Elf,
+            PvhBootCapability::PvhEntryPresent(entry),
+            BootProtocol::Auto | BootProtocol::Pvh,
+        ) => Entry::Pvh(entry),
         (Format::Elf, _, BootProtocol::Pvh) => return Err(no_entry("PVH")),
         (Format::Elf, ..) => Entry::Linux64(loaded.kernel_load),
     };
     let (Entry::Linux64(address) | Entry::Pvh(address)) = entry;
     if !mem.address_in_range(address) {
-        return Err(damaged(format!("its entry {:#x} lies outside RAM", address.raw_value())));
+        return Err(damaged(format!(
+            "its entry {:#x} lies outside RAM",
+            address.raw_value()
+        )));
     }
-    Ok(LoadedKernel { entry, end: loaded.kernel_end, setup_header: loaded.setup_header })
+    Ok(LoadedKernel {
+        entry,
+        end: loaded.kernel_end,
+        setup_header: loaded.setup_header,
+    })
 }
 
 /// Puts the initial RAM disk at the top of low RAM, on a page, above the kernel.
 ///
 /// # Errors
 /// [`LoadKernelError::InitrdTooLarge`].
-pub fn load_initrd(mem: &GuestMem, bytes: &[u8], kernel_end: u64, ram_bytes: u64) -> Result<(u64, u64), LoadKernelError> {
+pub fn load_initrd(
+    mem: &GuestMem,
+    bytes: &[u8],
+    kernel_end: u64,
+    ram_bytes: u64,
+) -> Result<(u64, u64), LoadKernelError> {
     let (low_end, _) = layout::ram_ranges(ram_bytes);
     let length = bytes.len() as u64;
-    let too_large = || LoadKernelError::InitrdTooLarge { initrd_bytes: length, ram_mib: ram_mib(mem), kernel_end };
-    let address = low_end.checked_sub(length).map(|start| start & !(PAGE_BYTES as u64 - 1));
-    let address = address.filter(|start| *start >= kernel_end.max(layout::HIGH_MEMORY_START)).ok_or_else(too_large)?;
-    mem.write_slice(bytes, GuestAddress(address)).map_err(|_| too_large())?;
+    let too_large = || LoadKernelError::InitrdTooLarge {
+        initrd_bytes: length,
+        ram_mib: ram_mib(mem),
+        kernel_end,
+    };
+    let address = low_end
+        .checked_sub(length)
+        .map(|start| start & !(PAGE_BYTES as u64 - 1));
+    let address = address
+        .filter(|start| *start >= kernel_end.max(layout::HIGH_MEMORY_START))
+        .ok_or_else(too_large)?;
+    mem.write_slice(bytes, GuestAddress(address))
+        .map_err(|_| too_large())?;
     Ok((address, length))
 }
 

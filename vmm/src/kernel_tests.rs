@@ -54,7 +54,14 @@ fn other_formats_are_refused_by_name() {
 #[test]
 fn a_kernel_that_is_cut_off_or_reaches_out_of_ram_is_refused() {
     let whole = elf(0x10_0000, 0x10_0000, 16);
-    for bytes in [&whole[..64], &whole[..0x78], &whole[..0x80], &elf(0x10_0000, 0xffff_f000, 16), &elf(0x10_0000, u64::MAX - 4, 16), &elf(0x4000_0000, 0x10_0000, 16)] {
+    for bytes in [
+        &whole[..64],
+        &whole[..0x78],
+        &whole[..0x80],
+        &elf(0x10_0000, 0xffff_f000, 16),
+        &elf(0x10_0000, u64::MAX - 4, 16),
+        &elf(0x4000_0000, 0x10_0000, 16),
+    ] {
         assert!(load_bytes(bytes).is_err(), "{} bytes", bytes.len());
     }
 }
@@ -65,12 +72,19 @@ fn an_initrd_lies_on_a_page_above_the_kernel_or_is_refused() {
     let ram = GuestRam::allocate(ram_bytes).unwrap();
     let kernel_end = 0x20_0001;
     for length in [1, 4095, 4096, 4097, (14 << 20) - 4096] {
-        let (address, bytes) = load_initrd(ram.mem(), &vec![1; length], kernel_end, ram_bytes).unwrap();
+        let (address, bytes) =
+            load_initrd(ram.mem(), &vec![1; length], kernel_end, ram_bytes).unwrap();
         assert_eq!((address % 4096, bytes), (0, length as u64));
-        assert!(address >= kernel_end && address + bytes <= ram_bytes, "{length}");
+        assert!(
+            address >= kernel_end && address + bytes <= ram_bytes,
+            "{length}"
+        );
     }
     for length in [14 << 20, 16 << 20, 17 << 20] {
-        assert!(load_initrd(ram.mem(), &vec![1; length], kernel_end, ram_bytes).is_err(), "{length}");
+        assert!(
+            load_initrd(ram.mem(), &vec![1; length], kernel_end, ram_bytes).is_err(),
+            "{length}"
+        );
     }
 }
 
@@ -78,13 +92,25 @@ fn an_initrd_lies_on_a_page_above_the_kernel_or_is_refused() {
 fn directories_fifos_and_empty_files_are_refused_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let fifo = directory.path().join("fifo");
-    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(&fifo)
+        .status()
+        .unwrap();
     assert!(made.success());
     let empty = directory.path().join("empty");
     std::fs::write(&empty, b"").unwrap();
-    assert!(matches!(read_file("kernel", directory.path(), 10), Err(ReadFileError::NotAFile { .. })));
-    assert!(matches!(read_file("kernel", &fifo, 10), Err(ReadFileError::NotAFile { .. })));
-    assert!(matches!(read_file("kernel", &empty, 10), Err(ReadFileError::Length { .. })));
+    assert!(matches!(
+        read_file("kernel", directory.path(), 10),
+        Err(ReadFileError::NotAFile { .. })
+    ));
+    assert!(matches!(
+        read_file("kernel", &fifo, 10),
+        Err(ReadFileError::NotAFile { .. })
+    ));
+    assert!(matches!(
+        read_file("kernel", &empty, 10),
+        Err(ReadFileError::Length { .. })
+    ));
     let missing = read_file("kernel", &directory.path().join("x"), 10);
     assert!(matches!(missing, Err(ReadFileError::Io { .. })));
 }

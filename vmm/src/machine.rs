@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::arch::VcpuId;
 use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
 use crate::device_set::DeviceSet;
-use crate::arch::VcpuId;
 use crate::event::{EventReceiver, EventSender};
 use crate::memory::GuestRam;
 use crate::stamps::Stamps;
@@ -99,6 +99,12 @@ impl Machine {
                 vcpu.spawn().map_err(|cause| StartError { id, cause })?;
             }
         }
-        Ok((Running { machine: self, vcpus: handles }, first))
+        Ok((
+            Running {
+                machine: self,
+                vcpus: handles,
+            },
+            first,
+        ))
     }
 }

@@ -12,7 +12,7 @@ fn main() {
     let main_ns = job::now_ns();
     let status = match Cli::try_parse() {
         Ok(cli) => match cli.into_job() {
-            Some(Job::Run(run)) => job::run(run, main_ns),
+            Some(Job::Run(run)) => job::run(*run, main_ns),
             Some(Job::Describe(path)) => job::describe(&path),
             Some(Job::CheckHost) => job::check_host(),
             Some(Job::InspectPid(pid)) => job::inspect_pid(pid),

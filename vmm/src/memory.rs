@@ -80,8 +80,12 @@ impl GuestRam {
                 continue;
             }
             let length = usize::try_from(part_bytes).map_err(|_| RamError::Layout { bytes })?;
-            let mapping = Mapping::anonymous(length).map_err(|cause| RamError::Map { bytes, cause })?;
-            parts.push(RamPart { base: GuestAddress(base), mapping });
+            let mapping =
+                Mapping::anonymous(length).map_err(|cause| RamError::Map { bytes, cause })?;
+            parts.push(RamPart {
+                base: GuestAddress(base),
+                mapping,
+            });
         }
         let regions = parts
             .iter()
@@ -89,7 +93,11 @@ impl GuestRam {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|cause| RamError::Map { bytes, cause })?;
         let mem = GuestMemoryMmap::from_regions(regions).map_err(|_| RamError::Layout { bytes })?;
-        Ok(Self { parts, mem: Arc::new(mem), overlays: Vec::new() })
+        Ok(Self {
+            parts,
+            mem: Arc::new(mem),
+            overlays: Vec::new(),
+        })
     }
 
     /// Lays a private view of `run` in `file` over RAM. To be done before the guest can run.
@@ -100,7 +108,10 @@ impl GuestRam {
         let (part, offset, bytes) = self.locate(run)?;
         part.mapping
             .overlay_file(offset, bytes, file, run.file_offset)
-            .map_err(|cause| RamError::Map { bytes: run.bytes, cause })?;
+            .map_err(|cause| RamError::Map {
+                bytes: run.bytes,
+                cause,
+            })?;
         self.overlays.push(run);
         Ok(())
     }
@@ -123,18 +134,31 @@ impl GuestRam {
     /// # Errors
     /// [`RamError`]; nothing is lost then.
     pub fn populate_for_write(&self, address: u64, bytes: u64) -> Result<(), RamError> {
-        let run = RamRun { address, bytes, file_offset: 0 };
+        let run = RamRun {
+            address,
+            bytes,
+            file_offset: 0,
+        };
         let (part, offset, length) = self.locate(run)?;
-        part.mapping.populate_for_write(offset, length).map_err(|cause| RamError::Map { bytes, cause })
+        part.mapping
+            .populate_for_write(offset, length)
+            .map_err(|cause| RamError::Map { bytes, cause })
     }
 
     fn locate(&self, run: RamRun) -> Result<(&RamPart, usize, usize), RamError> {
         let outside = || RamError::RunOutside { run };
         let bytes = usize::try_from(run.bytes).map_err(|_| outside())?;
         for part in &self.parts {
-            let Some(offset) = run.address.checked_sub(part.base.0) else { continue };
-            let Ok(offset) = usize::try_from(offset) else { continue };
-            if offset.checked_add(bytes).is_some_and(|end| end <= part.mapping.bytes()) {
+            let Some(offset) = run.address.checked_sub(part.base.0) else {
+                continue;
+            };
+            let Ok(offset) = usize::try_from(offset) else {
+                continue;
+            };
+            if offset
+                .checked_add(bytes)
+                .is_some_and(|end| end <= part.mapping.bytes())
+            {
                 return Ok((part, offset, bytes));
             }
         }
@@ -168,7 +192,10 @@ mod tests {
             (u64::MAX - 4095, 4096),
         ] {
             let found = ram.populate_for_write(address, bytes);
-            assert!(matches!(found, Err(RamError::RunOutside { .. })), "{address:#x}: {found:?}");
+            assert!(
+                matches!(found, Err(RamError::RunOutside { .. })),
+                "{address:#x}: {found:?}"
+            );
         }
         assert!(ram.populate_for_write(layout::HOLE_END, 4096).is_ok());
     }

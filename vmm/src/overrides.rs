@@ -36,13 +36,25 @@ impl Overrides {
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
                 Some(drive) => drive.path_on_host = path,
-                None => faults.push(unknown("--disk", &id, spec.drives.iter().map(|drive| &drive.drive_id))),
+                None => faults.push(unknown(
+                    "--disk",
+                    &id,
+                    spec.drives.iter().map(|drive| &drive.drive_id),
+                )),
             }
         }
         for (id, tap) in self.nets {
-            match spec.network_interfaces.iter_mut().find(|net| net.iface_id == id) {
+            match spec
+                .network_interfaces
+                .iter_mut()
+                .find(|net| net.iface_id == id)
+            {
                 Some(net) => net.host_dev_name = tap,
-                None => faults.push(unknown("--net", &id, spec.network_interfaces.iter().map(|net| &net.iface_id))),
+                None => faults.push(unknown(
+                    "--net",
+                    &id,
+                    spec.network_interfaces.iter().map(|net| &net.iface_id),
+                )),
             }
         }
         if is_restore {
@@ -50,10 +62,14 @@ impl Overrides {
             faults.extend(self.vcpus.map(|count| fixed("--vcpus", count)));
             faults.extend(self.append.as_ref().map(|text| fixed("--append", text)));
         } else {
-            spec.machine_config.mem_size_mib = self.memory_mib.unwrap_or(spec.machine_config.mem_size_mib);
+            spec.machine_config.mem_size_mib =
+                self.memory_mib.unwrap_or(spec.machine_config.mem_size_mib);
             spec.machine_config.vcpu_count = self.vcpus.unwrap_or(spec.machine_config.vcpu_count);
             if let (Some(text), Some(boot)) = (&self.append, &mut spec.boot_source) {
-                let args = boot.boot_args.clone().unwrap_or_else(|| lightv_api::config::DEFAULT_BOOT_ARGS.into());
+                let args = boot
+                    .boot_args
+                    .clone()
+                    .unwrap_or_else(|| lightv_api::config::DEFAULT_BOOT_ARGS.into());
                 boot.boot_args = Some(cmdline::append(&args, text));
             }
         }
@@ -64,21 +80,35 @@ impl Overrides {
                 run.args = args;
             }
         }
-        if faults.is_empty() { Ok(()) } else { Err(ConfigFaults(faults)) }
+        if faults.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigFaults(faults))
+        }
     }
 }
 
 fn unknown<'a>(field: &str, id: &str, known: impl Iterator<Item = &'a String>) -> ConfigFault {
     let known: Vec<&str> = known.map(String::as_str).collect();
-    let allowed = if known.is_empty() { "nothing: the machine has none".to_owned() } else { known.join(", ") };
-    ConfigFault { field: field.to_owned(), found: format!("for `{id}`"), allowed }
+    let allowed = if known.is_empty() {
+        "nothing: the machine has none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    ConfigFault {
+        field: field.to_owned(),
+        found: format!("for `{id}`"),
+        allowed,
+    }
 }
 
 fn fixed(field: &str, value: impl std::fmt::Display) -> ConfigFault {
     ConfigFault {
         field: field.to_owned(),
         found: value.to_string(),
-        allowed: "nothing for a restore, which goes on as the machine was saved; use --cold to boot anew".to_owned(),
+        allowed:
+            "nothing for a restore, which goes on as the machine was saved; use --cold to boot anew"
+                .to_owned(),
     }
 }
 
@@ -111,21 +141,38 @@ mod tests {
         assert_eq!(changed.network_interfaces[0].host_dev_name, "tap9");
         let run = changed.run.unwrap();
         assert!(run.args.is_empty());
-        assert_eq!(run.env.into_iter().map(|(k, v)| k + &v).collect::<Vec<_>>(), ["A1", "B3", "C4"]);
+        assert_eq!(
+            run.env.into_iter().map(|(k, v)| k + &v).collect::<Vec<_>>(),
+            ["A1", "B3", "C4"]
+        );
     }
 
     #[test]
     fn unknown_ids_are_refused_with_those_that_exist() {
-        let overrides = Overrides { disks: vec![("data".into(), "p".into())], ..Overrides::default() };
+        let overrides = Overrides {
+            disks: vec![("data".into(), "p".into())],
+            ..Overrides::default()
+        };
         let text = overrides.apply(&mut spec(), true).unwrap_err().to_string();
         assert!(text.contains("`data`") && text.contains("root"), "{text}");
     }
 
     #[test]
     fn a_restore_keeps_memory_and_a_boot_does_not() {
-        let overrides = Overrides { memory_mib: Some(64), append: Some("c".into()), ..Overrides::default() };
-        let text = overrides.clone().apply(&mut spec(), true).unwrap_err().to_string();
-        assert!(text.contains("--memory is 64") && text.contains("--cold"), "{text}");
+        let overrides = Overrides {
+            memory_mib: Some(64),
+            append: Some("c".into()),
+            ..Overrides::default()
+        };
+        let text = overrides
+            .clone()
+            .apply(&mut spec(), true)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("--memory is 64") && text.contains("--cold"),
+            "{text}"
+        );
         let mut changed = spec();
         overrides.apply(&mut changed, false).unwrap();
         assert_eq!(changed.machine_config.mem_size_mib, 64);

@@ -41,7 +41,9 @@ impl Token {
         match self {
             Self::Events => 0,
             Self::Signals => 1 << KIND_SHIFT,
-            Self::Queue { device, queue } => (2 << KIND_SHIFT) | ((device as u64) << DEVICE_SHIFT) | queue as u64,
+            Self::Queue { device, queue } => {
+                (2 << KIND_SHIFT) | ((device as u64) << DEVICE_SHIFT) | queue as u64
+            }
             Self::Backend { device } => (3 << KIND_SHIFT) | ((device as u64) << DEVICE_SHIFT),
         }
     }
@@ -84,8 +86,15 @@ impl Poller {
     ///
     /// # Errors
     /// [`PollError`].
-    pub fn new(events: &EventReceiver, signals: &SignalFd, devices: &DeviceSet) -> Result<Self, PollError> {
-        let epoll = Epoll::new().map_err(|cause| PollError { what: "be opened", cause })?;
+    pub fn new(
+        events: &EventReceiver,
+        signals: &SignalFd,
+        devices: &DeviceSet,
+    ) -> Result<Self, PollError> {
+        let epoll = Epoll::new().map_err(|cause| PollError {
+            what: "be opened",
+            cause,
+        })?;
         let poller = Self { epoll };
         poller.watch(events.wake_fd().as_raw_fd(), Token::Events)?;
         poller.watch(signals.as_raw_fd(), Token::Signals)?;
@@ -101,7 +110,12 @@ impl Poller {
     /// [`PollError`].
     pub fn watch(&self, fd: RawFd, token: Token) -> Result<(), PollError> {
         let event = EpollEvent::new(EventSet::IN, token.encode());
-        self.epoll.ctl(ControlOperation::Add, fd, event).map_err(|cause| PollError { what: "watch a descriptor", cause })
+        self.epoll
+            .ctl(ControlOperation::Add, fd, event)
+            .map_err(|cause| PollError {
+                what: "watch a descriptor",
+                cause,
+            })
     }
 
     /// Watches `fd` no more.
@@ -110,7 +124,12 @@ impl Poller {
     /// [`PollError`].
     pub fn unwatch(&self, fd: RawFd) -> Result<(), PollError> {
         let event = EpollEvent::default();
-        self.epoll.ctl(ControlOperation::Delete, fd, event).map_err(|cause| PollError { what: "leave a descriptor", cause })
+        self.epoll
+            .ctl(ControlOperation::Delete, fd, event)
+            .map_err(|cause| PollError {
+                what: "leave a descriptor",
+                cause,
+            })
     }
 
     /// Waits until something happens, or `timeout` is over.
@@ -118,12 +137,21 @@ impl Poller {
     /// # Errors
     /// [`PollError`].
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Vec<Token>, PollError> {
-        let timeout_ms = timeout.map_or(-1, |timeout| i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX));
+        let timeout_ms = timeout.map_or(-1, |timeout| {
+            i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
+        });
         let mut events = [EpollEvent::default(); EVENTS];
         match self.epoll.wait(timeout_ms, &mut events) {
-            Ok(count) => Ok(events.iter().take(count).filter_map(|event| Token::decode(event.data())).collect()),
+            Ok(count) => Ok(events
+                .iter()
+                .take(count)
+                .filter_map(|event| Token::decode(event.data()))
+                .collect()),
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => Ok(Vec::new()),
-            Err(cause) => Err(PollError { what: "wait", cause }),
+            Err(cause) => Err(PollError {
+                what: "wait",
+                cause,
+            }),
         }
     }
 }

@@ -33,32 +33,61 @@ pub fn restore(
     control: &ControlThread,
     stamps: Arc<Stamps>,
 ) -> Result<Machine, BuildError> {
-    let EmptyVm { kvm, vm: mut new_vm } = control.take_vm().map_err(BuildError::Vm)?;
+    let EmptyVm {
+        kvm,
+        vm: mut new_vm,
+    } = control.take_vm().map_err(BuildError::Vm)?;
     stamps.mark("vm");
     let ram = map_ram(saved, image).map_err(BuildError::Ram)?;
     let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
     stamps.mark("memory mapped");
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
-    new_vm.add_control_page(control_page.mapping()).map_err(BuildError::Vm)?;
+    new_vm
+        .add_control_page(control_page.mapping())
+        .map_err(BuildError::Vm)?;
     stamps.mark("memory slots");
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
-    let vcpus = (0..config.vcpus()).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>();
+    let vcpus = (0..config.vcpus())
+        .map(|index| vm.create_vcpu(index))
+        .collect::<Result<Vec<_>, _>>();
     let vcpus = vcpus.map_err(BuildError::Vm)?;
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     apply_state(&vm, &vcpus, saved)?;
     stamps.mark("vcpu state");
-    let devices = DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    let devices =
+        DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
     let serial = make_serial(&vm, Some(&saved.serial)).map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
     let clock = guest_clock(saved.vcpus.first());
-    control_page.tell(run_facts(&config, restores, clock)).map_err(BuildError::ControlPage)?;
-    let bus = Arc::new(Bus::new(devices.fronts(), serial, Arc::clone(ram.mem()), Arc::clone(&stamps)));
+    control_page
+        .tell(run_facts(&config, restores, clock))
+        .map_err(BuildError::ControlPage)?;
+    let bus = Arc::new(Bus::new(
+        devices.fronts(),
+        serial,
+        Arc::clone(ram.mem()),
+        Arc::clone(&stamps),
+    ));
     stamps.step(Step::Resources);
     let boot_files = BootFiles::default();
-    Ok(Machine { config, kvm, vm, ram, control_page, devices, bus, vcpus, sender, receiver, restores, boot_files, stamps })
+    Ok(Machine {
+        config,
+        kvm,
+        vm,
+        ram,
+        control_page,
+        devices,
+        bus,
+        vcpus,
+        sender,
+        receiver,
+        restores,
+        boot_files,
+        stamps,
+    })
 }
 
 /// Views of the image over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
@@ -87,6 +116,15 @@ fn apply_state(vm: &Vm, vcpus: &[VcpuFd], saved: &SavedMachine) -> Result<(), Bu
 
 /// The guest's time stamp counter has just been set to what was saved.
 fn guest_clock(first: Option<&VcpuStateV1>) -> GuestClock {
-    let tsc = |state: &VcpuStateV1| state.msrs.iter().find(|(index, _)| *index == msr::TSC).map_or(0, |(_, value)| *value);
-    GuestClock { khz: first.map_or(0, |state| state.tsc_khz), value: first.map_or(0, tsc) }
+    let tsc = |state: &VcpuStateV1| {
+        state
+            .msrs
+            .iter()
+            .find(|(index, _)| *index == msr::TSC)
+            .map_or(0, |(_, value)| *value)
+    };
+    GuestClock {
+        khz: first.map_or(0, |state| state.tsc_khz),
+        value: first.map_or(0, tsc),
+    }
 }

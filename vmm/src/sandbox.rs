@@ -21,6 +21,7 @@ pub struct SandboxError {
 /// [`SandboxError`].
 pub fn enter() -> Result<(), SandboxError> {
     let failed = |what| move |cause| SandboxError { what, cause };
-    process::set_no_new_privileges().map_err(failed("give up new privileges (PR_SET_NO_NEW_PRIVS)"))?;
+    process::set_no_new_privileges()
+        .map_err(failed("give up new privileges (PR_SET_NO_NEW_PRIVS)"))?;
     process::forbid_core_files().map_err(failed("forbid core files (RLIMIT_CORE)"))
 }

@@ -51,7 +51,12 @@ impl Stamps {
     /// Stamps of a start that is `way` (`boot`, `restore`), began in its caller at `caller_ns` and in `main` at
     /// `main_ns` (CLOCK_MONOTONIC). Without a sink nothing is recorded.
     #[must_use]
-    pub fn new(way: &'static str, main_ns: u64, caller_ns: Option<u64>, sink: Option<TimingsSink>) -> Self {
+    pub fn new(
+        way: &'static str,
+        main_ns: u64,
+        caller_ns: Option<u64>,
+        sink: Option<TimingsSink>,
+    ) -> Self {
         Self {
             way,
             caller_ns,
@@ -99,9 +104,19 @@ impl Stamps {
     #[must_use]
     pub fn report(&self) -> StartTimings {
         let steps = crate::bus::lock(&self.steps);
-        let at = |step| steps.iter().find(|(found, _)| *found == step).map(|(_, ns)| *ns);
+        let at = |step| {
+            steps
+                .iter()
+                .find(|(found, _)| *found == step)
+                .map(|(_, ns)| *ns)
+        };
         let (mut before, mut lengths) = (self.main_ns, [0.0; 4]);
-        let order = [Step::ImageLoad, Step::Sandbox, Step::Resources, Step::Process];
+        let order = [
+            Step::ImageLoad,
+            Step::Sandbox,
+            Step::Resources,
+            Step::Process,
+        ];
         for (length, step) in lengths.iter_mut().zip(order) {
             let end = at(step).unwrap_or(before);
             *length = microseconds(before, end);
@@ -111,7 +126,10 @@ impl Stamps {
         let spawn_us = microseconds(self.caller_ns.unwrap_or(self.main_ns), self.main_ns);
         let sum_us = lengths.iter().sum();
         let marks = crate::bus::lock(&self.marks);
-        let marks = marks.iter().map(|(name, ns)| Mark { name: name.clone(), at_us: microseconds(self.main_ns, *ns) });
+        let marks = marks.iter().map(|(name, ns)| Mark {
+            name: name.clone(),
+            at_us: microseconds(self.main_ns, *ns),
+        });
         StartTimings {
             way: self.way.to_owned(),
             spawn_us,
@@ -126,7 +144,9 @@ impl Stamps {
     }
 
     fn write_report(&self) {
-        let Ok(mut line) = serde_json::to_string(&self.report()) else { return };
+        let Ok(mut line) = serde_json::to_string(&self.report()) else {
+            return;
+        };
         line.push('\n');
         let written = match &self.sink {
             Some(TimingsSink::File(path)) => std::fs::write(path, &line),
@@ -134,13 +154,19 @@ impl Stamps {
             None => Ok(()),
         };
         if let Err(cause) = written {
-            let _ = writeln!(StandardStream::Stderr, "lightv-vmm: cannot write the timings: {cause}");
+            let _ = writeln!(
+                StandardStream::Stderr,
+                "lightv-vmm: cannot write the timings: {cause}"
+            );
         }
     }
 }
 
 /// From `start` to `end` in microseconds.
-#[expect(clippy::cast_precision_loss, reason = "a start takes far less than 2^52 ns")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a start takes far less than 2^52 ns"
+)]
 fn microseconds(start: u64, end: u64) -> f64 {
     end.saturating_sub(start) as f64 / 1000.0
 }
@@ -154,7 +180,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("timings");
         let start = monotonic_ns();
-        let stamps = Stamps::new("boot", start, Some(start - 5000), Some(TimingsSink::File(path.clone())));
+        let stamps = Stamps::new(
+            "boot",
+            start,
+            Some(start - 5000),
+            Some(TimingsSink::File(path.clone())),
+        );
         for step in [Step::ImageLoad, Step::Sandbox, Step::Resources] {
             stamps.step(step);
         }

@@ -34,7 +34,9 @@ const INSTRUCTION_BYTES: usize = 15;
 /// The reason with registers and, where they can be read, instruction bytes.
 pub fn describe(exit: FailedExit, vcpu: &mut VcpuFd, mem: &GuestMem) -> StopReason {
     match exit {
-        FailedExit::Shutdown => StopReason::TripleFault { registers: place(vcpu, mem, None) },
+        FailedExit::Shutdown => StopReason::TripleFault {
+            registers: place(vcpu, mem, None),
+        },
         FailedExit::InternalError => {
             let (suberror, bytes) = internal_error(vcpu);
             let what = match suberror {
@@ -43,15 +45,24 @@ pub fn describe(exit: FailedExit, vcpu: &mut VcpuFd, mem: &GuestMem) -> StopReas
                 3 => "an exit came that it did not expect",
                 _ => "no further reason",
             };
-            let text = format!("KVM internal error, suberror {suberror}: {what}; {}", place(vcpu, mem, bytes));
+            let text = format!(
+                "KVM internal error, suberror {suberror}: {what}; {}",
+                place(vcpu, mem, bytes)
+            );
             StopReason::KvmError { text }
         }
         FailedExit::Entry { reason, cpu } => {
-            let text = format!("the CPU refused to enter the guest: hardware reason {reason:#x} on host CPU {cpu}; {}", place(vcpu, mem, None));
+            let text = format!(
+                "the CPU refused to enter the guest: hardware reason {reason:#x} on host CPU {cpu}; {}",
+                place(vcpu, mem, None)
+            );
             StopReason::KvmError { text }
         }
         FailedExit::Unexpected(name) => {
-            let text = format!("KVM left the guest for a reason that nothing here knows: {name}; {}", place(vcpu, mem, None));
+            let text = format!(
+                "KVM left the guest for a reason that nothing here knows: {name}; {}",
+                place(vcpu, mem, None)
+            );
             StopReason::KvmError { text }
         }
     }
@@ -60,11 +71,17 @@ pub fn describe(exit: FailedExit, vcpu: &mut VcpuFd, mem: &GuestMem) -> StopReas
 /// What KVM_EXIT_SYSTEM_EVENT of this type means.
 #[must_use]
 pub fn system_event(event: u32) -> StopReason {
-    if event == KVM_SYSTEM_EVENT_CRASH { StopReason::GuestPanic } else { StopReason::Reset }
+    if event == KVM_SYSTEM_EVENT_CRASH {
+        StopReason::GuestPanic
+    } else {
+        StopReason::Reset
+    }
 }
 
 fn place(vcpu: &VcpuFd, mem: &GuestMem, bytes: Option<Vec<u8>>) -> String {
-    let Ok(regs) = vcpu.get_regs() else { return "registers cannot be read".to_owned() };
+    let Ok(regs) = vcpu.get_regs() else {
+        return "registers cannot be read".to_owned();
+    };
     let mut text = registers(&regs);
     if let Ok(sregs) = vcpu.get_sregs() {
         let _ = write!(
@@ -89,13 +106,33 @@ fn registers(r: &kvm_regs) -> String {
     format!(
         "rip={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} rsp={:#x} rbp={:#x} \
          r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} r13={:#x} r14={:#x} r15={:#x}",
-        r.rip, r.rflags, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp, r.r8, r.r9, r.r10, r.r11, r.r12,
-        r.r13, r.r14, r.r15
+        r.rip,
+        r.rflags,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rsp,
+        r.rbp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15
     )
 }
 
 fn instruction(vcpu: &VcpuFd, mem: &GuestMem, rip: u64) -> Option<Vec<u8>> {
-    let physical = vcpu.translate_gva(rip).ok().filter(|found| found.valid != 0)?.physical_address;
+    let physical = vcpu
+        .translate_gva(rip)
+        .ok()
+        .filter(|found| found.valid != 0)?
+        .physical_address;
     let mut bytes = vec![0; INSTRUCTION_BYTES];
     let got = mem.read(&mut bytes, GuestAddress(physical)).ok()?;
     bytes.truncate(got);

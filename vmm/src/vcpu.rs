@@ -20,9 +20,9 @@ use std::thread;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::arch::VcpuId;
 use crate::bus::{Bus, Effect};
 use crate::control_page::ControlPage;
-use crate::arch::VcpuId;
 use crate::event::{Event, EventSender, StopReason};
 use crate::snapshot::vcpu_state;
 use crate::stop_text;
@@ -68,7 +68,9 @@ impl VcpuHandle {
 
     /// Asks a parked vCPU for its state; it answers [`Event::Captured`].
     pub fn capture(&self, msr_indices: &Arc<Vec<u32>>) {
-        let _ = self.commands.send(Command::Capture(Arc::clone(msr_indices)));
+        let _ = self
+            .commands
+            .send(Command::Capture(Arc::clone(msr_indices)));
     }
 }
 
@@ -89,8 +91,22 @@ pub fn prepare(id: VcpuId, mut fd: VcpuFd, context: VcpuContext) -> (Vcpu, VcpuH
     let immediate_exit = ImmediateExit::of(&mut fd);
     let shared = Arc::new(Shared::default());
     let (sender, commands) = channel();
-    let handle = VcpuHandle { immediate_exit, shared: Arc::clone(&shared), commands: sender };
-    (Vcpu { id, fd, context, shared, immediate_exit, commands }, handle)
+    let handle = VcpuHandle {
+        immediate_exit,
+        shared: Arc::clone(&shared),
+        commands: sender,
+    };
+    (
+        Vcpu {
+            id,
+            fd,
+            context,
+            shared,
+            immediate_exit,
+            commands,
+        },
+        handle,
+    )
 }
 
 /// Stack of a vCPU thread: the deepest path is a save of its own state, some tens of KiB.
@@ -108,7 +124,9 @@ pub struct Vcpu {
 
 impl std::fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vcpu").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Vcpu")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -118,7 +136,9 @@ impl Vcpu {
     /// # Errors
     /// The kernel's, when there are no threads left.
     pub fn spawn(self) -> std::io::Result<()> {
-        let thread = thread::Builder::new().name(format!("vcpu-{}", self.id)).stack_size(STACK_BYTES);
+        let thread = thread::Builder::new()
+            .name(format!("vcpu-{}", self.id))
+            .stack_size(STACK_BYTES);
         thread.spawn(move || self.run()).map(|_detached| ())
     }
 
@@ -142,14 +162,23 @@ impl Vcpu {
         let effect = match self.fd.run() {
             Ok(exit) => match serve(exit, &self.context.bus) {
                 Served::Done(effect) => effect,
-                Served::Failed(kind) => return Some(stop_text::describe(kind, &mut self.fd, self.context.bus.mem())),
+                Served::Failed(kind) => {
+                    return Some(stop_text::describe(
+                        kind,
+                        &mut self.fd,
+                        self.context.bus.mem(),
+                    ));
+                }
             },
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.interrupted();
                 return None;
             }
             Err(error) => {
-                let text = format!("KVM_RUN failed: {}", std::io::Error::from_raw_os_error(error.errno()));
+                let text = format!(
+                    "KVM_RUN failed: {}",
+                    std::io::Error::from_raw_os_error(error.errno())
+                );
                 return Some(StopReason::KvmError { text });
             }
         };
@@ -223,7 +252,9 @@ fn serve(exit: VcpuExit<'_>, bus: &Bus) -> Served {
         VcpuExit::Shutdown => return Served::Failed(FailedExit::Shutdown),
         VcpuExit::SystemEvent(event, _) => Effect::Stop(stop_text::system_event(event)),
         VcpuExit::InternalError => return Served::Failed(FailedExit::InternalError),
-        VcpuExit::FailEntry(reason, cpu) => return Served::Failed(FailedExit::Entry { reason, cpu }),
+        VcpuExit::FailEntry(reason, cpu) => {
+            return Served::Failed(FailedExit::Entry { reason, cpu });
+        }
         // KVM asks for nothing by these.
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Effect::None,
         // With KVM's own local APIC a halt does not leave the kernel; if it does, the guest goes on.

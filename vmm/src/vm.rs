@@ -56,7 +56,9 @@ fn open_advice(cause: &kvm_ioctls::Error) -> &'static str {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => {
             "KVM is not available; enable virtualization in the firmware or the outer VM and load kvm_intel or kvm_amd"
         }
-        libc::EACCES | libc::EPERM => "no permission; add the user to the device's group, usually kvm",
+        libc::EACCES | libc::EPERM => {
+            "no permission; add the user to the device's group, usually kvm"
+        }
         _ => "see `lightv doctor`",
     }
 }
@@ -67,10 +69,16 @@ fn open_advice(cause: &kvm_ioctls::Error) -> &'static str {
 /// [`VmError::Open`], [`VmError::ApiVersion`].
 pub fn open_kvm(path: &Path) -> Result<Kvm, VmError> {
     let c_path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap_or_default();
-    let kvm = Kvm::new_with_path(&c_path).map_err(|cause| VmError::Open { path: path.into(), cause })?;
+    let kvm = Kvm::new_with_path(&c_path).map_err(|cause| VmError::Open {
+        path: path.into(),
+        cause,
+    })?;
     let found = kvm.get_api_version();
     if u32::try_from(found) != Ok(KVM_API_VERSION) {
-        return Err(VmError::ApiVersion { path: path.into(), found });
+        return Err(VmError::ApiVersion {
+            path: path.into(),
+            found,
+        });
     }
     Ok(kvm)
 }
@@ -93,7 +101,12 @@ impl NewVm {
                 Ok(fd) => return Ok(Self { fd, slots: 0 }),
                 // A signal came while KVM waited for its locks: nothing has been made.
                 Err(cause) if cause.errno() == libc::EINTR => {}
-                Err(cause) => return Err(VmError::Call { what: "create a VM", cause }),
+                Err(cause) => {
+                    return Err(VmError::Call {
+                        what: "create a VM",
+                        cause,
+                    });
+                }
             }
         }
     }
@@ -114,12 +127,23 @@ impl NewVm {
     /// # Errors
     /// [`VmError::Call`].
     pub fn add_control_page(&mut self, page: &Mapping) -> Result<(), VmError> {
-        self.add_slot(GuestAddress(layout::CONTROL_START), page, SlotAccess::ReadOnly)
+        self.add_slot(
+            GuestAddress(layout::CONTROL_START),
+            page,
+            SlotAccess::ReadOnly,
+        )
     }
 
-    fn add_slot(&mut self, base: GuestAddress, mapping: &Mapping, access: SlotAccess) -> Result<(), VmError> {
-        set_slot(&self.fd, self.slots, base, mapping, access)
-            .map_err(|cause| VmError::Call { what: "map guest memory", cause })?;
+    fn add_slot(
+        &mut self,
+        base: GuestAddress,
+        mapping: &Mapping,
+        access: SlotAccess,
+    ) -> Result<(), VmError> {
+        set_slot(&self.fd, self.slots, base, mapping, access).map_err(|cause| VmError::Call {
+            what: "map guest memory",
+            cause,
+        })?;
         self.slots += 1;
         Ok(())
     }
@@ -130,9 +154,15 @@ impl NewVm {
     /// [`VmError::Call`].
     pub fn seal(self) -> Result<Vm, VmError> {
         let call = |what| move |cause| VmError::Call { what, cause };
-        self.fd.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(call("place its identity map"))?;
-        self.fd.set_tss_address(layout::KVM_TSS).map_err(call("place its task state segment"))?;
-        self.fd.create_irq_chip().map_err(call("create the interrupt controllers"))?;
+        self.fd
+            .set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(call("place its identity map"))?;
+        self.fd
+            .set_tss_address(layout::KVM_TSS)
+            .map_err(call("place its task state segment"))?;
+        self.fd
+            .create_irq_chip()
+            .map_err(call("create the interrupt controllers"))?;
         Ok(Vm { fd: self.fd })
     }
 }
@@ -149,17 +179,30 @@ impl Vm {
     /// # Errors
     /// [`VmError::Call`].
     pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
-        self.fd.create_vcpu(u64::from(index)).map_err(|cause| VmError::Call { what: "create a vCPU", cause })
+        self.fd
+            .create_vcpu(u64::from(index))
+            .map_err(|cause| VmError::Call {
+                what: "create a vCPU",
+                cause,
+            })
     }
 
     /// Makes every write of the 32-bit value `value` to `address` signal `event`, without leaving the kernel.
     ///
     /// # Errors
     /// [`VmError::Call`].
-    pub fn signal_on_write(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+    pub fn signal_on_write(
+        &self,
+        event: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), VmError> {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(|cause| VmError::Call { what: "connect a queue's doorbell (ioeventfd)", cause })
+            .map_err(|cause| VmError::Call {
+                what: "connect a queue's doorbell (ioeventfd)",
+                cause,
+            })
     }
 
     /// Makes every signal of `event` an edge of interrupt line `gsi`.
@@ -169,7 +212,10 @@ impl Vm {
     pub fn interrupt_on_signal(&self, event: &EventFd, gsi: u32) -> Result<(), VmError> {
         self.fd
             .register_irqfd(event, gsi)
-            .map_err(|cause| VmError::Call { what: "connect an interrupt (irqfd)", cause })
+            .map_err(|cause| VmError::Call {
+                what: "connect an interrupt (irqfd)",
+                cause,
+            })
     }
 
     /// KVM's handle, for the state of the interrupt controllers.

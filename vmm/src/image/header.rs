@@ -90,19 +90,26 @@ pub enum HeaderError {
         expected: u64,
     },
     /// Another format.
-    #[error("it has format {found}, and this build reads format {FORMAT_VERSION}; use the LightV that wrote it, or build it anew")]
+    #[error(
+        "it has format {found}, and this build reads format {FORMAT_VERSION}; use the LightV that wrote it, or build it anew"
+    )]
     Version {
         /// What the header says.
         found: u16,
     },
     /// Made for another processor.
-    #[error("it is for architecture {found}, and this build runs architecture {ARCH_X86_64} (x86_64)")]
+    #[error(
+        "it is for architecture {found}, and this build runs architecture {ARCH_X86_64} (x86_64)"
+    )]
     Architecture {
         /// What the header says.
         found: u16,
     },
     /// More sections than any image has.
-    #[error("its header says {found} sections; at most {} are allowed", limits::SECTIONS_MAX)]
+    #[error(
+        "its header says {found} sections; at most {} are allowed",
+        limits::SECTIONS_MAX
+    )]
     TooManySections {
         /// What the header says.
         found: u32,
@@ -142,7 +149,10 @@ impl Header {
             return Err(HeaderError::Magic);
         }
         if front.len() < HEADER_BYTES {
-            return Err(HeaderError::Truncated { found: file_bytes, needed: HEADER_BYTES as u64 });
+            return Err(HeaderError::Truncated {
+                found: file_bytes,
+                needed: HEADER_BYTES as u64,
+            });
         }
         let version = u16::from_le_bytes(field(front, 8));
         if version != FORMAT_VERSION {
@@ -150,7 +160,9 @@ impl Header {
         }
         let architecture = u16::from_le_bytes(field(front, 10));
         if architecture != ARCH_X86_64 {
-            return Err(HeaderError::Architecture { found: architecture });
+            return Err(HeaderError::Architecture {
+                found: architecture,
+            });
         }
         let header = Self {
             sections: u32::from_le_bytes(field(front, 12)),
@@ -158,14 +170,22 @@ impl Header {
             checksum: u64::from_le_bytes(field(front, Self::CHECKSUM_AT)),
         };
         if header.sections > limits::SECTIONS_MAX {
-            return Err(HeaderError::TooManySections { found: header.sections });
+            return Err(HeaderError::TooManySections {
+                found: header.sections,
+            });
         }
         if file_bytes < header.file_bytes.max(header.front_bytes()) {
             let needed = header.file_bytes.max(header.front_bytes());
-            return Err(HeaderError::Truncated { found: file_bytes, needed });
+            return Err(HeaderError::Truncated {
+                found: file_bytes,
+                needed,
+            });
         }
         if file_bytes != header.file_bytes {
-            return Err(HeaderError::Length { found: file_bytes, expected: header.file_bytes });
+            return Err(HeaderError::Length {
+                found: file_bytes,
+                expected: header.file_bytes,
+            });
         }
         Ok(header)
     }
@@ -192,9 +212,15 @@ impl Header {
         let mut end = self.front_bytes();
         let mut entries = Vec::with_capacity(table.len() / ENTRY_BYTES);
         for (number, bytes) in (0_u32..).zip(table.chunks_exact(ENTRY_BYTES)) {
-            let bad = |what| HeaderError::Entry { entry: number, what };
+            let bad = |what| HeaderError::Entry {
+                entry: number,
+                what,
+            };
             let entry = SectionEntry::decode(bytes).ok_or(bad("its kind is no name"))?;
-            let entry_end = entry.offset.checked_add(entry.bytes).ok_or(bad("its end is beyond 2^64"))?;
+            let entry_end = entry
+                .offset
+                .checked_add(entry.bytes)
+                .ok_or(bad("its end is beyond 2^64"))?;
             if entry.offset < end {
                 return Err(bad("it overlaps the entry before it"));
             }
@@ -214,7 +240,11 @@ impl Header {
         front.extend_from_slice(&MAGIC);
         front.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         front.extend_from_slice(&ARCH_X86_64.to_le_bytes());
-        front.extend_from_slice(&u32::try_from(entries.len()).unwrap_or(u32::MAX).to_le_bytes());
+        front.extend_from_slice(
+            &u32::try_from(entries.len())
+                .unwrap_or(u32::MAX)
+                .to_le_bytes(),
+        );
         front.extend_from_slice(&file_bytes.to_le_bytes());
         front.resize(HEADER_BYTES, 0);
         for entry in entries {
@@ -242,7 +272,9 @@ impl SectionEntry {
         let name: [u8; KIND_BYTES] = field(bytes, 0);
         let length = name.iter().position(|b| *b == 0).unwrap_or(KIND_BYTES);
         let (name, rest) = name.split_at(length);
-        let plain = name.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+        let plain = name
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
         if name.is_empty() || !plain || rest.iter().any(|b| *b != 0) {
             return None;
         }
@@ -276,7 +308,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry(kind: &str, offset: u64, bytes: u64) -> SectionEntry {
-        SectionEntry { kind: kind.into(), index: 0, version: 1, offset, bytes, checksum: 7 }
+        SectionEntry {
+            kind: kind.into(),
+            index: 0,
+            version: 1,
+            offset,
+            bytes,
+            checksum: 7,
+        }
     }
 
     #[test]
@@ -309,7 +348,10 @@ mod tests {
         ] {
             let front = Header::encode(12_288, &entries);
             let header = Header::decode(&front, 12_288).unwrap();
-            assert!(matches!(header.decode_table(&front), Err(HeaderError::Entry { .. })), "{entries:?}");
+            assert!(
+                matches!(header.decode_table(&front), Err(HeaderError::Entry { .. })),
+                "{entries:?}"
+            );
         }
     }
 
@@ -317,7 +359,10 @@ mod tests {
     fn another_format_is_named_before_the_checksum() {
         let mut front = Header::encode(64, &[]);
         front[8] = 2;
-        assert_eq!(Header::decode(&front, 64), Err(HeaderError::Version { found: 2 }));
+        assert_eq!(
+            Header::decode(&front, 64),
+            Err(HeaderError::Version { found: 2 })
+        );
     }
 
     proptest! {

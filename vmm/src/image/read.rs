@@ -127,7 +127,10 @@ impl Image {
         let mut chunk = Vec::new();
         for entry in &image.entries {
             if !image.is_intact(entry, &mut chunk)? {
-                return Err(OpenImageError::Checksum { path: path.into(), section: entry.name() });
+                return Err(OpenImageError::Checksum {
+                    path: path.into(),
+                    section: entry.name(),
+                });
             }
         }
         Ok(image)
@@ -138,31 +141,51 @@ impl Image {
     /// # Errors
     /// [`OpenImageError`].
     pub fn open_unproved(path: &Path) -> Result<Self, OpenImageError> {
-        let open = |cause| OpenImageError::Open { path: path.into(), cause };
+        let open = |cause| OpenImageError::Open {
+            path: path.into(),
+            cause,
+        };
         // O_NONBLOCK: a FIFO without a writer must not hang us.
         let mut options = OpenOptions::new();
-        let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(open)?;
+        let file = options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(open)?;
         let metadata = file.metadata().map_err(open)?;
         if !metadata.is_file() {
             return Err(OpenImageError::NotAFile { path: path.into() });
         }
         let file_bytes = metadata.size();
         let mut front = read_at(&file, 0, file_bytes.min(FRONT_BYTES)).map_err(open)?;
-        let refused = |cause| OpenImageError::Header { path: path.into(), cause };
+        let refused = |cause| OpenImageError::Header {
+            path: path.into(),
+            cause,
+        };
         let header = Header::decode(&front, file_bytes).map_err(refused)?;
         if header.front_bytes() > front.len() as u64 {
             front = read_at(&file, 0, header.front_bytes()).map_err(open)?;
         }
         let entries = header.decode_table(&front).map_err(refused)?;
         let taken = vec![false; entries.len()];
-        Ok(Self { file, path: path.into(), entries, taken, front })
+        Ok(Self {
+            file,
+            path: path.into(),
+            entries,
+            taken,
+            front,
+        })
     }
 
     /// Whether the bytes of `entry` have its checksum.
     ///
     /// # Errors
     /// [`OpenImageError::Read`].
-    pub fn is_intact(&self, entry: &SectionEntry, chunk: &mut Vec<u8>) -> Result<bool, OpenImageError> {
+    pub fn is_intact(
+        &self,
+        entry: &SectionEntry,
+        chunk: &mut Vec<u8>,
+    ) -> Result<bool, OpenImageError> {
         if let Some(bytes) = self.in_front(entry) {
             return Ok(xxh3_64(bytes) == entry.checksum);
         }
@@ -170,9 +193,12 @@ impl Image {
         let mut hash = Xxh3::new();
         let mut done = 0;
         while done < entry.bytes {
-            let length = usize::try_from(entry.bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+            let length = usize::try_from(entry.bytes - done)
+                .map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
             let part = chunk.get_mut(..length).unwrap_or_default();
-            self.file.read_exact_at(part, entry.offset + done).map_err(|cause| self.read_error(entry, cause))?;
+            self.file
+                .read_exact_at(part, entry.offset + done)
+                .map_err(|cause| self.read_error(entry, cause))?;
             hash.update(part);
             done += length as u64;
         }
@@ -186,7 +212,11 @@ impl Image {
     }
 
     fn read_error(&self, entry: &SectionEntry, cause: io::Error) -> OpenImageError {
-        OpenImageError::Read { path: self.path.clone(), section: entry.name(), cause }
+        OpenImageError::Read {
+            path: self.path.clone(),
+            section: entry.name(),
+            cause,
+        }
     }
 
     /// All sections, in file order.
@@ -210,21 +240,38 @@ impl Image {
     /// Number of sections of `kind`.
     #[must_use]
     pub fn count(&self, kind: &str) -> usize {
-        self.entries.iter().filter(|entry| entry.kind == kind).count()
+        self.entries
+            .iter()
+            .filter(|entry| entry.kind == kind)
+            .count()
     }
 
     /// Takes the entry of a section that is mapped or read later: `None` if there is none.
     ///
     /// # Errors
     /// [`OpenImageError::Version`].
-    pub fn take_entry(&mut self, kind: &str, index: u32, version: u16) -> Result<Option<SectionEntry>, OpenImageError> {
-        let place = self.entries.iter().position(|entry| entry.kind == kind && entry.index == index);
-        let Some((place, entry)) = place.and_then(|place| Some((place, self.entries.get(place)?))) else {
+    pub fn take_entry(
+        &mut self,
+        kind: &str,
+        index: u32,
+        version: u16,
+    ) -> Result<Option<SectionEntry>, OpenImageError> {
+        let place = self
+            .entries
+            .iter()
+            .position(|entry| entry.kind == kind && entry.index == index);
+        let Some((place, entry)) = place.and_then(|place| Some((place, self.entries.get(place)?)))
+        else {
             return Ok(None);
         };
         if entry.version != version {
             let (path, section) = (self.path.clone(), entry.name());
-            return Err(OpenImageError::Version { path, section, found: entry.version, expected: version });
+            return Err(OpenImageError::Version {
+                path,
+                section,
+                found: entry.version,
+                expected: version,
+            });
         }
         if let Some(taken) = self.taken.get_mut(place) {
             *taken = true;
@@ -236,7 +283,11 @@ impl Image {
     ///
     /// # Errors
     /// [`OpenImageError`].
-    pub fn bytes_of(&self, entry: &SectionEntry, bytes_max: u64) -> Result<Vec<u8>, OpenImageError> {
+    pub fn bytes_of(
+        &self,
+        entry: &SectionEntry,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, OpenImageError> {
         if entry.bytes > bytes_max {
             let what = format!("has {} bytes, more than {bytes_max}", entry.bytes);
             return Err(self.contents_error(&entry.name(), what));
@@ -244,20 +295,31 @@ impl Image {
         if let Some(bytes) = self.in_front(entry) {
             return Ok(bytes.to_vec());
         }
-        read_at(&self.file, entry.offset, entry.bytes).map_err(|cause| self.read_error(entry, cause))
+        read_at(&self.file, entry.offset, entry.bytes)
+            .map_err(|cause| self.read_error(entry, cause))
     }
 
     /// Takes and decodes a section of state: `None` if there is none.
     ///
     /// # Errors
     /// [`OpenImageError`]; bytes left over are an error too.
-    pub fn take<T: Section + DeserializeOwned>(&mut self, index: u32) -> Result<Option<T>, OpenImageError> {
-        let Some(entry) = self.take_entry(T::KIND, index, T::VERSION)? else { return Ok(None) };
+    pub fn take<T: Section + DeserializeOwned>(
+        &mut self,
+        index: u32,
+    ) -> Result<Option<T>, OpenImageError> {
+        let Some(entry) = self.take_entry(T::KIND, index, T::VERSION)? else {
+            return Ok(None);
+        };
         let bytes = self.bytes_of(&entry, limits::STATE_SECTION_BYTES_MAX)?;
         match postcard::take_from_bytes::<T>(&bytes) {
             Ok((state, [])) => Ok(Some(state)),
-            Ok((_, rest)) => Err(self.contents_error(&entry.name(), format!("has {} bytes too many", rest.len()))),
-            Err(cause) => Err(self.contents_error(&entry.name(), format!("cannot be decoded: {cause}"))),
+            Ok((_, rest)) => {
+                Err(self
+                    .contents_error(&entry.name(), format!("has {} bytes too many", rest.len())))
+            }
+            Err(cause) => {
+                Err(self.contents_error(&entry.name(), format!("cannot be decoded: {cause}")))
+            }
         }
     }
 
@@ -265,9 +327,13 @@ impl Image {
     ///
     /// # Errors
     /// [`OpenImageError::Missing`] too.
-    pub fn take_needed<T: Section + DeserializeOwned>(&mut self, index: u32) -> Result<T, OpenImageError> {
+    pub fn take_needed<T: Section + DeserializeOwned>(
+        &mut self,
+        index: u32,
+    ) -> Result<T, OpenImageError> {
         let advice = "build it anew with `lightv build`";
-        self.take(index)?.ok_or_else(|| self.missing(T::KIND, index, advice))
+        self.take(index)?
+            .ok_or_else(|| self.missing(T::KIND, index, advice))
     }
 
     /// Takes and decodes the manifest.
@@ -279,7 +345,9 @@ impl Image {
             .take_entry(kind::MANIFEST, 0, kind::BYTES_VERSION)?
             .ok_or_else(|| self.missing(kind::MANIFEST, 0, "build it anew with `lightv build`"))?;
         let bytes = self.bytes_of(&entry, limits::STATE_SECTION_BYTES_MAX)?;
-        serde_json::from_slice(&bytes).map_err(|cause| self.contents_error(&entry.name(), format!("is not a manifest: {cause}")))
+        serde_json::from_slice(&bytes).map_err(|cause| {
+            self.contents_error(&entry.name(), format!("is not a manifest: {cause}"))
+        })
     }
 
     /// Proves that every section was taken.
@@ -287,7 +355,11 @@ impl Image {
     /// # Errors
     /// [`OpenImageError::Unknown`] names the first that was not.
     pub fn ensure_all_taken(&self) -> Result<(), OpenImageError> {
-        let left = self.entries.iter().zip(&self.taken).find(|(_, taken)| !**taken);
+        let left = self
+            .entries
+            .iter()
+            .zip(&self.taken)
+            .find(|(_, taken)| !**taken);
         match left {
             None => Ok(()),
             Some((entry, _)) => Err(OpenImageError::Unknown {
@@ -301,13 +373,21 @@ impl Image {
     /// An error about a missing section.
     #[must_use]
     pub fn missing(&self, kind: &str, index: u32, advice: &'static str) -> OpenImageError {
-        OpenImageError::Missing { path: self.path.clone(), section: format!("{kind}[{index}]"), advice }
+        OpenImageError::Missing {
+            path: self.path.clone(),
+            section: format!("{kind}[{index}]"),
+            advice,
+        }
     }
 
     /// An error about what stands in a section.
     #[must_use]
     pub fn contents_error(&self, section: &str, what: impl Into<String>) -> OpenImageError {
-        OpenImageError::Contents { path: self.path.clone(), section: section.to_owned(), what: what.into() }
+        OpenImageError::Contents {
+            path: self.path.clone(),
+            section: section.to_owned(),
+            what: what.into(),
+        }
     }
 }
 

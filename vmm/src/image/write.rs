@@ -101,21 +101,31 @@ impl ImageContents {
     ///
     /// # Errors
     /// [`WriteImageError::Encode`].
-    pub fn add<T: Section + Serialize>(&mut self, index: u32, state: &T) -> Result<(), WriteImageError> {
-        let bytes = postcard::to_stdvec(state).map_err(|cause| WriteImageError::Encode { kind: T::KIND, cause })?;
-        self.sections.push((entry(T::KIND, index, T::VERSION), Body::Bytes(bytes)));
+    pub fn add<T: Section + Serialize>(
+        &mut self,
+        index: u32,
+        state: &T,
+    ) -> Result<(), WriteImageError> {
+        let bytes = postcard::to_stdvec(state).map_err(|cause| WriteImageError::Encode {
+            kind: T::KIND,
+            cause,
+        })?;
+        self.sections
+            .push((entry(T::KIND, index, T::VERSION), Body::Bytes(bytes)));
         Ok(())
     }
 
     /// Adds bytes.
     pub fn add_bytes(&mut self, kind: &'static str, bytes: Vec<u8>) {
-        self.sections.push((entry(kind, 0, kind::BYTES_VERSION), Body::Bytes(bytes)));
+        self.sections
+            .push((entry(kind, 0, kind::BYTES_VERSION), Body::Bytes(bytes)));
     }
 
     /// Adds stretches of guest RAM as the `memory` section.
     pub fn add_memory(&mut self, runs: Vec<MemoryRunV1>) {
         if !runs.is_empty() {
-            self.sections.push((entry(kind::MEMORY, 0, kind::BYTES_VERSION), Body::Ram(runs)));
+            self.sections
+                .push((entry(kind::MEMORY, 0, kind::BYTES_VERSION), Body::Ram(runs)));
         }
     }
 
@@ -126,21 +136,40 @@ impl ImageContents {
 }
 
 fn entry(kind: &str, index: u32, version: u16) -> SectionEntry {
-    SectionEntry { kind: kind.to_owned(), index, version, offset: 0, bytes: 0, checksum: 0 }
+    SectionEntry {
+        kind: kind.to_owned(),
+        index,
+        version,
+        offset: 0,
+        bytes: 0,
+        checksum: 0,
+    }
 }
 
 /// Writes `contents` as the image `path`, replacing an image that is there. Returns its length in bytes.
 ///
 /// # Errors
 /// [`WriteImageError`]; the target is then as it was.
-pub fn write_image(path: &Path, contents: ImageContents, source: Source<'_>) -> Result<u64, WriteImageError> {
+pub fn write_image(
+    path: &Path,
+    contents: ImageContents,
+    source: Source<'_>,
+) -> Result<u64, WriteImageError> {
     let target = Target::create(path)?;
     let mut end = (HEADER_BYTES + contents.sections.len() * ENTRY_BYTES) as u64;
     let mut entries = Vec::with_capacity(contents.sections.len());
     for (mut entry, body) in contents.sections {
-        let alignment = if entry.kind == kind::MEMORY { PAGE_BYTES as u64 } else { ALIGNMENT };
+        let alignment = if entry.kind == kind::MEMORY {
+            PAGE_BYTES as u64
+        } else {
+            ALIGNMENT
+        };
         entry.offset = end.next_multiple_of(alignment);
-        let mut section = SectionWriter { target: &target, position: entry.offset, hash: Xxh3::new() };
+        let mut section = SectionWriter {
+            target: &target,
+            position: entry.offset,
+            hash: Xxh3::new(),
+        };
         match body {
             Body::Bytes(bytes) => section.write(&bytes)?,
             Body::Ram(runs) => section.write_ram(&runs, source)?,
@@ -166,7 +195,9 @@ struct SectionWriter<'a> {
 impl SectionWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), WriteImageError> {
         if end_is_wanted() {
-            return Err(WriteImageError::Interrupted { path: self.target.path.clone() });
+            return Err(WriteImageError::Interrupted {
+                path: self.target.path.clone(),
+            });
         }
         self.hash.update(bytes);
         self.target.write_at(bytes, self.position)?;
@@ -174,23 +205,40 @@ impl SectionWriter<'_> {
         Ok(())
     }
 
-    fn write_ram(&mut self, runs: &[MemoryRunV1], source: Source<'_>) -> Result<(), WriteImageError> {
+    fn write_ram(
+        &mut self,
+        runs: &[MemoryRunV1],
+        source: Source<'_>,
+    ) -> Result<(), WriteImageError> {
         for run in runs {
             self.write_chunks(run.bytes, |chunk, done| {
                 let address = run.address + done;
-                let Source::Ram(mem) = source else { return Err(WriteImageError::Ram { address }) };
-                mem.read_slice(chunk, GuestAddress(address)).map_err(|_| WriteImageError::Ram { address })
+                let Source::Ram(mem) = source else {
+                    return Err(WriteImageError::Ram { address });
+                };
+                mem.read_slice(chunk, GuestAddress(address))
+                    .map_err(|_| WriteImageError::Ram { address })
             })?;
         }
         Ok(())
     }
 
-    fn write_copy(&mut self, from: &SectionEntry, source: Source<'_>) -> Result<(), WriteImageError> {
+    fn write_copy(
+        &mut self,
+        from: &SectionEntry,
+        source: Source<'_>,
+    ) -> Result<(), WriteImageError> {
         let path = self.target.path.clone();
         self.write_chunks(from.bytes, |chunk, done| {
-            let Source::Image(image) = source else { return Err(WriteImageError::Ram { address: 0 }) };
+            let Source::Image(image) = source else {
+                return Err(WriteImageError::Ram { address: 0 });
+            };
             let read = image.file().read_exact_at(chunk, from.offset + done);
-            read.map_err(|cause| WriteImageError::Io { path: path.clone(), what: "copy a section of", cause })
+            read.map_err(|cause| WriteImageError::Io {
+                path: path.clone(),
+                what: "copy a section of",
+                cause,
+            })
         })
     }
 
@@ -202,7 +250,8 @@ impl SectionWriter<'_> {
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut done = 0;
         while done < bytes {
-            let length = usize::try_from(bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
+            let length =
+                usize::try_from(bytes - done).map_or(CHUNK_BYTES, |rest| rest.min(CHUNK_BYTES));
             let chunk = buffer.get_mut(..length).unwrap_or_default();
             fill(chunk, done)?;
             self.write(chunk)?;
@@ -224,13 +273,18 @@ struct Target {
 
 impl Target {
     fn create(path: &Path) -> Result<Self, WriteImageError> {
-        let refused = |what| WriteImageError::Target { path: path.into(), what };
+        let refused = |what| WriteImageError::Target {
+            path: path.into(),
+            what,
+        };
         if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
             return Err(refused("it is no file name"));
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_dir() => return Err(refused("it is a directory")),
-            Ok(found) if !found.is_file() => return Err(refused("it exists and is not a regular file")),
+            Ok(found) if !found.is_file() => {
+                return Err(refused("it exists and is not a regular file"));
+            }
             _ => {}
         }
         let directory = match path.parent() {
@@ -242,22 +296,40 @@ impl Target {
             Err(cause) if matches!(cause.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
                 let temporary = temporary_name(path);
                 let mut options = OpenOptions::new();
-                let file = options.read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+                let file = options
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&temporary);
                 name = file.is_ok().then_some(temporary);
                 file
             }
             other => other,
         };
-        let file = file.map_err(|cause| WriteImageError::Io { path: path.into(), what: "create", cause })?;
-        Ok(Self { path: path.into(), directory, file, name })
+        let file = file.map_err(|cause| WriteImageError::Io {
+            path: path.into(),
+            what: "create",
+            cause,
+        })?;
+        Ok(Self {
+            path: path.into(),
+            directory,
+            file,
+            name,
+        })
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), WriteImageError> {
-        self.file.write_all_at(bytes, offset).map_err(|cause| self.io("write", cause))
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|cause| self.io("write", cause))
     }
 
     fn publish(mut self) -> Result<(), WriteImageError> {
-        self.file.sync_all().map_err(|cause| self.io("sync", cause))?;
+        self.file
+            .sync_all()
+            .map_err(|cause| self.io("sync", cause))?;
         let temporary = temporary_name(&self.path);
         if self.name.is_none() {
             link_unnamed(&self.file, &temporary).map_err(|cause| self.io("name", cause))?;
@@ -270,7 +342,11 @@ impl Target {
     }
 
     fn io(&self, what: &'static str, cause: io::Error) -> WriteImageError {
-        WriteImageError::Io { path: self.path.clone(), what, cause }
+        WriteImageError::Io {
+            path: self.path.clone(),
+            what,
+            cause,
+        }
     }
 }
 

@@ -23,7 +23,11 @@ impl Section for VmStateV1 {
     const VERSION: u16 = 1;
 }
 
-const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+const CHIPS: [u32; 3] = [
+    KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE,
+    KVM_IRQCHIP_IOAPIC,
+];
 
 /// Why it could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +57,26 @@ pub enum VmStateError {
 /// [`VmStateError::Kvm`].
 pub fn capture(vm: &VmFd) -> Result<VmStateV1, VmStateError> {
     let read = |chip_id| {
-        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
         vm.get_irqchip(&mut chip)
             .map(|()| to_bytes(&chip))
-            .map_err(|cause| VmStateError::Kvm { what: "read an interrupt controller", cause })
+            .map_err(|cause| VmStateError::Kvm {
+                what: "read an interrupt controller",
+                cause,
+            })
     };
-    let clock = vm.get_clock().map_err(|cause| VmStateError::Kvm { what: "read the clock", cause })?;
+    let clock = vm.get_clock().map_err(|cause| VmStateError::Kvm {
+        what: "read the clock",
+        cause,
+    })?;
     let [first, second, ioapic] = CHIPS;
-    Ok(VmStateV1 { irqchips: [read(first)?, read(second)?, read(ioapic)?], clock_ns: clock.clock })
+    Ok(VmStateV1 {
+        irqchips: [read(first)?, read(second)?, read(ioapic)?],
+        clock_ns: clock.clock,
+    })
 }
 
 /// Puts the state into a new VM. The guest's kvm-clock goes on from the moment of the save: the time that the image
@@ -72,10 +88,21 @@ pub fn apply(vm: &VmFd, state: &VmStateV1) -> Result<(), VmStateError> {
     for (chip_id, bytes) in CHIPS.into_iter().zip(&state.irqchips) {
         let chip: kvm_irqchip = from_bytes(bytes)
             .filter(|chip: &kvm_irqchip| chip.chip_id == chip_id)
-            .ok_or(VmStateError::Chip { chip: chip_id, found: bytes.len() })?;
-        vm.set_irqchip(&chip)
-            .map_err(|cause| VmStateError::Kvm { what: "set an interrupt controller", cause })?;
+            .ok_or(VmStateError::Chip {
+                chip: chip_id,
+                found: bytes.len(),
+            })?;
+        vm.set_irqchip(&chip).map_err(|cause| VmStateError::Kvm {
+            what: "set an interrupt controller",
+            cause,
+        })?;
     }
-    let clock = kvm_clock_data { clock: state.clock_ns, ..Default::default() };
-    vm.set_clock(&clock).map_err(|cause| VmStateError::Kvm { what: "set the clock", cause })
+    let clock = kvm_clock_data {
+        clock: state.clock_ns,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(|cause| VmStateError::Kvm {
+        what: "set the clock",
+        cause,
+    })
 }

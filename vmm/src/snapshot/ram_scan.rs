@@ -62,7 +62,9 @@ fn scan_part(ram: &GuestRam, part: &RamPart, map: Option<&File>, runs: &mut Vec<
 }
 
 fn is_overlaid(ram: &GuestRam, address: u64) -> bool {
-    ram.overlays().iter().any(|run| (run.address..run.address + run.bytes).contains(&address))
+    ram.overlays()
+        .iter()
+        .any(|run| (run.address..run.address + run.bytes).contains(&address))
 }
 
 fn is_zero(mem: &GuestMem, address: u64, buffer: &mut [u8]) -> bool {
@@ -73,7 +75,10 @@ fn is_zero(mem: &GuestMem, address: u64, buffer: &mut [u8]) -> bool {
 fn push_page(runs: &mut Vec<MemoryRunV1>, address: u64) {
     match runs.last_mut() {
         Some(last) if last.address + last.bytes == address => last.bytes += PAGE,
-        _ => runs.push(MemoryRunV1 { address, bytes: PAGE }),
+        _ => runs.push(MemoryRunV1 {
+            address,
+            bytes: PAGE,
+        }),
     }
 }
 
@@ -84,10 +89,16 @@ fn merge(parts: Vec<Vec<MemoryRunV1>>, max: usize) -> Vec<MemoryRunV1> {
         [a, b] => b.address - (a.address + a.bytes),
         _ => u64::MAX,
     };
-    let mut gaps: Vec<u64> = parts.iter().flat_map(|runs| runs.windows(2).map(gap)).collect();
+    let mut gaps: Vec<u64> = parts
+        .iter()
+        .flat_map(|runs| runs.windows(2).map(gap))
+        .collect();
     gaps.sort_unstable();
     // All gaps up to this one are closed.
-    let last = total.checked_sub(max + 1).zip(gaps.len().checked_sub(1)).map(|(wanted, most)| wanted.min(most));
+    let last = total
+        .checked_sub(max + 1)
+        .zip(gaps.len().checked_sub(1))
+        .map(|(wanted, most)| wanted.min(most));
     let closed = last.and_then(|last| gaps.get(last).copied()).unwrap_or(0);
     let mut merged = Vec::with_capacity(max);
     for runs in parts {
@@ -129,7 +140,11 @@ mod tests {
         write(layout::HOLE_END);
         assert_eq!(
             non_zero_runs(&ram),
-            [run(3 * PAGE, 2 * PAGE), run(layout::HOLE_START - PAGE, PAGE), run(layout::HOLE_END, PAGE)]
+            [
+                run(3 * PAGE, 2 * PAGE),
+                run(layout::HOLE_START - PAGE, PAGE),
+                run(layout::HOLE_END, PAGE)
+            ]
         );
     }
 
@@ -139,7 +154,10 @@ mod tests {
         let high = vec![run(1000, 1)];
         assert_eq!(merge(vec![low.clone(), high.clone()], 5).len(), 5);
         let merged = merge(vec![low.clone(), high.clone()], 4);
-        assert!(merged.len() <= 4 && merged.contains(&run(1000, 1)) && merged.contains(&run(0, 20)), "{merged:?}");
+        assert!(
+            merged.len() <= 4 && merged.contains(&run(1000, 1)) && merged.contains(&run(0, 20)),
+            "{merged:?}"
+        );
         assert_eq!(merge(vec![low, high], 1), [run(0, 104), run(1000, 1)]);
     }
 }

@@ -32,13 +32,20 @@ pub enum SaveError {
 ///
 /// # Errors
 /// [`SaveError`].
-pub fn save(machine: &Machine, vcpus: &[VcpuStateV1], devices: &SavedDevices, path: &Path) -> Result<u64, SaveError> {
+pub fn save(
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+    path: &Path,
+) -> Result<u64, SaveError> {
     let mut contents = ImageContents::default();
     contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
     let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
     add_state(&mut contents, machine, vcpus, devices, &vm).map_err(SaveError::Write)?;
     let runs = ram_scan::non_zero_runs(&machine.ram);
-    contents.add(0, &MemoryMapV1 { runs: runs.clone() }).map_err(SaveError::Write)?;
+    contents
+        .add(0, &MemoryMapV1 { runs: runs.clone() })
+        .map_err(SaveError::Write)?;
     contents.add_memory(runs);
     if let Some(kernel) = &machine.boot_files.kernel {
         contents.add_bytes(kind::KERNEL, kernel.clone());
@@ -73,7 +80,9 @@ fn add_state(
 }
 
 fn manifest(machine: &Machine, devices: &SavedDevices) -> Result<Vec<u8>, SaveError> {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs());
     let manifest = Manifest {
         written_by: env!("CARGO_PKG_VERSION").to_owned(),
         created_unix_s: created,

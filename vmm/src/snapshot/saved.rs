@@ -53,7 +53,11 @@ impl SavedMachine {
     pub fn decode(image: &mut Image) -> Result<Self, OpenImageError> {
         let manifest = image.take_manifest()?;
         if image.count(VcpuStateV1::KIND) == 0 {
-            return Err(image.missing(VcpuStateV1::KIND, 0, "it holds no snapshot; run it with --cold"));
+            return Err(image.missing(
+                VcpuStateV1::KIND,
+                0,
+                "it holds no snapshot; run it with --cold",
+            ));
         }
         let vm = image.take_needed(0)?;
         let vcpus = take_vcpus(image, &manifest.config)?;
@@ -65,7 +69,15 @@ impl SavedMachine {
             image.take_entry(kind, 0, kind::BYTES_VERSION)?;
         }
         image.ensure_all_taken()?;
-        Ok(Self { manifest, vm, vcpus, devices, serial, runs, working_set })
+        Ok(Self {
+            manifest,
+            vm,
+            vcpus,
+            devices,
+            serial,
+            runs,
+            working_set,
+        })
     }
 }
 
@@ -85,8 +97,11 @@ pub fn take_boot_files(image: &mut Image) -> Result<BootFiles, OpenImageError> {
 
 fn take_vcpus(image: &mut Image, config: &VmSpec) -> Result<Vec<VcpuStateV1>, OpenImageError> {
     let count = config.machine_config.vcpu_count;
-    let count = u32::try_from(count).ok().filter(|count| u64::from(*count) <= limits::VCPUS_MAX);
-    let count = count.ok_or_else(|| image.contents_error(kind::MANIFEST, "has an impossible number of vCPUs"))?;
+    let count = u32::try_from(count)
+        .ok()
+        .filter(|count| u64::from(*count) <= limits::VCPUS_MAX);
+    let count = count
+        .ok_or_else(|| image.contents_error(kind::MANIFEST, "has an impossible number of vCPUs"))?;
     (0..count).map(|index| image.take_needed(index)).collect()
 }
 
@@ -115,7 +130,11 @@ fn take_memory(image: &mut Image, ram_bytes: u64) -> Result<Vec<RamRun>, OpenIma
     let memory = image.take_entry(kind::MEMORY, 0, kind::BYTES_VERSION)?;
     let name = format!("{}[0]", MemoryMapV1::KIND);
     if map.runs.len() > limits::MEMORY_RUNS_MAX {
-        let what = format!("has {} runs, more than {}", map.runs.len(), limits::MEMORY_RUNS_MAX);
+        let what = format!(
+            "has {} runs, more than {}",
+            map.runs.len(),
+            limits::MEMORY_RUNS_MAX
+        );
         return Err(image.contents_error(&name, what));
     }
     let (offset, bytes) = memory.map_or((0, 0), |entry| (entry.offset, entry.bytes));
@@ -124,17 +143,33 @@ fn take_memory(image: &mut Image, ram_bytes: u64) -> Result<Vec<RamRun>, OpenIma
     let mut runs = Vec::with_capacity(map.runs.len());
     for run in map.runs {
         let end = run.address.checked_add(run.bytes);
-        let whole = run.bytes > 0 && run.bytes % page == 0 && run.address % page == 0 && file_offset % page == 0;
-        let Some(end) = end.filter(|end| whole && run.address >= after && is_ram(run.address, *end, ram_bytes)) else {
-            return Err(image.contents_error(&name, format!("has an impossible run at {:#x}", run.address)));
+        let whole = run.bytes > 0
+            && run.bytes % page == 0
+            && run.address % page == 0
+            && file_offset % page == 0;
+        let Some(end) =
+            end.filter(|end| whole && run.address >= after && is_ram(run.address, *end, ram_bytes))
+        else {
+            return Err(image.contents_error(
+                &name,
+                format!("has an impossible run at {:#x}", run.address),
+            ));
         };
-        left = left.checked_sub(run.bytes).ok_or_else(|| image.contents_error(&name, "names more bytes than section memory has"))?;
-        runs.push(RamRun { address: run.address, bytes: run.bytes, file_offset });
+        left = left.checked_sub(run.bytes).ok_or_else(|| {
+            image.contents_error(&name, "names more bytes than section memory has")
+        })?;
+        runs.push(RamRun {
+            address: run.address,
+            bytes: run.bytes,
+            file_offset,
+        });
         file_offset += run.bytes;
         after = end;
     }
     if left > 0 {
-        return Err(image.contents_error(&name, format!("leaves {left} bytes of section memory over")));
+        return Err(
+            image.contents_error(&name, format!("leaves {left} bytes of section memory over"))
+        );
     }
     Ok(runs)
 }

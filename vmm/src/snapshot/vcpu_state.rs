@@ -5,8 +5,8 @@ use kvm_ioctls::VcpuFd;
 use lightv_devices::state::Section;
 use serde::{Deserialize, Serialize};
 
-use crate::arch::host::msr::{self, MsrError};
 use crate::arch::VcpuId;
+use crate::arch::host::msr::{self, MsrError};
 use crate::limits;
 use crate::sys::bytes::{AbiBytes, from_bytes, to_bytes};
 use crate::sys::kvm::set_xsave;
@@ -89,17 +89,27 @@ pub enum VcpuStateError {
 ///
 /// # Errors
 /// [`VcpuStateError`].
-pub fn capture(id: VcpuId, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuStateV1, VcpuStateError> {
+pub fn capture(
+    id: VcpuId,
+    vcpu: &VcpuFd,
+    msr_indices: &[u32],
+) -> Result<VcpuStateV1, VcpuStateError> {
     let kvm = |what| move |cause| VcpuStateError::Kvm { what, cause };
-    let mp_state = vcpu.get_mp_state().map_err(kvm("read the multiprocessor state"))?;
+    let mp_state = vcpu
+        .get_mp_state()
+        .map_err(kvm("read the multiprocessor state"))?;
     let regs = vcpu.get_regs().map_err(kvm("read registers"))?;
     let sregs = vcpu.get_sregs().map_err(kvm("read segment registers"))?;
     let xsave = vcpu.get_xsave().map_err(kvm("read the extended state"))?;
-    let xcrs = vcpu.get_xcrs().map_err(kvm("read extended control registers"))?;
+    let xcrs = vcpu
+        .get_xcrs()
+        .map_err(kvm("read extended control registers"))?;
     let debug_regs = vcpu.get_debug_regs().map_err(kvm("read debug registers"))?;
     let lapic = vcpu.get_lapic().map_err(kvm("read the local APIC"))?;
     let msrs = msr::capture(vcpu, msr_indices).map_err(VcpuStateError::Msrs)?;
-    let cpuid = vcpu.get_cpuid2(limits::CPU_TABLE_ENTRIES_MAX).map_err(kvm("read CPUID"))?;
+    let cpuid = vcpu
+        .get_cpuid2(limits::CPU_TABLE_ENTRIES_MAX)
+        .map_err(kvm("read CPUID"))?;
     let events = vcpu.get_vcpu_events().map_err(kvm("read pending events"))?;
     Ok(VcpuStateV1 {
         tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
@@ -126,36 +136,56 @@ pub fn capture(id: VcpuId, vcpu: &VcpuFd, msr_indices: &[u32]) -> Result<VcpuSta
 pub fn apply(vcpu: &VcpuFd, state: &VcpuStateV1) -> Result<(), VcpuStateError> {
     let kvm = |what| move |cause| VcpuStateError::Kvm { what, cause };
     if state.tsc_khz != 0 && vcpu.get_tsc_khz().unwrap_or(0) != state.tsc_khz {
-        vcpu.set_tsc_khz(state.tsc_khz).map_err(kvm("set the time stamp counter's frequency"))?;
+        vcpu.set_tsc_khz(state.tsc_khz)
+            .map_err(kvm("set the time stamp counter's frequency"))?;
     }
-    vcpu.set_cpuid2(&decode_cpuid(&state.cpuid)?).map_err(kvm("set CPUID"))?;
+    vcpu.set_cpuid2(&decode_cpuid(&state.cpuid)?)
+        .map_err(kvm("set CPUID"))?;
     if let Some(mp_state) = decode_changed("mp_state", &state.mp_state)? {
-        vcpu.set_mp_state(mp_state).map_err(kvm("set the multiprocessor state"))?;
+        vcpu.set_mp_state(mp_state)
+            .map_err(kvm("set the multiprocessor state"))?;
     }
-    vcpu.set_regs(&decode("regs", &state.regs)?).map_err(kvm("set registers"))?;
-    vcpu.set_sregs(&decode("sregs", &state.sregs)?).map_err(kvm("set segment registers"))?;
+    vcpu.set_regs(&decode("regs", &state.regs)?)
+        .map_err(kvm("set registers"))?;
+    vcpu.set_sregs(&decode("sregs", &state.sregs)?)
+        .map_err(kvm("set segment registers"))?;
     set_xsave(vcpu, &decode("xsave", &state.xsave)?).map_err(kvm("set the extended state"))?;
     if let Some(xcrs) = decode_changed("xcrs", &state.xcrs)? {
-        vcpu.set_xcrs(&xcrs).map_err(kvm("set extended control registers"))?;
+        vcpu.set_xcrs(&xcrs)
+            .map_err(kvm("set extended control registers"))?;
     }
     if let Some(debug_regs) = decode_changed("debug_regs", &state.debug_regs)? {
-        vcpu.set_debug_regs(&debug_regs).map_err(kvm("set debug registers"))?;
+        vcpu.set_debug_regs(&debug_regs)
+            .map_err(kvm("set debug registers"))?;
     }
-    vcpu.set_lapic(&decode("lapic", &state.lapic)?).map_err(kvm("set the local APIC"))?;
+    vcpu.set_lapic(&decode("lapic", &state.lapic)?)
+        .map_err(kvm("set the local APIC"))?;
     apply_msrs(vcpu, &state.msrs)?;
     if let Some(events) = decode_changed("events", &state.events)? {
-        vcpu.set_vcpu_events(&events).map_err(kvm("set pending events"))?;
+        vcpu.set_vcpu_events(&events)
+            .map_err(kvm("set pending events"))?;
     }
     Ok(())
 }
 
 /// The structure's bytes, or none if it is as in a new vCPU.
 fn unless<T: AbiBytes>(is_fresh: bool, value: &T) -> Vec<u8> {
-    if is_fresh { Vec::new() } else { to_bytes(value) }
+    if is_fresh {
+        Vec::new()
+    } else {
+        to_bytes(value)
+    }
 }
 
-fn decode_changed<T: AbiBytes>(field: &'static str, bytes: &[u8]) -> Result<Option<T>, VcpuStateError> {
-    if bytes.is_empty() { Ok(None) } else { decode(field, bytes).map(Some) }
+fn decode_changed<T: AbiBytes>(
+    field: &'static str,
+    bytes: &[u8],
+) -> Result<Option<T>, VcpuStateError> {
+    if bytes.is_empty() {
+        Ok(None)
+    } else {
+        decode(field, bytes).map(Some)
+    }
 }
 
 /// What KVM gives a new vCPU.
@@ -184,7 +214,11 @@ mod fresh {
 
     /// The first vCPU runs, the others wait to be started.
     pub(super) fn has_mp_state(state: &kvm_mp_state, id: VcpuId) -> bool {
-        let fresh = if id == 0 { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
+        let fresh = if id == 0 {
+            KVM_MP_STATE_RUNNABLE
+        } else {
+            KVM_MP_STATE_UNINITIALIZED
+        };
         state.mp_state == fresh
     }
 
@@ -208,10 +242,16 @@ mod fresh {
 fn apply_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
     let max = limits::CPU_TABLE_ENTRIES_MAX;
     if msrs.len() > max {
-        return Err(VcpuStateError::TooMany { field: "msrs", found: msrs.len(), max });
+        return Err(VcpuStateError::TooMany {
+            field: "msrs",
+            found: msrs.len(),
+            max,
+        });
     }
-    let (deadline, mut ordered): (Vec<_>, Vec<_>) =
-        msrs.iter().copied().partition(|(index, _)| *index == msr::TSC_DEADLINE);
+    let (deadline, mut ordered): (Vec<_>, Vec<_>) = msrs
+        .iter()
+        .copied()
+        .partition(|(index, _)| *index == msr::TSC_DEADLINE);
     ordered.extend(deadline);
     msr::set(vcpu, &ordered).map_err(VcpuStateError::Msrs)
 }
@@ -221,14 +261,22 @@ fn decode_cpuid(bytes: &[u8]) -> Result<CpuId, VcpuStateError> {
     let chunks = bytes.chunks_exact(size);
     if !chunks.remainder().is_empty() {
         let expected = bytes.len() / size * size;
-        return Err(VcpuStateError::Length { field: "cpuid", found: bytes.len(), expected });
+        return Err(VcpuStateError::Length {
+            field: "cpuid",
+            found: bytes.len(),
+            expected,
+        });
     }
     let entries: Vec<kvm_cpuid_entry2> = chunks.filter_map(from_bytes).collect();
     let max = limits::CPU_TABLE_ENTRIES_MAX;
     CpuId::from_entries(&entries)
         .ok()
         .filter(|_| entries.len() <= max)
-        .ok_or(VcpuStateError::TooMany { field: "cpuid", found: entries.len(), max })
+        .ok_or(VcpuStateError::TooMany {
+            field: "cpuid",
+            found: entries.len(),
+            max,
+        })
 }
 
 fn decode<T: AbiBytes>(field: &'static str, bytes: &[u8]) -> Result<T, VcpuStateError> {

@@ -48,7 +48,10 @@ pub fn written_pages(ram: &GuestRam) -> std::io::Result<WorkingSetV1> {
             if entry & PRESENT != 0 && entry & FILE_OR_SHARED == 0 {
                 match written.last_mut() {
                     Some(last) if last.address + last.bytes == address => last.bytes += page_bytes,
-                    _ => written.push(MemoryRunV1 { address, bytes: page_bytes }),
+                    _ => written.push(MemoryRunV1 {
+                        address,
+                        bytes: page_bytes,
+                    }),
                 }
             }
             address += page_bytes;

@@ -53,7 +53,10 @@ mod tests {
 
     #[test]
     fn a_structure_survives_the_way_there_and_back() {
-        let regs = kvm_bindings::kvm_regs { rip: 0x1234_5678_9abc_def0, ..Default::default() };
+        let regs = kvm_bindings::kvm_regs {
+            rip: 0x1234_5678_9abc_def0,
+            ..Default::default()
+        };
         let back: kvm_bindings::kvm_regs = from_bytes(&to_bytes(&regs)).unwrap();
         assert_eq!(back.rip, regs.rip);
     }

@@ -93,11 +93,23 @@ pub fn internal_error(vcpu: &mut VcpuFd) -> (u32, Option<Vec<u8>>) {
     let run = vcpu.get_kvm_run();
     // SAFETY: all members of the union are plain integers, so any of them may be read whatever was written.
     let internal = unsafe { run.__bindgen_anon_1.internal };
-    let words = internal.data.get(..INTERNAL_WORDS.min(internal.ndata as usize)).unwrap_or_default();
+    let words = internal
+        .data
+        .get(..INTERNAL_WORDS.min(internal.ndata as usize))
+        .unwrap_or_default();
     // `emulation_failure` lies over the same words: flags, then one byte of length and fifteen of instruction.
-    let bytes: Vec<u8> = words.iter().skip(1).take(2).flat_map(|word| word.to_le_bytes()).collect();
-    let has_instruction = words.first().is_some_and(|flags| flags & HAS_INSTRUCTION != 0);
-    let instruction = bytes.split_first().and_then(|(length, rest)| rest.get(..usize::from(*length)));
+    let bytes: Vec<u8> = words
+        .iter()
+        .skip(1)
+        .take(2)
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    let has_instruction = words
+        .first()
+        .is_some_and(|flags| flags & HAS_INSTRUCTION != 0);
+    let instruction = bytes
+        .split_first()
+        .and_then(|(length, rest)| rest.get(..usize::from(*length)));
     let instruction = instruction.filter(|found| has_instruction && !found.is_empty());
     (internal.suberror, instruction.map(<[u8]>::to_vec))
 }

@@ -39,7 +39,9 @@ pub enum MapError {
         cause: io::Error,
     },
     /// A part lies outside the mapping, or is not made of whole pages.
-    #[error("Part {offset:#x}+{bytes:#x} does not lie on whole pages inside a mapping of {mapping_bytes:#x} bytes")]
+    #[error(
+        "Part {offset:#x}+{bytes:#x} does not lie on whole pages inside a mapping of {mapping_bytes:#x} bytes"
+    )]
     Part {
         /// First byte of the part.
         offset: usize,
@@ -59,11 +61,13 @@ impl Mapping {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
         match NonNull::new(address.cast::<u8>()) {
             Some(start) if address != libc::MAP_FAILED => Ok(Self { start, bytes }),
-            _ => Err(MapError::Map { bytes, cause: io::Error::last_os_error() }),
+            _ => Err(MapError::Map {
+                bytes,
+                cause: io::Error::last_os_error(),
+            }),
         }
     }
 
@@ -85,7 +89,11 @@ impl Mapping {
             cause: io::Error::from_raw_os_error(libc::EOVERFLOW),
         })?;
         // `wrapping_add` stays inside the mapping by the check above.
-        let target = self.start.as_ptr().wrapping_add(offset).cast::<libc::c_void>();
+        let target = self
+            .start
+            .as_ptr()
+            .wrapping_add(offset)
+            .cast::<libc::c_void>();
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let fd = file.as_raw_fd();
@@ -93,7 +101,10 @@ impl Mapping {
         // they are reached through raw pointers and volatile accessors alone.
         let address = unsafe { libc::mmap(target, bytes, protection, flags, fd, file_offset) };
         if address == libc::MAP_FAILED {
-            return Err(MapError::Map { bytes, cause: io::Error::last_os_error() });
+            return Err(MapError::Map {
+                bytes,
+                cause: io::Error::last_os_error(),
+            });
         }
         Ok(())
     }
@@ -104,13 +115,20 @@ impl Mapping {
     /// [`MapError`]; the pages are then populated when the guest touches them.
     pub fn populate_for_write(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
         self.check_part(offset, bytes)?;
-        let target = self.start.as_ptr().wrapping_add(offset).cast::<libc::c_void>();
+        let target = self
+            .start
+            .as_ptr()
+            .wrapping_add(offset)
+            .cast::<libc::c_void>();
         // SAFETY: the range lies in this mapping (checked above); populating changes no contents.
         let result = unsafe { libc::madvise(target, bytes, libc::MADV_POPULATE_WRITE) };
         if result == 0 {
             Ok(())
         } else {
-            Err(MapError::Map { bytes, cause: io::Error::last_os_error() })
+            Err(MapError::Map {
+                bytes,
+                cause: io::Error::last_os_error(),
+            })
         }
     }
 
@@ -142,10 +160,15 @@ impl Mapping {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
         // SAFETY: the mapping is valid for its length and lives as long as the process.
-        let region = unsafe { MmapRegion::build_raw(self.start.as_ptr(), self.bytes, protection, flags) };
-        region.ok().and_then(|region| GuestRegionMmap::new(region, base)).ok_or_else(|| {
-            MapError::Map { bytes: self.bytes, cause: io::Error::from_raw_os_error(libc::EINVAL) }
-        })
+        let region =
+            unsafe { MmapRegion::build_raw(self.start.as_ptr(), self.bytes, protection, flags) };
+        region
+            .ok()
+            .and_then(|region| GuestRegionMmap::new(region, base))
+            .ok_or_else(|| MapError::Map {
+                bytes: self.bytes,
+                cause: io::Error::from_raw_os_error(libc::EINVAL),
+            })
     }
 
     /// The whole mapping, for volatile access: the guest may be reading it.
@@ -156,10 +179,14 @@ impl Mapping {
     }
 
     const fn check_part(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
-        let whole = offset % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0;
+        let whole = offset.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES);
         match offset.checked_add(bytes) {
             Some(end) if whole && bytes > 0 && end <= self.bytes => Ok(()),
-            _ => Err(MapError::Part { offset, bytes, mapping_bytes: self.bytes }),
+            _ => Err(MapError::Part {
+                offset,
+                bytes,
+                mapping_bytes: self.bytes,
+            }),
         }
     }
 }
@@ -171,8 +198,17 @@ mod tests {
     #[test]
     fn parts_outside_or_off_page_are_refused() {
         let mapping = Mapping::anonymous(4 * PAGE_BYTES).unwrap();
-        for (offset, bytes) in [(1, PAGE_BYTES), (0, 1), (0, 0), (4 * PAGE_BYTES, PAGE_BYTES), (usize::MAX - 4095, PAGE_BYTES)] {
-            assert!(mapping.populate_for_write(offset, bytes).is_err(), "{offset:#x}+{bytes:#x}");
+        for (offset, bytes) in [
+            (1, PAGE_BYTES),
+            (0, 1),
+            (0, 0),
+            (4 * PAGE_BYTES, PAGE_BYTES),
+            (usize::MAX - 4095, PAGE_BYTES),
+        ] {
+            assert!(
+                mapping.populate_for_write(offset, bytes).is_err(),
+                "{offset:#x}+{bytes:#x}"
+            );
         }
         assert!(mapping.populate_for_write(PAGE_BYTES, PAGE_BYTES).is_ok());
     }

@@ -9,7 +9,11 @@ use std::io;
 pub fn set_no_new_privileges() -> io::Result<()> {
     // SAFETY: integers only.
     let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// No core file: a crash must not write what the guest held to the host's disk.
@@ -17,10 +21,17 @@ pub fn set_no_new_privileges() -> io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub fn forbid_core_files() -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is initialised.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const limit) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Keeps the C library from making a heap for every thread: each would reserve 64 MiB of address space and touch
@@ -43,12 +54,17 @@ pub fn wall_clock_ns() -> u64 {
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is valid for the write; both clocks exist on every Linux.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
 }
 
 /// Fills `buffer` with random bytes of the host.
@@ -78,7 +94,9 @@ pub fn random(buffer: &mut [u8]) -> io::Result<()> {
 pub fn host_memory_bytes() -> u64 {
     // SAFETY: sysconf has no preconditions.
     let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
-    u64::try_from(pages).unwrap_or(0).saturating_mul(super::mapping::PAGE_BYTES as u64)
+    u64::try_from(pages)
+        .unwrap_or(0)
+        .saturating_mul(super::mapping::PAGE_BYTES as u64)
 }
 
 /// Ends the process at once with `status`: no destructors, no waiting for threads that are in the guest.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, AsRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// The signal that makes a system call of a vCPU thread return EINTR.
 fn kick_signal() -> libc::c_int {
@@ -10,8 +10,13 @@ fn kick_signal() -> libc::c_int {
 }
 
 /// Signals that the control loop serves.
-pub const SERVED: [libc::c_int; 5] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1];
+pub const SERVED: [libc::c_int; 5] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+];
 
 /// Blocks the served signals for this thread and all that it will start, so that they wait until
 /// [`open_signal_fd`]'s reader comes; ignores SIGPIPE and SIGXFSZ, which become errors of the write that caused
@@ -22,7 +27,8 @@ pub const SERVED: [libc::c_int; 5] =
 pub fn prepare() -> io::Result<()> {
     let set = served_set();
     // SAFETY: `set` is an initialised signal set; the old mask is not wanted.
-    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
     if result != 0 {
         return Err(io::Error::from_raw_os_error(result));
     }
@@ -40,7 +46,11 @@ fn set_action(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()
     action.sa_sigaction = handler;
     // SAFETY: `action` is initialised; the handler is SIG_IGN or `nothing`, which touches nothing.
     let result = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn served_set() -> libc::sigset_t {
@@ -68,7 +78,8 @@ impl SignalFd {
     pub fn open() -> io::Result<Self> {
         let set = served_set();
         // SAFETY: `set` is initialised; -1 asks for a new descriptor.
-        let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let fd =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -108,10 +119,13 @@ pub fn end_is_wanted() -> bool {
     }
     // SAFETY: `sigpending` has filled it.
     let set = unsafe { set.assume_init() };
-    SERVED.iter().filter(|signal| **signal != libc::SIGUSR1).any(|signal| {
-        // SAFETY: `set` is initialised and `signal` is a valid number.
-        unsafe { libc::sigismember(&raw const set, *signal) == 1 }
-    })
+    SERVED
+        .iter()
+        .filter(|signal| **signal != libc::SIGUSR1)
+        .any(|signal| {
+            // SAFETY: `set` is initialised and `signal` is a valid number.
+            unsafe { libc::sigismember(&raw const set, *signal) == 1 }
+        })
 }
 
 /// A thread that can be kicked.
@@ -129,8 +143,10 @@ impl KickTarget {
     /// Makes the system call that the thread is in, KVM_RUN among them, return EINTR. A thread that is gone is no
     /// error.
     pub fn kick(self) {
+        let signal = kick_signal();
+        let process = std::process::id();
         // SAFETY: tgkill only addresses threads of this process by the process id, so a reused thread id can at
         // worst kick another thread of ours, whose calls are all repeated on EINTR.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, kick_signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, process, self.0, signal) };
     }
 }

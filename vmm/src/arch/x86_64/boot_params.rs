@@ -46,7 +46,11 @@ pub struct MapEntry {
 #[must_use]
 pub fn memory_map(ram_bytes: u64) -> Vec<MapEntry> {
     let (low, high) = layout::ram_ranges(ram_bytes);
-    let entry = |address, end: u64, usable| MapEntry { address, bytes: end - address, usable };
+    let entry = |address, end: u64, usable| MapEntry {
+        address,
+        bytes: end - address,
+        usable,
+    };
     let mut map = vec![
         entry(0, layout::EBDA_START, true),
         entry(layout::EBDA_START, layout::HIGH_MEMORY_START, false),
@@ -77,7 +81,10 @@ const PVH_VERSION: u32 = 1;
 /// # Errors
 /// [`BootParamsError`].
 pub fn write_linux(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsError> {
-    let mut params = boot_params { hdr: facts.setup_header.unwrap_or_default(), ..Default::default() };
+    let mut params = boot_params {
+        hdr: facts.setup_header.unwrap_or_default(),
+        ..Default::default()
+    };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.boot_flag = BOOT_FLAG;
     params.hdr.header = HEADER_MAGIC;
@@ -90,9 +97,17 @@ pub fn write_linux(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsEr
         params.hdr.ramdisk_image = narrow(address, "initrd address")?;
         params.hdr.ramdisk_size = narrow(bytes, "initrd length")?;
     }
-    for (slot, entry) in params.e820_table.iter_mut().zip(memory_map(facts.ram_bytes)) {
+    for (slot, entry) in params
+        .e820_table
+        .iter_mut()
+        .zip(memory_map(facts.ram_bytes))
+    {
         let kind = if entry.usable { MAP_RAM } else { MAP_RESERVED };
-        *slot = boot_e820_entry { addr: entry.address, size: entry.bytes, r#type: kind };
+        *slot = boot_e820_entry {
+            addr: entry.address,
+            size: entry.bytes,
+            r#type: kind,
+        };
         params.e820_entries += 1;
     }
     LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, layout::ZERO_PAGE), mem)
@@ -123,14 +138,19 @@ pub fn write_pvh(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsErro
     };
     let mut modules = Vec::new();
     if let Some((address, bytes)) = facts.initrd {
-        modules.push(hvm_modlist_entry { paddr: address, size: bytes, ..Default::default() });
+        modules.push(hvm_modlist_entry {
+            paddr: address,
+            size: bytes,
+            ..Default::default()
+        });
         start.nr_modules = 1;
         start.modlist_paddr = layout::PVH_MODULES.raw_value();
     }
     let mut params = BootParams::new(&start, layout::PVH_START_INFO);
     params.set_sections(&memmap, layout::PVH_MEMMAP);
     params.set_modules(&modules, layout::PVH_MODULES);
-    PvhBootConfigurator::write_bootparams(&params, mem).map_err(|cause| BootParamsError(cause.to_string()))
+    PvhBootConfigurator::write_bootparams(&params, mem)
+        .map_err(|cause| BootParamsError(cause.to_string()))
 }
 
 fn narrow(value: u64, what: &str) -> Result<u32, BootParamsError> {
@@ -143,11 +163,21 @@ mod tests {
 
     #[test]
     fn the_map_sums_up_to_the_ram_at_every_edge() {
-        for mib in [16_u64, 33, 63, 128, 129, 1023, 2047, 2049, 3071, 3072, 3073, 3328, 4095, 4096, 4097, 4674, 8192] {
+        for mib in [
+            16_u64, 33, 63, 128, 129, 1023, 2047, 2049, 3071, 3072, 3073, 3328, 4095, 4096, 4097,
+            4674, 8192,
+        ] {
             let map = memory_map(mib << 20);
-            assert_eq!(map.iter().map(|entry| entry.bytes).sum::<u64>(), mib << 20, "{mib} MiB");
+            assert_eq!(
+                map.iter().map(|entry| entry.bytes).sum::<u64>(),
+                mib << 20,
+                "{mib} MiB"
+            );
             for pair in map.windows(2) {
-                assert!(pair[0].address + pair[0].bytes <= pair[1].address, "{mib} MiB: overlap");
+                assert!(
+                    pair[0].address + pair[0].bytes <= pair[1].address,
+                    "{mib} MiB: overlap"
+                );
             }
         }
     }

@@ -81,9 +81,19 @@ mod tests {
 
     #[test]
     fn apic_ids_are_distinct_and_counts_are_right() {
-        let leaf = |function, index| kvm_cpuid_entry2 { function, index, ..Default::default() };
-        let template =
-            CpuId::from_entries(&[leaf(1, 0), leaf(4, 0), leaf(0xb, 0), leaf(0xb, 1), leaf(0xb, 2)]).unwrap();
+        let leaf = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        };
+        let template = CpuId::from_entries(&[
+            leaf(1, 0),
+            leaf(4, 0),
+            leaf(0xb, 0),
+            leaf(0xb, 1),
+            leaf(0xb, 2),
+        ])
+        .unwrap();
         for count in [1_u8, 2, 3, 31, 32] {
             for index in 0..count {
                 let cpuid = for_vcpu(&template, index, count);

@@ -73,7 +73,11 @@ pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 /// Splits RAM of `bytes` into what lies below the hole and what lies above it.
 #[must_use]
 pub const fn ram_ranges(bytes: u64) -> (u64, u64) {
-    if bytes <= HOLE_START { (bytes, 0) } else { (HOLE_START, bytes - HOLE_START) }
+    if bytes <= HOLE_START {
+        (bytes, 0)
+    } else {
+        (HOLE_START, bytes - HOLE_START)
+    }
 }
 
 /// Address of the register page of device `index`, in the order of creation.

@@ -47,7 +47,13 @@ pub enum MsrError {
 /// # Errors
 /// [`MsrError`].
 pub fn set_boot_values(vcpu: &VcpuFd) -> Result<(), MsrError> {
-    set(vcpu, &[(MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK)])
+    set(
+        vcpu,
+        &[
+            (MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+            (MTRR_DEF_TYPE, MTRR_ENABLE_WRITE_BACK),
+        ],
+    )
 }
 
 /// Numbers of the registers that KVM says a snapshot needs (KVM_GET_MSR_INDEX_LIST).
@@ -55,7 +61,10 @@ pub fn set_boot_values(vcpu: &VcpuFd) -> Result<(), MsrError> {
 /// # Errors
 /// [`MsrError::Kvm`].
 pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
-    let list = kvm.get_msr_index_list().map_err(|cause| MsrError::Kvm { what: "list", cause })?;
+    let list = kvm.get_msr_index_list().map_err(|cause| MsrError::Kvm {
+        what: "list",
+        cause,
+    })?;
     Ok(list.as_slice().to_vec())
 }
 
@@ -70,7 +79,9 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
 pub fn capture(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, MsrError> {
     let mut kept = Vec::with_capacity(indices.len());
     for index in indices {
-        let Some(value) = get(vcpu, *index)? else { continue };
+        let Some(value) = get(vcpu, *index)? else {
+            continue;
+        };
         let is_clock = matches!(*index, TSC | TSC_DEADLINE);
         if is_clock || try_set(vcpu, &[(*index, value)])? == 1 {
             kept.push((*index, value));
@@ -88,7 +99,10 @@ pub fn get(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, MsrError> {
     match vcpu.get_msrs(&mut msrs) {
         Ok(1) => Ok(msrs.as_slice().first().map(|entry| entry.data)),
         Ok(_) => Ok(None),
-        Err(cause) => Err(MsrError::Kvm { what: "read", cause }),
+        Err(cause) => Err(MsrError::Kvm {
+            what: "read",
+            cause,
+        }),
     }
 }
 
@@ -100,7 +114,10 @@ pub fn set(vcpu: &VcpuFd, registers: &[(u32, u64)]) -> Result<(), MsrError> {
     let done = try_set(vcpu, registers)?;
     match registers.get(done) {
         None => Ok(()),
-        Some((index, value)) => Err(MsrError::Refused { index: *index, value: *value }),
+        Some((index, value)) => Err(MsrError::Refused {
+            index: *index,
+            value: *value,
+        }),
     }
 }
 
@@ -110,13 +127,22 @@ fn try_set(vcpu: &VcpuFd, registers: &[(u32, u64)]) -> Result<usize, MsrError> {
         return Ok(0);
     }
     let msrs = entries(registers)?;
-    vcpu.set_msrs(&msrs).map_err(|cause| MsrError::Kvm { what: "write", cause })
+    vcpu.set_msrs(&msrs).map_err(|cause| MsrError::Kvm {
+        what: "write",
+        cause,
+    })
 }
 
 fn entries(registers: &[(u32, u64)]) -> Result<Msrs, MsrError> {
     let list: Vec<_> = registers
         .iter()
-        .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
+        .map(|(index, data)| kvm_msr_entry {
+            index: *index,
+            data: *data,
+            ..Default::default()
+        })
         .collect();
-    Msrs::from_entries(&list).map_err(|_| MsrError::TooMany { count: registers.len() })
+    Msrs::from_entries(&list).map_err(|_| MsrError::TooMany {
+        count: registers.len(),
+    })
 }

@@ -83,18 +83,27 @@ pub fn write_tables(mem: &GuestMem, entry: Entry) -> Result<(), StartStateError>
 
 fn write_page_tables(mem: &GuestMem) -> Result<(), StartStateError> {
     let table = |n: u64| layout::PAGE_TABLES.unchecked_add(n * 0x1000);
-    write_words(mem, table(0), &[table(1).raw_value() | PTE_PRESENT_WRITABLE])?;
-    let pointers: Vec<u64> =
-        (0..MAPPED_GIB).map(|gib| table(2 + gib).raw_value() | PTE_PRESENT_WRITABLE).collect();
+    write_words(
+        mem,
+        table(0),
+        &[table(1).raw_value() | PTE_PRESENT_WRITABLE],
+    )?;
+    let pointers: Vec<u64> = (0..MAPPED_GIB)
+        .map(|gib| table(2 + gib).raw_value() | PTE_PRESENT_WRITABLE)
+        .collect();
     write_words(mem, table(1), &pointers)?;
-    let directory: Vec<u64> =
-        (0..MAPPED_GIB * TABLE_ENTRIES).map(|page| (page << 21) | PDE_LARGE).collect();
+    let directory: Vec<u64> = (0..MAPPED_GIB * TABLE_ENTRIES)
+        .map(|page| (page << 21) | PDE_LARGE)
+        .collect();
     write_words(mem, table(2), &directory)
 }
 
 fn write_words(mem: &GuestMem, at: GuestAddress, words: &[u64]) -> Result<(), StartStateError> {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    mem.write_slice(&bytes, at).map_err(|_| StartStateError::Table { address: at.raw_value() })
+    mem.write_slice(&bytes, at)
+        .map_err(|_| StartStateError::Table {
+            address: at.raw_value(),
+        })
 }
 
 const fn descriptor((_, flags): (u8, u16)) -> u64 {
@@ -129,15 +138,25 @@ fn segment((index, flags): (u8, u16)) -> kvm_segment {
 pub fn set_registers(vcpu: &VcpuFd, entry: Entry) -> Result<(), StartStateError> {
     let kvm = |what| move |cause| StartStateError::Kvm { what, cause };
     let sregs = vcpu.get_sregs().map_err(kvm("read segment registers"))?;
-    vcpu.set_sregs(&entry_sregs(sregs, entry)).map_err(kvm("set segment registers"))?;
-    vcpu.set_regs(&entry_regs(entry)).map_err(kvm("set registers"))?;
+    vcpu.set_sregs(&entry_sregs(sregs, entry))
+        .map_err(kvm("set segment registers"))?;
+    vcpu.set_regs(&entry_regs(entry))
+        .map_err(kvm("set registers"))?;
     // Reset values (Intel SDM vol. 3, table 9-1): all exceptions masked.
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-    vcpu.set_fpu(&fpu).map_err(kvm("set floating-point registers"))
+    let fpu = kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    };
+    vcpu.set_fpu(&fpu)
+        .map_err(kvm("set floating-point registers"))
 }
 
 fn entry_regs(entry: Entry) -> kvm_regs {
-    let base = kvm_regs { rflags: RFLAGS_RESERVED, ..Default::default() };
+    let base = kvm_regs {
+        rflags: RFLAGS_RESERVED,
+        ..Default::default()
+    };
     match entry {
         Entry::Linux64(address) => kvm_regs {
             rip: address.raw_value(),
@@ -146,9 +165,11 @@ fn entry_regs(entry: Entry) -> kvm_regs {
             rsi: layout::ZERO_PAGE.raw_value(),
             ..base
         },
-        Entry::Pvh(address) => {
-            kvm_regs { rip: address.raw_value(), rbx: layout::PVH_START_INFO.raw_value(), ..base }
-        }
+        Entry::Pvh(address) => kvm_regs {
+            rip: address.raw_value(),
+            rbx: layout::PVH_START_INFO.raw_value(),
+            ..base
+        },
     }
 }
 
@@ -195,7 +216,10 @@ pub fn set_local_interrupts(vcpu: &VcpuFd) -> Result<(), StartStateError> {
 }
 
 fn set_delivery(lapic: &mut kvm_lapic_state, offset: usize, mode: u32) {
-    for (byte, new) in lapic.regs[offset..offset + 4].iter_mut().zip(mode.to_le_bytes()) {
+    for (byte, new) in lapic.regs[offset..offset + 4]
+        .iter_mut()
+        .zip(mode.to_le_bytes())
+    {
         // The page is declared as C `char`s: the same bits, signed.
         *byte = i8::from_le_bytes([new]);
     }
@@ -215,6 +239,17 @@ mod tests {
     #[test]
     fn segments_agree_with_their_descriptors() {
         let code = segment(CODE_64);
-        assert_eq!((code.selector, code.type_, code.s, code.present, code.l, code.db, code.g), (8, 0xb, 1, 1, 1, 0, 1));
+        assert_eq!(
+            (
+                code.selector,
+                code.type_,
+                code.s,
+                code.present,
+                code.l,
+                code.db,
+                code.g
+            ),
+            (8, 0xb, 1, 1, 1, 0, 1)
+        );
     }
 }
