@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lightv_devices::control::{Doorbell, OutputStream, copy_print_buffer};
 use lightv_devices::i8042::{I8042, I8042Event};
@@ -15,6 +15,7 @@ use lightv_devices::virtio::mmio::MmioFront;
 
 use crate::arch::host::layout;
 use crate::event::StopReason;
+use crate::lock::lock;
 use crate::stamps::Stamps;
 use crate::sys::file::StandardStream;
 
@@ -55,11 +56,6 @@ pub struct Bus {
     park_at_ready: AtomicBool,
     stamps: Arc<Stamps>,
     counters: BusCounters,
-}
-
-/// A lock whose holder panicked does not exist: a panic aborts the process (profile `panic = "abort"`).
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Bus {

@@ -19,7 +19,7 @@ use crate::event::{DeviceCall, Event, StopReason};
 use crate::limits;
 use crate::machine::{Machine, Running};
 use crate::poller::{PollError, Poller, Token};
-use crate::snapshot::save::{SaveError, save};
+use crate::save::{SaveError, save};
 use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
 use crate::sys::signal::SignalFd;
 use crate::vcpu::VcpuHandle;
@@ -110,8 +110,11 @@ enum Phase {
 pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlError> {
     let Running { mut machine, vcpus } = running;
     let signals = SignalFd::open().map_err(ControlError::Signals)?;
-    let poller =
-        Poller::new(&machine.receiver, &signals, &machine.devices).map_err(ControlError::Poll)?;
+    let mut poller = Poller::new(&machine.receiver, &signals).map_err(ControlError::Poll)?;
+    machine
+        .devices
+        .watch_doorbells(&mut poller)
+        .map_err(ControlError::Poll)?;
     machine.devices.resume();
     let control = Control {
         machine,

@@ -8,7 +8,7 @@ use vm_memory::VolatileSlice;
 
 use crate::arch::host::layout;
 use crate::arch::host::msr;
-use crate::bus::lock;
+use crate::lock::lock;
 use crate::sys::mapping::{MapError, Mapping};
 use crate::sys::process::{random, wall_clock_ns};
 

@@ -28,12 +28,12 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::host::layout;
-use crate::bus::lock;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::event::{DeviceCall, Event, EventSender};
+use crate::lock::lock;
 use crate::poller::{PollError, Poller, Token};
 use crate::report;
-use crate::snapshot::saved::SavedMachine;
+use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
 use crate::sys::file::StandardStream;
 use crate::vm::{Vm, VmError};
 
@@ -140,15 +140,6 @@ struct Place {
     reports: u32,
 }
 
-/// What a snapshot keeps of all devices.
-#[derive(Debug)]
-pub struct SavedDevices {
-    /// Devices in order.
-    pub devices: Vec<crate::snapshot::saved::SavedDevice>,
-    /// Lengths of the disks in bytes.
-    pub disk_bytes: Vec<u64>,
-}
-
 /// A device that is not connected yet.
 struct Unconnected {
     id: String,
@@ -251,15 +242,17 @@ impl DeviceSet {
         self.places.iter().map(argument).collect()
     }
 
-    /// Doorbells with the device and queue that they belong to.
-    pub fn doorbells(&self) -> impl Iterator<Item = (RawFd, usize, usize)> + '_ {
-        self.places.iter().enumerate().flat_map(|(device, place)| {
-            place
-                .doorbells
-                .iter()
-                .enumerate()
-                .map(move |(queue, doorbell)| (doorbell.as_raw_fd(), device, queue))
-        })
+    /// Watches all doorbells.
+    ///
+    /// # Errors
+    /// [`PollError`].
+    pub fn watch_doorbells(&self, poller: &mut Poller) -> Result<(), PollError> {
+        for (device, place) in self.places.iter().enumerate() {
+            for (queue, doorbell) in place.doorbells.iter().enumerate() {
+                poller.watch(doorbell.as_raw_fd(), Token::Queue { device, queue })?;
+            }
+        }
+        Ok(())
     }
 
     /// A doorbell has rung.
@@ -326,9 +319,7 @@ impl DeviceSet {
                 queues,
                 acked_features,
             });
-            saved
-                .devices
-                .push(crate::snapshot::saved::SavedDevice { state, transport });
+            saved.devices.push(SavedDevice { state, transport });
         }
         saved
     }

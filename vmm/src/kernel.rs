@@ -16,6 +16,15 @@ use crate::arch::host::start_state::Entry;
 use crate::config::BootProtocol;
 use crate::sys::mapping::PAGE_BYTES;
 
+/// The kernel and initial RAM disk as they were read, kept when the machine is to be saved.
+#[derive(Debug, Clone, Default)]
+pub struct BootFiles {
+    /// The kernel.
+    pub kernel: Option<Vec<u8>>,
+    /// The initial RAM disk.
+    pub initrd: Option<Vec<u8>>,
+}
+
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadFileError {

@@ -11,19 +11,11 @@ use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
 use crate::device_set::DeviceSet;
 use crate::event::{EventReceiver, EventSender};
+use crate::kernel::BootFiles;
 use crate::memory::GuestRam;
 use crate::stamps::Stamps;
 use crate::vcpu::{self, Vcpu, VcpuContext, VcpuHandle};
 use crate::vm::Vm;
-
-/// The kernel and initial RAM disk as they were read, kept when the machine is to be saved.
-#[derive(Debug, Clone, Default)]
-pub struct BootFiles {
-    /// The kernel.
-    pub kernel: Option<Vec<u8>>,
-    /// The initial RAM disk.
-    pub initrd: Option<Vec<u8>>,
-}
 
 /// The parts. Made by `boot` and `restore`, run by `control`.
 #[derive(Debug)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::device_set::DeviceSet;
 use crate::event::EventReceiver;
 use crate::sys::signal::SignalFd;
 
@@ -82,15 +81,11 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Watches the vCPUs' channel, signals, and the doorbells of all devices.
+    /// Watches the vCPUs' channel and signals.
     ///
     /// # Errors
     /// [`PollError`].
-    pub fn new(
-        events: &EventReceiver,
-        signals: &SignalFd,
-        devices: &DeviceSet,
-    ) -> Result<Self, PollError> {
+    pub fn new(events: &EventReceiver, signals: &SignalFd) -> Result<Self, PollError> {
         let epoll = Epoll::new().map_err(|cause| PollError {
             what: "be opened",
             cause,
@@ -98,9 +93,6 @@ impl Poller {
         let poller = Self { epoll };
         poller.watch(events.wake_fd().as_raw_fd(), Token::Events)?;
         poller.watch(signals.as_raw_fd(), Token::Signals)?;
-        for (fd, device, queue) in devices.doorbells() {
-            poller.watch(fd, Token::Queue { device, queue })?;
-        }
         Ok(poller)
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lightv_api::timings::{Mark, StartTimings};
 
+use crate::lock::lock;
 use crate::sys::file::StandardStream;
 use crate::sys::process::monotonic_ns;
 
@@ -72,7 +73,7 @@ impl Stamps {
     pub fn step(&self, step: Step) {
         if self.sink.is_some() {
             let now = monotonic_ns();
-            crate::bus::lock(&self.steps).push((step, now));
+            lock(&self.steps).push((step, now));
         }
     }
 
@@ -80,13 +81,13 @@ impl Stamps {
     pub fn mark(&self, name: &str) {
         if self.sink.is_some() {
             let now = monotonic_ns();
-            crate::bus::lock(&self.marks).push((name.to_owned(), now));
+            lock(&self.marks).push((name.to_owned(), now));
         }
     }
 
     /// The guest has rung `MARK`.
     pub fn guest_mark(&self, number: u32) {
-        if self.sink.is_some() && crate::bus::lock(&self.marks).len() < GUEST_MARKS_MAX {
+        if self.sink.is_some() && lock(&self.marks).len() < GUEST_MARKS_MAX {
             self.mark(&format!("guest mark {number}"));
         }
     }
@@ -103,7 +104,7 @@ impl Stamps {
     /// The report, as far as the start has come.
     #[must_use]
     pub fn report(&self) -> StartTimings {
-        let steps = crate::bus::lock(&self.steps);
+        let steps = lock(&self.steps);
         let at = |step| {
             steps
                 .iter()
@@ -125,7 +126,7 @@ impl Stamps {
         let [image_load_us, sandbox_us, resources_us, process_us] = lengths;
         let spawn_us = microseconds(self.caller_ns.unwrap_or(self.main_ns), self.main_ns);
         let sum_us = lengths.iter().sum();
-        let marks = crate::bus::lock(&self.marks);
+        let marks = lock(&self.marks);
         let marks = marks.iter().map(|(name, ns)| Mark {
             name: name.clone(),
             at_us: microseconds(self.main_ns, *ns),

@@ -14,7 +14,9 @@ use lightv_vmm::snapshot::vcpu_state::VcpuStateV1;
 use lightv_vmm::snapshot::working_set::WorkingSetV1;
 
 fn golden_path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
 }
 
 fn check_bytes(name: &str, found: &[u8]) -> Vec<u8> {
@@ -23,7 +25,10 @@ fn check_bytes(name: &str, found: &[u8]) -> Vec<u8> {
         std::fs::write(&path, found).unwrap();
     }
     let golden = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert_eq!(found, golden, "{name}: the saved form has changed; make a new version");
+    assert_eq!(
+        found, golden,
+        "{name}: the saved form has changed; make a new version"
+    );
     golden
 }
 
@@ -54,21 +59,35 @@ fn golden_vcpu() {
 #[test]
 fn golden_vm() {
     let irqchips = [vec![1; 2], vec![2; 3], vec![3; 130]];
-    check(&VmStateV1 { irqchips, clock_ns: 123_456_789_012 });
+    check(&VmStateV1 {
+        irqchips,
+        clock_ns: 123_456_789_012,
+    });
 }
 
 #[test]
 fn golden_memory_map() {
     let runs = vec![
-        MemoryRunV1 { address: 0, bytes: 4096 },
-        MemoryRunV1 { address: 0x1_0000_0000, bytes: 8 << 20 },
+        MemoryRunV1 {
+            address: 0,
+            bytes: 4096,
+        },
+        MemoryRunV1 {
+            address: 0x1_0000_0000,
+            bytes: 8 << 20,
+        },
     ];
     check(&MemoryMapV1 { runs });
 }
 
 #[test]
 fn golden_working_set() {
-    check(&WorkingSetV1 { written: vec![MemoryRunV1 { address: 0x10_0000, bytes: 12_288 }] });
+    check(&WorkingSetV1 {
+        written: vec![MemoryRunV1 {
+            address: 0x10_0000,
+            bytes: 12_288,
+        }],
+    });
 }
 
 #[test]
@@ -81,7 +100,10 @@ fn golden_header() {
         bytes,
         checksum: 0x0123_4567_89ab_cdef,
     };
-    let entries = [entry("manifest", 0, 192, 100), entry("memory", 3, 4096, 8192)];
+    let entries = [
+        entry("manifest", 0, 192, 100),
+        entry("memory", 3, 4096, 8192),
+    ];
     let golden = check_bytes("header-v1.bin", &Header::encode(12_288, &entries));
     let header = Header::decode(&golden, 12_288).unwrap();
     assert_eq!(header.decode_table(&golden).unwrap(), entries);

@@ -5,7 +5,6 @@
 
 pub mod irqchip_state;
 pub mod ram_scan;
-pub mod save;
 pub mod saved;
 pub mod vcpu_state;
 pub mod working_set;

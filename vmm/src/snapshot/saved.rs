@@ -12,8 +12,8 @@ use crate::arch::host::layout;
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
 use crate::image::read::{Image, OpenImageError};
+use crate::kernel::BootFiles;
 use crate::limits;
-use crate::machine::BootFiles;
 use crate::memory::RamRun;
 use crate::sys::mapping::PAGE_BYTES;
 
@@ -24,6 +24,15 @@ pub struct SavedDevice {
     pub state: DeviceState,
     /// Its register front's.
     pub transport: TransportStateV1,
+}
+
+/// What a snapshot keeps of all devices.
+#[derive(Debug)]
+pub struct SavedDevices {
+    /// Devices in order.
+    pub devices: Vec<SavedDevice>,
+    /// Lengths of the disks in bytes.
+    pub disk_bytes: Vec<u64>,
 }
 
 /// The whole snapshot.

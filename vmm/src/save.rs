@@ -5,14 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightv_devices::state::DeviceState;
 
-use super::irqchip_state::{self, VmStateError};
-use super::ram_scan;
-use super::vcpu_state::VcpuStateV1;
-use crate::device_set::SavedDevices;
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
 use crate::image::write::{ImageContents, Source, WriteImageError, write_image};
 use crate::machine::Machine;
+use crate::snapshot::irqchip_state::{self, VmStateError};
+use crate::snapshot::ram_scan;
+use crate::snapshot::saved::SavedDevices;
+use crate::snapshot::vcpu_state::VcpuStateV1;
 
 /// Why a machine could not be saved. No image was made, and the machine can go on.
 #[derive(Debug, thiserror::Error)]
