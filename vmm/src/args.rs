@@ -1,5 +1,6 @@
 //! The command line: as typed ([`Cli`]), then as proved ([`Job`]).
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
@@ -200,6 +201,19 @@ impl Cli {
     }
 }
 
+/// Whether these arguments, the program's name first, ask for a machine: a look before they are parsed.
+#[must_use]
+pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
+    let options = ["--config", "--restore", "--boot"].map(str::as_bytes);
+    let is_option = |arg: &OsString| {
+        let name = arg.as_encoded_bytes().split(|byte| *byte == b'=').next();
+        name.is_some_and(|name| options.contains(&name))
+    };
+    args.skip(1)
+        .take_while(|arg| arg != "--")
+        .any(|arg| is_option(&arg))
+}
+
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -266,6 +280,22 @@ mod tests {
             &["--nope"],
         ] {
             assert!(job(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_named_by_its_option_and_not_by_an_argument_of_the_guest() {
+        let named = |line: &str| names_a_machine(line.split_whitespace().map(OsString::from));
+        for line in ["v --restore a", "v --id x --boot=a", "v --config -"] {
+            assert!(named(line), "{line}");
+        }
+        for line in [
+            "v",
+            "v --check-host",
+            "v --describe a -- --restore b",
+            "v --restored a",
+        ] {
+            assert!(!named(line), "{line}");
         }
     }
 

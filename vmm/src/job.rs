@@ -30,12 +30,6 @@ use crate::sys::signal;
 use crate::vm::KVM_PATH;
 use crate::{describe, host_check, inspect, limits, report};
 
-/// CLOCK_MONOTONIC in nanoseconds.
-#[must_use]
-pub fn now_ns() -> u64 {
-    process::monotonic_ns()
-}
-
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
     process::exit_now(status)
@@ -101,22 +95,56 @@ impl RunError {
     }
 }
 
-/// Runs a machine. Ends the process with the machine, or returns an exit status when there is none to run.
+/// A run that has begun: the process is limited and the control thread makes KVM's VM. Flags need not be read yet.
+#[derive(Debug)]
+pub struct Begun {
+    main_ns: u64,
+    watched: Watched,
+    control: Result<ControlThread, RunError>,
+}
+
+/// Begins a run: the first thing that a process does which is to be a VM. What fails here is said by [`Begun::run`].
 #[must_use]
-pub fn run(job: RunJob, main_ns: u64) -> u8 {
-    match build_and_run(job, main_ns) {
-        Ok(never) => match never {},
-        Err(error) => {
-            report::warn(&error);
-            error.exit_status()
+pub fn begin() -> Begun {
+    let main_ns = process::monotonic_ns();
+    process::use_one_heap();
+    let watched = Arc::new(OnceLock::new());
+    let control = signal::prepare()
+        .map_err(RunError::Signals)
+        .and_then(|()| sandbox::enter().map_err(RunError::Sandbox))
+        .and_then(|()| start_control(Arc::clone(&watched)));
+    Begun {
+        main_ns,
+        watched,
+        control,
+    }
+}
+
+impl Begun {
+    /// Runs a machine. Ends the process with the machine, or returns an exit status when there is none to run.
+    #[must_use]
+    pub fn run(self, job: RunJob) -> u8 {
+        let Self {
+            main_ns,
+            watched,
+            control,
+        } = self;
+        match control.and_then(|control| build_and_run(job, main_ns, &watched, &control)) {
+            Ok(never) => match never {},
+            Err(error) => {
+                report::warn(&error);
+                error.exit_status()
+            }
         }
     }
 }
 
-fn build_and_run(job: RunJob, main_ns: u64) -> Result<Infallible, RunError> {
-    process::use_one_heap();
-    signal::prepare().map_err(RunError::Signals)?;
-    sandbox::enter().map_err(RunError::Sandbox)?;
+fn build_and_run(
+    job: RunJob,
+    main_ns: u64,
+    watched: &Watched,
+    control: &ControlThread,
+) -> Result<Infallible, RunError> {
     let way = if matches!(job.origin, Origin::Restore(_)) {
         "restore"
     } else {
@@ -124,10 +152,8 @@ fn build_and_run(job: RunJob, main_ns: u64) -> Result<Infallible, RunError> {
     };
     let stamps = Arc::new(Stamps::new(way, main_ns, job.started_at_ns, job.timings));
     stamps.mark("flags read");
-    let watched = Arc::new(OnceLock::new());
-    let control = start_control(Arc::clone(&watched))?;
     let builder = Builder {
-        control: &control,
+        control,
         stamps: &stamps,
         keep_files: job.save.is_some(),
     };

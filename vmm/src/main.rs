@@ -2,17 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+use std::env;
+
 use clap::Parser;
 use clap::error::ErrorKind;
 use lightv_api::exit;
-use lightv_vmm::args::{Cli, Job};
+use lightv_vmm::args::{self, Cli, Job};
 use lightv_vmm::{job, report};
 
 fn main() {
-    let main_ns = job::now_ns();
+    // A VM takes longer to make than flags to read.
+    let begun = args::names_a_machine(env::args_os()).then(job::begin);
     let status = match Cli::try_parse() {
         Ok(cli) => match cli.into_job() {
-            Some(Job::Run(run)) => job::run(*run, main_ns),
+            Some(Job::Run(run)) => begun.unwrap_or_else(job::begin).run(*run),
             Some(Job::Describe(path)) => job::describe(&path),
             Some(Job::CheckHost) => job::check_host(),
             Some(Job::InspectPid(pid)) => job::inspect_pid(pid),
