@@ -21,6 +21,7 @@ use crate::machine::{Machine, Running};
 use crate::poller::{PollError, Poller, Token};
 use crate::save::{SaveError, save};
 use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
+use crate::sys::process;
 use crate::sys::signal::SignalFd;
 use crate::vcpu::VcpuHandle;
 
@@ -123,6 +124,7 @@ pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlEr
         phase: Phase::Running,
         poller,
         signals,
+        has_start_pages: true,
     };
     control.run_until_end()
 }
@@ -134,16 +136,22 @@ struct Control {
     phase: Phase,
     poller: Poller,
     signals: SignalFd,
+    /// The pages that only the start needed are still mapped.
+    has_start_pages: bool,
 }
 
 impl Control {
     fn run_until_end(mut self) -> Result<Ending, ControlError> {
         loop {
-            for token in self
+            let tokens = self
                 .poller
                 .wait(self.timeout())
-                .map_err(ControlError::Poll)?
-            {
+                .map_err(ControlError::Poll)?;
+            if tokens.is_empty() && self.has_start_pages {
+                self.has_start_pages = false;
+                process::give_back_code();
+            }
+            for token in tokens {
                 if let Some(ending) = self.serve(token) {
                     return Ok(ending);
                 }
@@ -260,8 +268,12 @@ impl Control {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        matches!(self.phase, Phase::Parking { .. })
-            .then(|| Duration::from_millis(limits::KICK_INTERVAL_MS))
+        let ms = match self.phase {
+            Phase::Parking { .. } => limits::KICK_INTERVAL_MS,
+            _ if self.has_start_pages => limits::SETTLED_AFTER_MS,
+            _ => return None,
+        };
+        Some(Duration::from_millis(ms))
     }
 
     /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked

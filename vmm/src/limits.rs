@@ -25,5 +25,7 @@ pub const STATE_SECTION_BYTES_MAX: u64 = 1 << 20;
 pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
 /// How long a vCPU may take to come out of the guest before a pause fails.
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
+/// How long the loop is idle before the pages that only the start needed are given back.
+pub const SETTLED_AFTER_MS: u64 = 1000;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;
