@@ -1,0 +1,11 @@
+//! How LightV's claims are measured: end to end, the sides alternating in one run on one host.
+//!
+//! Every result names its case, its unit and the case that it is compared with; [`report`] is the one JSON shape.
+
+#![deny(unsafe_code)]
+
+pub mod report;
+pub mod start;
+pub mod stats;
+
+mod first_byte;

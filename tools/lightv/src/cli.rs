@@ -1,0 +1,149 @@
+//! The command line as a tree of subcommands.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use lightv_api::exit;
+
+use crate::cmd::bench::BenchArgs;
+use crate::cmd::build::BuildArgs;
+use crate::cmd::completions::CompletionsArgs;
+use crate::cmd::doctor::DoctorArgs;
+use crate::cmd::images::ImagesArgs;
+use crate::cmd::inspect::InspectArgs;
+use crate::cmd::man::ManArgs;
+use crate::cmd::run::RunArgs;
+use crate::cmd::{bench, build, completions, doctor, images, inspect, man, run};
+use crate::failure::Failure;
+
+/// Starts isolated microVMs as fast as a process
+#[derive(Debug, Parser)]
+#[command(name = "lightv", version, after_help = EXIT_CODES, subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Examples:
+  lightv run hello-world                    build the first microVM once, then run it
+  lightv build hello-world -o hello.lv      keep its image in a file
+  lightv run hello.lv -- everyone           run it with arguments
+
+Exit codes:
+  0-127  the guest's own status          152  configuration or image refused
+  1      failure without its own code    153  command line refused
+  128+N  ended by signal N               158  the host refused something
+  159    image not saved                 160  guest CPU shut down (triple fault)
+  161    KVM could not run the guest     162  the guest panicked";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(RunArgs),
+    Build(BuildArgs),
+    Images(ImagesArgs),
+    Inspect(InspectArgs),
+    Doctor(DoctorArgs),
+    Bench(BenchArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Parses `args` and carries them out.
+pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
+    let command = match parse(args) {
+        Ok(command) => command,
+        Err(error) => return Ok(refuse(&error)),
+    };
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Build(args) => build::run(args),
+        Command::Images(args) => images::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args, Cli::command()),
+        Command::Man(args) => man::run(&args, Cli::command()),
+    }
+}
+
+fn parse(args: &[OsString]) -> Result<Command, clap::Error> {
+    if args.get(1).is_some_and(|name| name == "run") {
+        return RunArgs::parse(&args[1..]).map(Command::Run);
+    }
+    Cli::try_parse_from(args).map(|cli| cli.command)
+}
+
+/// Prints help, the version or what is wrong. A closed pipe is the reader's wish.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return ExitCode::from(exit::BAD_ARGUMENTS);
+    }
+    let text = error.to_string();
+    let message = text.strip_prefix("error: ").unwrap_or(&text);
+    let _ = writeln!(io::stderr(), "lightv: {}", message.trim_end());
+    ExitCode::from(exit::BAD_ARGUMENTS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(line: &str) -> Result<Command, clap::Error> {
+        parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn tree_is_sound() {
+        Cli::command().debug_assert();
+        RunArgs::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_parsed_alike_with_and_without_the_tree() {
+        let line = "lightv run a.lv --net tap0 --cold --memory 64 -- x --y";
+        let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let Ok(Command::Run(alone)) = parse(&words) else {
+            panic!("run alone")
+        };
+        let Ok(Cli {
+            command: Command::Run(mut in_tree),
+        }) = Cli::try_parse_from(&words)
+        else {
+            panic!("run in the tree")
+        };
+        in_tree.has_separator = true;
+        assert_eq!(alone, in_tree);
+        assert_eq!(alone.args, ["x", "--y"]);
+    }
+
+    #[test]
+    fn bad_command_lines_are_refused() {
+        for line in [
+            "lightv",
+            "lightv walk",
+            "lightv run",
+            "lightv run a.lv b",
+            "lightv run a.lv --memory x",
+            "lightv build -o a.lv",
+            "lightv build hello --kernel k -o a.lv",
+            "lightv build hello",
+            "lightv inspect",
+            "lightv inspect a.lv --pid 3",
+        ] {
+            let error = parse_words(line).expect_err(line);
+            assert_ne!(error.exit_code(), 0, "{line}");
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! `lightv build`: boots a guest until it is ready and keeps it as an image.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{self, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser};
+use lightv_api::config::{
+    BootSource, DEFAULT_BOOT_ARGS, DriveSpec, EntropySpec, MachineSpec, RunSpec, VmSpec,
+};
+use lightv_api::exit;
+
+use super::show;
+use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
+use crate::embedded;
+use crate::failure::{Coded, Failure};
+use crate::spec_args::{DiskArg, EnvArg, NetArg};
+use crate::text;
+
+/// Build an image: boot a guest until it is ready, and save it
+///
+/// The guest's output goes to standard error. Either the image is whole or there is none.
+#[derive(Debug, Parser)]
+#[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("guest").required(true).multiple(true).args(["name", "kernel", "app"]))]
+pub(crate) struct BuildArgs {
+    /// An embedded app (hello-world)
+    #[arg(conflicts_with_all = ["kernel", "app"])]
+    name: Option<String>,
+    /// The image to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// Overwrite an image that exists
+    #[arg(long)]
+    force: bool,
+    /// A kernel: ELF or bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<String>,
+    /// An initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<String>,
+    /// Kernel command line (default: Firecracker's)
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// App of the minimal guest: `app=NAME` on the command line
+    #[arg(long, value_name = "NAME")]
+    app: Option<String>,
+    /// Add a disk
+    #[arg(long, value_name = "ID=PATH[,ro][,root][,cache=writeback]")]
+    disk: Vec<DiskArg>,
+    /// Add a network interface; the address is told to the guest as `ip=…`
+    #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A]]")]
+    net: Vec<NetArg>,
+    /// Add a source of random bytes (default with --kernel)
+    #[arg(long, conflicts_with = "no_entropy")]
+    entropy: bool,
+    /// Leave the source of random bytes out (default for embedded apps)
+    #[arg(long)]
+    no_entropy: bool,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = MachineSpec::default().mem_size_mib)]
+    memory: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = MachineSpec::default().vcpu_count)]
+    vcpus: u64,
+    /// Set a variable of the guest's environment; without VALUE it is passed through
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<EnvArg>,
+    /// What tells that the guest is ready
+    #[arg(long, value_name = "SIGN", default_value = "doorbell")]
+    ready: SaveAt,
+    /// Give up when the guest is not ready by then
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u64,
+    /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts (default for hello-world)
+    #[arg(long)]
+    warm: bool,
+    /// Arguments for the guest; `lightv run` can replace them
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lightv build hello-world -o hello-world.lv
+  lightv build --kernel vmlinux --disk root=rootfs.img,root,ro --memory 256 -o base.lv
+  lightv build --app http --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 -o web.lv -- 80
+
+Exit codes: 0 built, 152 configuration refused, 153 command line refused, 159 not saved; `lightv --help` lists all.";
+
+/// Why nothing is built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BuildArgsError {
+    #[error("There is no embedded app {name}; there are: {}", embedded::names())]
+    UnknownApp { name: String },
+    #[error("Cannot make the path of disk {id} absolute")]
+    DiskPath {
+        id: String,
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+impl Coded for BuildArgsError {
+    fn exit_code(&self) -> u8 {
+        exit::BAD_ARGUMENTS
+    }
+}
+
+/// Builds the image and prints one line about it.
+pub(crate) fn run(args: BuildArgs) -> Result<ExitCode, Failure> {
+    let plan = args.into_plan()?;
+    let (out, memory_mib) = (plan.out.clone(), plan.spec.machine_config.mem_size_mib);
+    let built = build::build(plan)?;
+    let size = text::bytes(built.metadata.len());
+    let allocated = text::bytes(built.metadata.blocks() * 512);
+    show(|stdout| {
+        use std::io::Write as _;
+        writeln!(
+            stdout,
+            "{}: {size} (allocated {allocated}), {memory_mib} MiB RAM, built in {:.2} s",
+            out.display(),
+            built.took.as_secs_f64()
+        )
+    })
+}
+
+impl BuildArgs {
+    fn into_plan(self) -> Result<BuildPlan, BuildArgsError> {
+        let boot_args = self.boot_args()?;
+        let kernel = if self.kernel.is_some() {
+            Kernel::Configured
+        } else {
+            Kernel::Embedded
+        };
+        let is_brief = self.name.as_deref().is_some_and(embedded::is_brief);
+        let working_set = match self.warm || is_brief {
+            true => WorkingSet::Recorded,
+            false => WorkingSet::Unknown,
+        };
+        let has_entropy = self.entropy || (kernel == Kernel::Configured && !self.no_entropy);
+        let env: BTreeMap<String, String> = self
+            .env
+            .into_iter()
+            .map(|env| (env.name, env.value))
+            .collect();
+        let run = RunSpec {
+            args: self.args,
+            env,
+        };
+        let spec = VmSpec {
+            boot_source: Some(BootSource {
+                kernel_image_path: self.kernel.unwrap_or_default().into(),
+                initrd_path: self.initrd.map(PathBuf::from),
+                boot_args,
+                ..BootSource::default()
+            }),
+            machine_config: MachineSpec {
+                vcpu_count: self.vcpus,
+                mem_size_mib: self.memory,
+                ..MachineSpec::default()
+            },
+            drives: self
+                .disk
+                .into_iter()
+                .map(absolute)
+                .collect::<Result<_, _>>()?,
+            network_interfaces: self.net.into_iter().map(|net| net.spec).collect(),
+            entropy: has_entropy.then(EntropySpec::default),
+            run: (run != RunSpec::default()).then_some(run),
+            ..VmSpec::default()
+        };
+        Ok(BuildPlan {
+            spec,
+            kernel,
+            out: self.out,
+            overwrite: if self.force {
+                Overwrite::Replace
+            } else {
+                Overwrite::Refuse
+            },
+            save_at: self.ready,
+            timeout: Duration::from_secs(self.timeout),
+            working_set,
+        })
+    }
+
+    /// The command line: what was typed, else the default; then the app and the addresses. `None`: all default.
+    fn boot_args(&self) -> Result<Option<String>, BuildArgsError> {
+        let named = self.name.as_deref().map(|name| {
+            embedded::app(name).ok_or_else(|| BuildArgsError::UnknownApp { name: name.into() })
+        });
+        let app = named
+            .transpose()?
+            .or(self.app.as_deref())
+            .map(|app| format!("app={app}"));
+        let addresses = self.net.iter().enumerate();
+        let addresses = addresses.filter_map(|(index, net)| Some(net.address?.parameter(index)));
+        let added: Vec<String> = app.into_iter().chain(addresses).collect();
+        let base = match &self.cmdline {
+            Some(text) => text.as_str(),
+            None if self.kernel.is_some() && added.is_empty() => return Ok(None),
+            None if self.kernel.is_some() => DEFAULT_BOOT_ARGS,
+            None => "",
+        };
+        // What comes after a stand-alone `--` is for init: ours goes before it.
+        let (parameters, for_init) = match base.split_once(" -- ") {
+            Some((parameters, for_init)) => (parameters, Some(format!("-- {for_init}"))),
+            None => (base, None),
+        };
+        let parts = [parameters.to_owned()]
+            .into_iter()
+            .chain(added)
+            .chain(for_init);
+        let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+        Ok(Some(parts.join(" ")))
+    }
+}
+
+/// An image is run from other folders than the one in which it was built.
+fn absolute(disk: DiskArg) -> Result<DriveSpec, BuildArgsError> {
+    let drive = disk.0;
+    match path::absolute(&drive.path_on_host) {
+        Ok(path_on_host) => Ok(DriveSpec {
+            path_on_host,
+            ..drive
+        }),
+        Err(cause) => Err(BuildArgsError::DiskPath {
+            id: drive.drive_id,
+            cause,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(line: &str) -> BuildPlan {
+        let args = BuildArgs::try_parse_from(line.split(' ')).expect(line);
+        args.into_plan().expect(line)
+    }
+
+    fn boot_args(line: &str) -> Option<String> {
+        plan(line).spec.boot_source.and_then(|boot| boot.boot_args)
+    }
+
+    #[test]
+    fn command_lines_hold_app_and_addresses() {
+        let check = |line: &str, expected: Option<&str>| {
+            assert_eq!(boot_args(line).as_deref(), expected, "{line}");
+        };
+        check("build hello-world -o x", Some("app=hello"));
+        check("build --app echo --cmdline a=b -o x", Some("a=b app=echo"));
+        check("build --kernel k -o x", None);
+        check("build --kernel k --cmdline quiet -o x", Some("quiet"));
+        check(
+            "build --app echo --net tap0,ip=10.0.0.2/24 -o x",
+            Some("app=echo ip=10.0.0.2:::255.255.255.0::eth0:off"),
+        );
+        let added = boot_args("build --kernel k --app echo -o x");
+        assert_eq!(added, Some(format!("{DEFAULT_BOOT_ARGS} app=echo")));
+    }
+
+    #[test]
+    fn parameters_go_before_what_is_for_init() {
+        let args = BuildArgs::try_parse_from([
+            "build",
+            "--kernel",
+            "k",
+            "--cmdline",
+            "quiet -- init x",
+            "--app",
+            "a",
+            "-o",
+            "x",
+        ]);
+        let spec = args.expect("valid").into_plan().expect("valid").spec;
+        let boot_args = spec.boot_source.and_then(|boot| boot.boot_args);
+        assert_eq!(boot_args.as_deref(), Some("quiet app=a -- init x"));
+    }
+
+    #[test]
+    fn entropy_is_for_kernels_of_others() {
+        let has_entropy = |line: &str| plan(line).spec.entropy.is_some();
+        assert!(!has_entropy("build hello -o x"));
+        assert!(has_entropy("build hello --entropy -o x"));
+        assert!(has_entropy("build --kernel k -o x"));
+        assert!(!has_entropy("build --kernel k --no-entropy -o x"));
+    }
+
+    #[test]
+    fn unknown_apps_are_named() {
+        let args = BuildArgs::try_parse_from(["build", "nothing", "-o", "x"]).expect("valid");
+        let message = args.into_plan().expect_err("no such app").to_string();
+        assert!(
+            message.contains("nothing") && message.contains("hello-world"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn disks_are_found_from_anywhere() {
+        let drives = plan("build hello --disk d=x.img -o x").spec.drives;
+        assert!(drives[0].path_on_host.is_absolute());
+    }
+}

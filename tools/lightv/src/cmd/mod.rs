@@ -1,0 +1,39 @@
+//! One file a subcommand.
+
+pub(crate) mod bench;
+pub(crate) mod build;
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod images;
+pub(crate) mod inspect;
+pub(crate) mod man;
+pub(crate) mod run;
+pub(crate) mod timings;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use anstream::AutoStream;
+
+use crate::failure::Failure;
+
+/// Writes a command's output at once, with colours where they are wanted.
+fn show(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<ExitCode, Failure> {
+    let mut text = Vec::new();
+    write(&mut text)
+        .and_then(|()| {
+            let mut stdout = AutoStream::auto(io::stdout().lock());
+            stdout.write_all(&text)?;
+            stdout.flush()
+        })
+        .map_err(Failure::Output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes `value` as indented JSON and a line end.
+fn show_json(value: &impl serde::Serialize) -> Result<ExitCode, Failure> {
+    show(|out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        out.write_all(b"\n")
+    })
+}

@@ -1,0 +1,31 @@
+//! `lightv`: builds, runs and looks at microVMs. It starts `lightv-vmm` processes and is gone itself.
+
+#![deny(unsafe_code)]
+
+mod build;
+mod cache;
+mod cli;
+mod cmd;
+mod embedded;
+mod failure;
+mod monitor;
+mod spec_args;
+mod table;
+mod text;
+mod watch;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use self::cmd::run::RunArgs;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = env::args_os().collect();
+    // The most frequent command must not wait for a command line parser.
+    let result = match RunArgs::parse_plain(&args) {
+        Some(run) => cmd::run::run(&run),
+        None => cli::run(&args),
+    };
+    result.unwrap_or_else(|failure| failure.report())
+}

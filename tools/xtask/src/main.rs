@@ -1,0 +1,98 @@
+//! `cargo xtask`: the index of what one can do in this repository.
+
+mod build;
+mod check;
+mod commands;
+mod prerequisites;
+mod suite;
+mod tidy;
+
+use std::env;
+use std::process::ExitCode;
+
+use self::commands::TaskError;
+
+/// A task: its name, what it does, and the function that does it with the remaining arguments.
+struct Task {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<(), TaskError>,
+}
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "hello",
+        about: "build everything, then build and run the first microVM: `Hello, world!`",
+        run: |_| build::hello(),
+    },
+    Task {
+        name: "check",
+        about: "format, clippy, tidy, unit tests: what to run before every commit",
+        run: |_| check::check(),
+    },
+    Task {
+        name: "tidy",
+        about: "the rules of docs/architecture.md that no compiler checks",
+        run: |_| tidy::tidy(),
+    },
+    Task {
+        name: "test",
+        about: "everything: unit tests and real guests; closes with `N passed, N failed`",
+        run: |_| suite::test(),
+    },
+    Task {
+        name: "guest",
+        about: "the same as `test`",
+        run: |_| suite::test(),
+    },
+    Task {
+        name: "bench",
+        about: "measure starts; arguments go to `lightv bench start`",
+        run: build::bench,
+    },
+    Task {
+        name: "golden",
+        about: "write the golden files of new section versions (never of old ones)",
+        run: |_| build::golden(),
+    },
+    Task {
+        name: "man",
+        about: "write manual pages and shell completions into target/",
+        run: |_| build::man(),
+    },
+    Task {
+        name: "dist",
+        about: "build what is shipped into target/dist and print its sizes",
+        run: |_| build::dist(),
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let (name, rest) = match args.split_first() {
+        Some((name, rest)) => (name.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    if matches!(name, "help" | "--help" | "-h") {
+        print_help();
+        return ExitCode::SUCCESS;
+    }
+    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
+        eprintln!("xtask: there is no task {name}; `cargo xtask help` lists them");
+        return ExitCode::from(2);
+    };
+    match (task.run)(rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_help() {
+    println!("Usage: cargo xtask TASK\n\nTasks:");
+    for Task { name, about, .. } in TASKS {
+        println!("  {name:<8} {about}");
+    }
+}

@@ -1,0 +1,77 @@
+//! What a build needs from the host, and which Debian package brings it.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::commands::TaskError;
+
+/// One thing that must be there.
+struct Prerequisite {
+    what: &'static str,
+    package: &'static str,
+    is_present: fn() -> bool,
+}
+
+const PREREQUISITES: &[Prerequisite] = &[
+    Prerequisite {
+        what: "gcc (links every binary)",
+        package: "gcc",
+        is_present: || runs("gcc"),
+    },
+    Prerequisite {
+        what: "ld (links the guest)",
+        package: "binutils",
+        is_present: || runs("ld"),
+    },
+    Prerequisite {
+        what: "libc.a (binaries are static)",
+        package: "libc6-dev",
+        is_present: || gcc_finds("libc.a"),
+    },
+];
+
+/// Names everything that is missing, with the package that brings it.
+pub(crate) fn require() -> Result<(), TaskError> {
+    let missing: Vec<&Prerequisite> = PREREQUISITES
+        .iter()
+        .filter(|needed| !(needed.is_present)())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for needed in &missing {
+        eprintln!("Missing: {}", needed.what);
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|needed| needed.package).collect();
+    packages.dedup();
+    eprintln!("Remedy on Debian: apt-get install {}", packages.join(" "));
+    Err(TaskError::Prerequisites)
+}
+
+/// Whether cargo-nextest is installed; without it `cargo test` serves.
+pub(crate) fn has_nextest() -> bool {
+    Command::new("cargo")
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+}
+
+fn runs(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// gcc answers with a path when it finds the file, and with the bare name when not.
+fn gcc_finds(file: &str) -> bool {
+    let output = Command::new("gcc")
+        .arg(format!("-print-file-name={file}"))
+        .output();
+    output.is_ok_and(|output| {
+        Path::new(String::from_utf8_lossy(&output.stdout).trim())
+            .components()
+            .count()
+            > 1
+    })
+}

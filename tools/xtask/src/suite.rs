@@ -1,0 +1,272 @@
+//! Running tests and counting them, whichever runner there is.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+
+use crate::commands::{self, TaskError};
+use crate::{build, prerequisites};
+
+/// The crate whose tests boot real guests.
+const GUEST_TESTS: &str = "lightv-tests";
+
+/// Ends tests that hang.
+const NEXTEST_CONFIG: &str = "tools/xtask/nextest.toml";
+
+/// File to which a test that cannot run here appends one line (its name and why), and then passes.
+const SKIP_LOG: &str = "LIGHTV_SKIP_LOG";
+
+/// How many tests ended in which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Tally {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+
+    /// A test that skipped itself was counted as passed by its runner.
+    fn with_self_skipped(self, skipped: u64) -> Self {
+        let skipped = skipped.min(self.passed);
+        Self {
+            passed: self.passed - skipped,
+            skipped: self.skipped + skipped,
+            ..self
+        }
+    }
+
+    /// The plain closing line.
+    fn closing_line(self) -> String {
+        let Self {
+            passed,
+            failed,
+            skipped,
+        } = self;
+        match skipped {
+            0 => format!("{passed} passed, {failed} failed"),
+            _ => format!("{passed} passed, {failed} failed, {skipped} skipped"),
+        }
+    }
+}
+
+/// A finished run: its counts, and the runner's own verdict.
+#[derive(Debug)]
+pub(crate) struct Run {
+    tally: Tally,
+    command: String,
+    status: ExitStatus,
+}
+
+impl Run {
+    /// # Errors
+    /// When a test failed, or the runner itself (a build error, for example).
+    pub(crate) fn verdict(&self) -> Result<(), TaskError> {
+        if self.tally.failed > 0 {
+            return Err(TaskError::Tests {
+                failed: self.tally.failed,
+            });
+        }
+        if self.status.success() {
+            return Ok(());
+        }
+        Err(TaskError::Suite {
+            command: self.command.clone(),
+            status: self.status,
+        })
+    }
+}
+
+/// Everything that can be tested here; ends with the closing line.
+pub(crate) fn test() -> Result<(), TaskError> {
+    build::release()?;
+    let skip_log = commands::target_dir().join("skipped-tests.log");
+    fs::write(&skip_log, "").map_err(|cause| TaskError::File {
+        path: skip_log.clone(),
+        cause,
+    })?;
+    let mut runs = unit_tests()?;
+    runs.push(guest_tests(&skip_log)?);
+    let skips = fs::read_to_string(&skip_log).map_err(|cause| TaskError::File {
+        path: skip_log.clone(),
+        cause,
+    })?;
+    for skip in skips.lines() {
+        println!("skipped: {skip}");
+    }
+    let self_skipped = skips.lines().count().try_into().unwrap_or(u64::MAX);
+    let tally = runs
+        .iter()
+        .fold(Tally::default(), |sum, run| sum.plus(run.tally))
+        .with_self_skipped(self_skipped);
+    println!("{}", tally.closing_line());
+    runs.iter().try_for_each(Run::verdict)?;
+    if tally.skipped > 0 && env::var_os("LIGHTV_REQUIRE_KVM").is_some_and(|value| value == "1") {
+        return Err(TaskError::Skipped {
+            skipped: tally.skipped,
+        });
+    }
+    Ok(())
+}
+
+/// Tests that boot no guest: of the workspace, and of the pure parts of the minimal guest.
+pub(crate) fn unit_tests() -> Result<Vec<Run>, TaskError> {
+    let workspace = runner(&["--workspace", "--exclude", GUEST_TESTS], commands::cargo);
+    let guest = runner(&["--lib"], commands::guest_cargo);
+    [workspace, guest]
+        .into_iter()
+        .map(|mut command| count(&mut command))
+        .collect()
+}
+
+/// Tests of real guests, against the release binaries.
+fn guest_tests(skip_log: &std::path::Path) -> Result<Run, TaskError> {
+    let mut command = runner(&["--package", GUEST_TESTS], commands::cargo);
+    command
+        .env("LIGHTV_BIN_DIR", commands::release_dir())
+        .env(SKIP_LOG, skip_log);
+    count(&mut command)
+}
+
+fn runner(packages: &[&str], cargo: fn(&[&str]) -> Command) -> Command {
+    let mut command = if prerequisites::has_nextest() {
+        let mut command = cargo(&["nextest", "run", "--no-fail-fast", "--no-tests=pass"]);
+        // Named, because the guest is a workspace of its own.
+        command
+            .arg("--config-file")
+            .arg(commands::root().join(NEXTEST_CONFIG));
+        command
+    } else {
+        cargo(&["test", "--no-fail-fast"])
+    };
+    command.args(packages).env("CARGO_TERM_COLOR", "never");
+    command
+}
+
+/// Runs a test runner, shows all it says, and counts.
+fn count(command: &mut Command) -> Result<Run, TaskError> {
+    let text = commands::describe(command);
+    eprintln!("$ {text}");
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|cause| commands::start_error(command, cause))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // nextest sums up on stderr, cargo test on stdout; either may fill its pipe first.
+    let from_stderr = thread::spawn(move || stderr.map_or_else(Tally::default, show_and_count));
+    let from_stdout = stdout.map_or_else(Tally::default, show_and_count);
+    let tally = from_stdout.plus(from_stderr.join().unwrap_or_default());
+    let status = child
+        .wait()
+        .map_err(|cause| commands::start_error(command, cause))?;
+    Ok(Run {
+        tally,
+        command: text,
+        status,
+    })
+}
+
+fn show_and_count(stream: impl std::io::Read) -> Tally {
+    let mut tally = Tally::default();
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        eprintln!("{line}");
+        tally = tally.plus(parse_summary(&line).unwrap_or_default());
+    }
+    tally
+}
+
+/// The counts of a summary line of nextest or of `cargo test`; `None` for any other line.
+///
+/// `Summary [ 0.1s] 3 tests run: 2 passed (1 slow), 1 failed, 0 skipped` and
+/// `test result: FAILED. 2 passed; 1 failed; 0 ignored; …`. What nextest calls skipped was filtered out by the
+/// caller or is marked `#[ignore]`.
+fn parse_summary(line: &str) -> Option<Tally> {
+    let line = line.trim();
+    let counts = match line.strip_prefix("test result: ") {
+        Some(rest) => rest,
+        None if line.starts_with("Summary [") => line.split_once("run: ")?.1,
+        None => return None,
+    };
+    let mut tally = Tally::default();
+    for part in counts.split([';', ',', '.']) {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(what)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let Ok(number) = number.parse::<u64>() else {
+            continue;
+        };
+        match what {
+            "passed" => tally.passed += number,
+            "failed" | "timed" | "exec" => tally.failed += number,
+            "skipped" | "ignored" => tally.skipped += number,
+            _ => {}
+        }
+    }
+    Some(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, expected: Option<(u64, u64, u64)>) {
+        let expected = expected.map(|(passed, failed, skipped)| Tally {
+            passed,
+            failed,
+            skipped,
+        });
+        assert_eq!(parse_summary(line), expected, "{line}");
+    }
+
+    #[test]
+    fn summary_lines_of_both_runners_are_counted() {
+        check(
+            "     Summary [   0.1s] 3 tests run: 2 passed (1 slow), 1 failed, 4 skipped",
+            Some((2, 1, 4)),
+        );
+        check(
+            "     Summary [   0.1s] 1 test run: 1 passed, 0 skipped",
+            Some((1, 0, 0)),
+        );
+        check(
+            "     Summary [   9.1s] 2 tests run: 1 passed, 1 timed out, 0 skipped",
+            Some((1, 1, 0)),
+        );
+        check(
+            "test result: FAILED. 2 passed; 1 failed; 3 ignored; 0 measured; 9 filtered out; finished in 0.00s",
+            Some((2, 1, 3)),
+        );
+    }
+
+    #[test]
+    fn other_lines_are_not_counted() {
+        check("running 3 tests", None);
+        check("test a ... ok", None);
+        check("  3 passed", None);
+    }
+
+    #[test]
+    fn closing_line_names_skips_only_when_there_are_some() {
+        let none = Tally {
+            passed: 4,
+            failed: 0,
+            skipped: 0,
+        };
+        assert_eq!(none.closing_line(), "4 passed, 0 failed");
+        assert_eq!(
+            none.with_self_skipped(1).closing_line(),
+            "3 passed, 0 failed, 1 skipped"
+        );
+    }
+}
