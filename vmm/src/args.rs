@@ -103,7 +103,7 @@ enum AfterSave {
 }
 
 /// What the process is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Job {
     /// Run a machine.
     Run(Box<RunJob>),
@@ -127,7 +127,7 @@ pub enum Origin {
 }
 
 /// How to run a machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RunJob {
     /// Its name, shown as the process's.
     pub id: String,

@@ -126,7 +126,10 @@ pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlEr
         signals,
         has_start_pages: true,
     };
-    control.run_until_end()
+    let stamps = Arc::clone(&control.machine.stamps);
+    let ending = control.run_until_end();
+    stamps.end();
+    ending
 }
 
 struct Control {

@@ -1,6 +1,7 @@
 //! The jobs of the binary, each from flags to exit status.
 
 use std::convert::Infallible;
+use std::ffi::CStr;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -34,6 +35,9 @@ use crate::{describe, host_check, inspect, limits, report};
 pub fn end_process(status: u8) -> ! {
     process::exit_now(status)
 }
+
+/// Name of a process that is a VM, as `ps` and `/proc/PID/comm` have it.
+const PROCESS_NAME: &CStr = c"lightv-vmm";
 
 /// Why a run failed before or in the loop.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +97,11 @@ impl RunError {
             Self::Signals(_) | Self::Sandbox(_) | Self::NoVcpu | Self::Control(_) => exit::FAILURE,
         }
     }
+}
+
+/// Gives the process the name by which VMs are found, whatever program it was started as.
+pub fn name_process() {
+    process::set_name(PROCESS_NAME);
 }
 
 /// A run that has begun: the process is limited and the control thread makes KVM's VM. Flags need not be read yet.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use lightv_api::config::VmSpec;
 use lightv_devices::state::DeviceState;
 
 use crate::image::header::kind;
@@ -88,8 +89,25 @@ fn manifest(machine: &Machine, devices: &SavedDevices) -> Result<Vec<u8>, SaveEr
         created_unix_s: created,
         restores: machine.restores,
         ram_bytes: machine.config.ram_bytes(),
-        config: machine.config.spec().clone(),
+        config: stored_config(machine),
         disk_bytes: devices.disk_bytes.clone(),
     };
     serde_json::to_vec_pretty(&manifest).map_err(SaveError::Manifest)
+}
+
+/// Stands for the path of a file that is a section of the image.
+const IN_IMAGE: &str = "(in the image)";
+
+/// The configuration, without the paths of what the image holds itself.
+fn stored_config(machine: &Machine) -> VmSpec {
+    let mut spec = machine.config.spec().clone();
+    if let Some(boot) = &mut spec.boot_source {
+        if machine.boot_files.kernel.is_some() {
+            boot.kernel_image_path = IN_IMAGE.into();
+        }
+        if machine.boot_files.initrd.is_some() {
+            boot.initrd_path = Some(IN_IMAGE.into());
+        }
+    }
+    spec
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lightv_api::timings::{Mark, StartTimings};
 
 use crate::lock::lock;
+use crate::report;
 use crate::sys::file::StandardStream;
 use crate::sys::process::monotonic_ns;
 
@@ -25,12 +26,14 @@ pub enum Step {
 }
 
 /// Where the timings go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum TimingsSink {
     /// One line of JSON on standard error.
     Stderr,
     /// One line of JSON into a file.
     File(PathBuf),
+    /// To the program around us, which prints them as it likes.
+    Call(fn(&StartTimings)),
 }
 
 /// Stamps of one start.
@@ -144,21 +147,30 @@ impl Stamps {
         }
     }
 
+    /// The run is over. A guest that gave out nothing has no start to report.
+    pub fn end(&self) {
+        if !self.has_output.swap(true, Ordering::SeqCst) {
+            report::say("no timings: the guest gave out no byte");
+        }
+    }
+
     fn write_report(&self) {
-        let Ok(mut line) = serde_json::to_string(&self.report()) else {
+        let report = self.report();
+        let Ok(mut line) = serde_json::to_string(&report) else {
             return;
         };
         line.push('\n');
         let written = match &self.sink {
+            Some(TimingsSink::Call(print)) => {
+                print(&report);
+                Ok(())
+            }
             Some(TimingsSink::File(path)) => std::fs::write(path, &line),
             Some(TimingsSink::Stderr) => StandardStream::Stderr.write_all(line.as_bytes()),
             None => Ok(()),
         };
         if let Err(cause) = written {
-            let _ = writeln!(
-                StandardStream::Stderr,
-                "lightv-vmm: cannot write the timings: {cause}"
-            );
+            report::say(&format!("cannot write the timings: {cause}"));
         }
     }
 }

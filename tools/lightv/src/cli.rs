@@ -14,9 +14,10 @@ use crate::cmd::completions::CompletionsArgs;
 use crate::cmd::doctor::DoctorArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
+use crate::cmd::kernel::KernelArgs;
 use crate::cmd::man::ManArgs;
 use crate::cmd::run::RunArgs;
-use crate::cmd::{bench, build, completions, doctor, images, inspect, man, run};
+use crate::cmd::{bench, build, completions, doctor, images, inspect, kernel, man, run};
 use crate::failure::Failure;
 
 /// Starts isolated microVMs as fast as a process
@@ -48,6 +49,7 @@ enum Command {
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
+    Kernel(KernelArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -59,7 +61,8 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Err(error) => return Ok(refuse(&error)),
     };
     match command {
-        Command::Run(args) => run::run(&args),
+        Command::Run(args) => run::run(args),
+        Command::Kernel(args) => kernel::run(&args),
         Command::Build(args) => build::run(args),
         Command::Images(args) => images::run(&args),
         Command::Inspect(args) => inspect::run(&args),

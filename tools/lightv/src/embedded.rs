@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// One static ELF (guest-kernel/minimal).
-const GUEST: &[u8] = include_bytes!(env!("LIGHTV_EMBEDDED_GUEST"));
+pub(crate) const GUEST: &[u8] = include_bytes!(env!("LIGHTV_EMBEDDED_GUEST"));
 /// Changes with the guest.
 pub(crate) const GUEST_HASH: &str = env!("LIGHTV_EMBEDDED_GUEST_HASH");
 

@@ -1,4 +1,4 @@
-//! `lightv`: builds, runs and looks at microVMs. It starts `lightv-vmm` processes and is gone itself.
+//! `lightv`: builds, runs and looks at microVMs. `run` is the monitor itself; the rest starts `lightv-vmm` processes.
 
 #![deny(unsafe_code)]
 
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let args: Vec<OsString> = env::args_os().collect();
     // The most frequent command must not wait for a command line parser.
     let result = match RunArgs::parse_plain(&args) {
-        Some(run) => cmd::run::run(&run),
+        Some(run) => cmd::run::run(run),
         None => cli::run(&args),
     };
     result.unwrap_or_else(|failure| failure.report())

@@ -51,8 +51,8 @@ impl Coded for MonitorError {
 
 /// Where `lightv-vmm` is: LIGHTV_VMM, else beside our own program, else on PATH.
 pub(crate) fn find() -> Result<PathBuf, MonitorError> {
-    if let Some(program) = env::var_os(OVERRIDE) {
-        return Ok(program.into());
+    if let Some(program) = overridden() {
+        return Ok(program);
     }
     let on_path = || {
         let path = env::var_os("PATH")?;
@@ -66,21 +66,15 @@ pub(crate) fn find() -> Result<PathBuf, MonitorError> {
         .ok_or(MonitorError::NotFound)
 }
 
-/// Becomes `lightv-vmm`. Comes back only when that failed. Looks nowhere before it tries: each look costs time.
-pub(crate) fn exec(args: &[OsString]) -> MonitorError {
-    let first = env::var_os(OVERRIDE).map(PathBuf::from).or_else(beside_us);
-    let program = first.unwrap_or_else(|| NAME.into());
+/// The `lightv-vmm` that LIGHTV_VMM names, if it does.
+pub(crate) fn overridden() -> Option<PathBuf> {
+    env::var_os(OVERRIDE).map(PathBuf::from)
+}
+
+/// Becomes `program`. Comes back only when that failed.
+pub(crate) fn exec(program: PathBuf, args: &[OsString]) -> MonitorError {
     let cause = Command::new(&program).args(args).exec();
-    if cause.kind() != io::ErrorKind::NotFound {
-        return MonitorError::Start { program, cause };
-    }
-    match find() {
-        Ok(program) => {
-            let cause = Command::new(&program).args(args).exec();
-            MonitorError::Start { program, cause }
-        }
-        Err(error) => error,
-    }
+    MonitorError::Start { program, cause }
 }
 
 /// What `lightv-vmm` prints as JSON.

@@ -50,6 +50,12 @@ impl Replacement {
         let (id, tap) = id_and_tap(text)?;
         Ok(Self(format!("{id}={tap}")))
     }
+
+    /// Id, and path or tap.
+    pub(crate) fn pair<T: From<String>>(&self) -> (String, T) {
+        let (id, value) = self.0.split_once('=').unwrap_or((&self.0, ""));
+        (id.to_owned(), value.to_owned().into())
+    }
 }
 
 fn id_and_tap(text: &str) -> Result<(&str, &str), ArgFault> {

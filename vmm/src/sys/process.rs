@@ -1,5 +1,6 @@
 //! What the process takes away from itself, and what it knows of itself.
 
+use std::ffi::CStr;
 use std::io;
 
 /// No privileges gained by exec from here on (PR_SET_NO_NEW_PRIVS).
@@ -14,6 +15,12 @@ pub fn set_no_new_privileges() -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Names the calling thread, and with the main thread the process.
+pub fn set_name(name: &CStr) {
+    // SAFETY: `name` is a NUL-terminated string that lives over the call; the kernel copies 16 bytes at most of it.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
 /// No core file: a crash must not write what the guest held to the host's disk.

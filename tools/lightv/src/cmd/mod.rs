@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod kernel;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod timings;

@@ -1,4 +1,4 @@
-//! `lightv run`: becomes the monitor that restores an image.
+//! `lightv run`: becomes the monitor of a machine.
 
 use std::env;
 use std::ffi::OsString;
@@ -7,6 +7,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::exit;
+use lightv_vmm::args::{Origin, RunJob};
+use lightv_vmm::job;
+use lightv_vmm::overrides::Overrides;
+use lightv_vmm::stamps::TimingsSink;
 
 use super::timings::{self, TimingsForm};
 use crate::failure::{Coded, Failure};
@@ -15,8 +19,8 @@ use crate::{cache, embedded, monitor};
 
 /// Run a microVM from an image
 ///
-/// The guest's output goes to standard output, and its exit status becomes ours. `lightv` itself is gone by then: it
-/// turns into `lightv-vmm`, so signals reach the monitor.
+/// The guest's output goes to standard output, and its exit status becomes ours. The process itself is the monitor, under
+/// the name lightv-vmm.
 #[derive(Debug, Default, PartialEq, Parser)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RunArgs {
@@ -74,13 +78,15 @@ pub(crate) enum RunError {
          (lightv build {option})"
     )]
     NeedsCold { option: &'static str },
+    #[error("The argument {arg:?} is not valid UTF-8; a guest takes no other")]
+    NotUtf8 { arg: OsString },
 }
 
 impl Coded for RunError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Missing { .. } => exit::BAD_CONFIG,
-            Self::NeedsCold { .. } => exit::BAD_ARGUMENTS,
+            Self::NeedsCold { .. } | Self::NotUtf8 { .. } => exit::BAD_ARGUMENTS,
         }
     }
 }
@@ -118,7 +124,7 @@ impl RunArgs {
         Ok(parsed)
     }
 
-    /// The same for `lightv-vmm`.
+    /// The same for another `lightv-vmm`.
     fn monitor_args(&self, image: &Path) -> Vec<OsString> {
         let mut args = Vec::with_capacity(16);
         args.push(if self.cold { "--boot" } else { "--restore" }.into());
@@ -146,6 +152,40 @@ impl RunArgs {
         args
     }
 
+    /// What the monitor is to do.
+    fn into_job(self, image: PathBuf, started_at_ns: Option<u64>) -> Result<RunJob, RunError> {
+        let utf8 = |arg: OsString| arg.into_string().map_err(|arg| RunError::NotUtf8 { arg });
+        let args = self.args.into_iter().map(utf8).collect::<Result<_, _>>()?;
+        let overrides = Overrides {
+            disks: self.disk.iter().map(Replacement::pair).collect(),
+            nets: self.net.iter().map(Replacement::pair).collect(),
+            env: self
+                .env
+                .into_iter()
+                .map(|env| (env.name, env.value))
+                .collect(),
+            args: self.has_separator.then_some(args),
+            memory_mib: self.memory.map(u64::from),
+            vcpus: self.vcpus.map(u64::from),
+            append: None,
+        };
+        let origin = if self.cold {
+            Origin::Boot(image)
+        } else {
+            Origin::Restore(image)
+        };
+        let sink = |form: TimingsForm| TimingsSink::Call(form.printer());
+        Ok(RunJob {
+            id: "anonymous-instance".to_owned(),
+            origin,
+            overrides,
+            save: None,
+            record_working_set: false,
+            timings: self.timings.map(sink),
+            started_at_ns,
+        })
+    }
+
     /// The file to run: the one that is named, or that of an embedded app.
     fn find_image(&self) -> Result<PathBuf, Failure> {
         let path = &self.image;
@@ -162,8 +202,9 @@ impl RunArgs {
     }
 }
 
-/// Starts the image. Comes back only with `--timings`, or when nothing was started.
-pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
+/// Runs the image in this process, which becomes the monitor (docs/adr/0007-run-is-the-monitor.md). Comes back only when
+/// nothing was started.
+pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     let started_at_ns = args.timings.map(|_| timings::started_at_ns());
     for (option, is_given) in [
         ("--memory", args.memory.is_some()),
@@ -174,11 +215,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<ExitCode, Failure> {
         }
     }
     let image = args.find_image()?;
-    let monitor_args = args.monitor_args(&image);
-    match (args.timings, started_at_ns) {
-        (Some(form), Some(started_at_ns)) => Ok(timings::run(monitor_args, form, started_at_ns)?),
-        _ => Err(monitor::exec(&monitor_args).into()),
+    if let Some(program) = monitor::overridden() {
+        return Err(monitor::exec(program, &args.monitor_args(&image)).into());
     }
+    let begun = job::begin();
+    job::name_process();
+    Ok(ExitCode::from(
+        begun.run(args.into_job(image, started_at_ns)?),
+    ))
 }
 
 /// Our own program, for commands that start `lightv run`.

@@ -1,25 +1,14 @@
 //! `lightv run --timings`: where the time of a start went.
 
 use std::env;
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode, ExitStatus};
+use std::io::{self, Write as _};
 
 use anstream::AutoStream;
-use lightv_api::exit;
 use lightv_api::timings::StartTimings;
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::failure::Coded;
-use crate::monitor::{self, MonitorError};
 use crate::table::Table;
 use crate::text::{BAD, GOOD, styled};
-use crate::watch::{Event, Watch};
 
 /// When our caller began, in nanoseconds of `CLOCK_MONOTONIC`; a benchmark sets it just before it spawns us.
 const STARTED_AT: &str = "LIGHTV_STARTED_AT_NS";
@@ -31,34 +20,10 @@ const SUM_TARGET_MS: f64 = 10.0;
 /// How timings are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum TimingsForm {
-    /// A table on standard error, after the run
+    /// A table on standard error
     Table,
-    /// One line of JSON on standard error, after the run
+    /// One line of JSON on standard error
     Json,
-}
-
-/// Why there are no timings.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TimingsError {
-    #[error(transparent)]
-    Monitor(#[from] MonitorError),
-    #[error("Cannot make a file in memory for the timings")]
-    File(#[source] io::Error),
-    #[error("Cannot start or watch {}", program.display())]
-    Watch {
-        program: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-}
-
-impl Coded for TimingsError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::Monitor(cause) => cause.exit_code(),
-            Self::File(_) | Self::Watch { .. } => exit::HOST_FAILURE,
-        }
-    }
 }
 
 /// When this start began.
@@ -70,59 +35,25 @@ pub(crate) fn started_at_ns() -> u64 {
     })
 }
 
-/// Runs the monitor as a child, prints its timings after its end, and gives its exit status.
-pub(crate) fn run(
-    mut args: Vec<OsString>,
-    form: TimingsForm,
-    started_at_ns: u64,
-) -> Result<ExitCode, TimingsError> {
-    let program = monitor::find()?;
-    // Not close-on-exec: the child opens it under the same number.
-    let file = memfd_create("lightv-timings", MemfdFlags::empty());
-    let mut file = File::from(file.map_err(|errno| TimingsError::File(errno.into()))?);
-    let options = [
-        format!("--timings=/proc/self/fd/{}", file.as_raw_fd()).into(),
-        "--started-at-ns".into(),
-        started_at_ns.to_string().into(),
-    ];
-    args.splice(2..2, options);
-    let status = watch(Command::new(&program).args(args))
-        .map_err(|cause| TimingsError::Watch { program, cause })?;
-    let mut json = String::new();
-    file.read_to_string(&mut json).map_err(TimingsError::File)?;
-    // Nobody reads a table whose terminal is gone.
-    let _ = print(&json, form);
-    Ok(exit_code(status))
-}
-
-/// Runs `command` to its end; signals are for it.
-fn watch(command: &mut Command) -> io::Result<ExitStatus> {
-    let mut watch = Watch::spawn(command)?;
-    loop {
-        match watch.next(None)? {
-            Event::Ended(status) => return Ok(status),
-            Event::Signal(signal) => watch.pass_on(signal),
-            Event::TimedOut => {}
+impl TimingsForm {
+    /// Prints timings on standard error, as soon as the guest's first byte is out.
+    pub(crate) fn printer(self) -> fn(&StartTimings) {
+        match self {
+            Self::Table => print_table,
+            Self::Json => print_json,
         }
     }
 }
 
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status
-        .code()
-        .or_else(|| status.signal().map(|signal| 128 + signal));
-    ExitCode::from(
-        code.and_then(|code| u8::try_from(code).ok())
-            .unwrap_or(exit::FAILURE),
-    )
+fn print_table(timings: &StartTimings) {
+    // Nobody reads a table whose terminal is gone.
+    let _ = table(timings).write(&mut AutoStream::auto(io::stderr().lock()));
 }
 
-fn print(json: &str, form: TimingsForm) -> io::Result<()> {
-    let mut stderr = AutoStream::auto(io::stderr().lock());
-    match (form, serde_json::from_str(json)) {
-        (TimingsForm::Json, Ok(StartTimings { .. })) => writeln!(stderr, "{}", json.trim_end()),
-        (TimingsForm::Table, Ok(timings)) => table(&timings).write(&mut stderr),
-        (_, Err(_)) => writeln!(stderr, "lightv: no timings: the guest gave out no byte"),
+fn print_json(timings: &StartTimings) {
+    if let Ok(line) = serde_json::to_string(timings) {
+        // As above.
+        let _ = writeln!(io::stderr().lock(), "{line}");
     }
 }
 
@@ -182,12 +113,5 @@ mod tests {
         let rows: Vec<&str> = text.lines().filter(|row| row.contains('<')).collect();
         let met: Vec<bool> = rows.iter().map(|row| row.ends_with('✔')).collect();
         assert_eq!(met, [true, false, true, true, true], "{text}");
-    }
-
-    #[test]
-    fn exit_status_is_the_childs() {
-        let code = |raw| format!("{:?}", exit_code(ExitStatus::from_raw(raw)));
-        assert_eq!(code(7 << 8), format!("{:?}", ExitCode::from(7)));
-        assert_eq!(code(15), format!("{:?}", ExitCode::from(143)));
     }
 }
