@@ -155,11 +155,17 @@ impl<'a> ControlPage<'a> {
     pub fn publish(&self, run: &RunData) -> Result<(), ControlPageError> {
         let strings = Strings::of(run)?;
         if self.page.len() != CONTROL_BYTES {
-            return Err(ControlPageError::PageSize { bytes: self.page.len() });
+            return Err(ControlPageError::PageSize {
+                bytes: self.page.len(),
+            });
         }
         let short = field::DOORBELLS.saturating_sub(field::STRINGS_SHORT);
         let is_short = strings.bytes.len() <= short;
-        let start = if is_short { field::STRINGS_SHORT } else { field::STRINGS_LONG };
+        let start = if is_short {
+            field::STRINGS_SHORT
+        } else {
+            field::STRINGS_LONG
+        };
         self.put(start, &strings.bytes);
         self.put(field::MAGIC, &MAGIC.to_le_bytes());
         self.put(field::VERSION, &VERSION.to_le_bytes());
@@ -271,7 +277,11 @@ impl Doorbell {
             doorbell::PRINT | doorbell::PRINT_ERR => {
                 let [a, b, c, d, e, f, low, high] = *<&[u8; 8]>::try_from(data).ok()?;
                 let is_stdout = offset == doorbell::PRINT;
-                let stream = if is_stdout { OutputStream::Stdout } else { OutputStream::Stderr };
+                let stream = if is_stdout {
+                    OutputStream::Stdout
+                } else {
+                    OutputStream::Stderr
+                };
                 let addr = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
                 let len = u32::from(u16::from_le_bytes([low, high]));
                 Some(Self::Print { stream, addr, len })
@@ -302,11 +312,18 @@ pub fn copy_print_buffer<'a>(
     len: u32,
     buffer: &'a mut Vec<u8>,
 ) -> Result<&'a [u8], GuestFault> {
-    let fault = GuestFault::OutOfRam { address: addr, bytes: u64::from(len) };
-    let length = usize::try_from(len).ok().filter(|&length| length <= PRINT_BYTES_MAX).ok_or(fault)?;
+    let fault = GuestFault::OutOfRam {
+        address: addr,
+        bytes: u64::from(len),
+    };
+    let length = usize::try_from(len)
+        .ok()
+        .filter(|&length| length <= PRINT_BYTES_MAX)
+        .ok_or(fault)?;
     buffer.clear();
     buffer.resize(length, 0);
-    mem.read_slice(buffer, GuestAddress(addr)).map_err(|_| fault)?;
+    mem.read_slice(buffer, GuestAddress(addr))
+        .map_err(|_| fault)?;
     Ok(buffer)
 }
 

@@ -14,7 +14,10 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> RunData {
         vcpus: 2,
         ram_bytes: 128 << 20,
         args: args.iter().map(|&arg| arg.to_owned()).collect(),
-        env: env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        env: env
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
     }
 }
 
@@ -38,9 +41,18 @@ fn a_short_run_stands_in_the_first_page() {
     assert_eq!(&page[0x20..0x40], &[7; 32]);
     assert_eq!(page[0x40..0x48], 0x1122_3344_5566_7788_u64.to_le_bytes());
     assert_eq!(page[0x48], 99);
-    assert_eq!((word(&page, 0x50), word(&page, 0x54), word(&page, 0x58)), (2_400_000, 2, 128 << 20));
-    assert_eq!([0x60, 0x64, 0x68].map(|offset| word(&page, offset)), [0x100, 9, 3]);
-    assert_eq!([0x6c, 0x70, 0x74].map(|offset| word(&page, offset)), [0x109, 7, 1]);
+    assert_eq!(
+        (word(&page, 0x50), word(&page, 0x54), word(&page, 0x58)),
+        (2_400_000, 2, 128 << 20)
+    );
+    assert_eq!(
+        [0x60, 0x64, 0x68].map(|offset| word(&page, offset)),
+        [0x100, 9, 3]
+    );
+    assert_eq!(
+        [0x6c, 0x70, 0x74].map(|offset| word(&page, offset)),
+        [0x109, 7, 1]
+    );
     assert_eq!(&page[0x100..0x110], "echo\0ä\0\0HOME=/\0".as_bytes());
     assert!(page[0x110..].iter().all(|&byte| byte == 0));
 }
@@ -51,7 +63,10 @@ fn strings_move_behind_the_doorbells_when_they_do_not_fit_before_them() {
         let argument = "x".repeat(length);
         let page = published(&run(&[&argument], &[])).unwrap();
         assert_eq!(word(&page, 0x60), start, "{length:#x}");
-        assert!(page[0x800..0x1000].iter().all(|&byte| byte == 0), "{length:#x}");
+        assert!(
+            page[0x800..0x1000].iter().all(|&byte| byte == 0),
+            "{length:#x}"
+        );
     }
 }
 
@@ -61,7 +76,13 @@ fn the_longest_strings_fit_and_one_byte_more_is_refused() {
     let page = published(&run(&[&argument], &[])).unwrap();
     assert_eq!(page[CONTROL_BYTES - 2..], *b"x\0");
     let found = published(&run(&[&argument, ""], &[]));
-    assert_eq!(found, Err(ControlPageError::TooLong { bytes: 61_441, max: 61_440 }));
+    assert_eq!(
+        found,
+        Err(ControlPageError::TooLong {
+            bytes: 61_441,
+            max: 61_440
+        })
+    );
 }
 
 #[test]
@@ -69,10 +90,16 @@ fn strings_that_could_not_be_read_back_are_refused_by_name() {
     let found = published(&run(&["a", "b\0c"], &[]));
     assert_eq!(found, Err(ControlPageError::NulInArgument { index: 1 }));
     let found = published(&run(&[], &[("A", "\0")]));
-    assert_eq!(found, Err(ControlPageError::NulInVariable { name: "A".into() }));
+    assert_eq!(
+        found,
+        Err(ControlPageError::NulInVariable { name: "A".into() })
+    );
     for name in ["", "A=B"] {
         let found = published(&run(&[], &[(name, "")]));
-        assert_eq!(found, Err(ControlPageError::VariableName { name: name.into() }));
+        assert_eq!(
+            found,
+            Err(ControlPageError::VariableName { name: name.into() })
+        );
     }
 }
 
@@ -94,7 +121,13 @@ fn doorbells_have_one_width_each() {
     assert_eq!(ring(0x828, &four), Some(Doorbell::Clock));
     assert_eq!(ring(0x830, &four), Some(Doorbell::Panic));
     let eight = [1, 2, 3, 4, 5, 6, 0xff, 0xff];
-    let print = |stream| Some(Doorbell::Print { stream, addr: 0x0605_0403_0201, len: 65_535 });
+    let print = |stream| {
+        Some(Doorbell::Print {
+            stream,
+            addr: 0x0605_0403_0201,
+            len: 65_535,
+        })
+    };
     assert_eq!(ring(0x808, &eight), print(OutputStream::Stdout));
     assert_eq!(ring(0x810, &eight), print(OutputStream::Stderr));
     for offset in 0..0x10000 {
@@ -113,10 +146,24 @@ fn a_print_buffer_across_the_end_of_ram_is_refused() {
     let mem = GuestMem::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
     mem.write_slice(b"hello", GuestAddress(0x1ffb)).unwrap();
     let mut buffer = Vec::new();
-    assert_eq!(copy_print_buffer(&mem, 0x1ffb, 5, &mut buffer), Ok(&b"hello"[..]));
-    assert_eq!(copy_print_buffer(&mem, 0x1ffb, 0, &mut buffer), Ok(&b""[..]));
-    for (addr, len) in [(0x1ffb, 6), (0x2000, 1), (0xffff_ffff_ffff, 65_535), (0, 65_536)] {
-        let fault = GuestFault::OutOfRam { address: addr, bytes: u64::from(len) };
+    assert_eq!(
+        copy_print_buffer(&mem, 0x1ffb, 5, &mut buffer),
+        Ok(&b"hello"[..])
+    );
+    assert_eq!(
+        copy_print_buffer(&mem, 0x1ffb, 0, &mut buffer),
+        Ok(&b""[..])
+    );
+    for (addr, len) in [
+        (0x1ffb, 6),
+        (0x2000, 1),
+        (0xffff_ffff_ffff, 65_535),
+        (0, 65_536),
+    ] {
+        let fault = GuestFault::OutOfRam {
+            address: addr,
+            bytes: u64::from(len),
+        };
         assert_eq!(copy_print_buffer(&mem, addr, len, &mut buffer), Err(fault));
     }
     assert!(buffer.capacity() <= 2 * PRINT_BYTES_MAX);

@@ -13,6 +13,7 @@ pub struct Counters {
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) flushes: AtomicU64,
+    pub(crate) host_syncs: AtomicU64,
     pub(crate) frames_dropped_to_guest: AtomicU64,
     pub(crate) frames_dropped_from_guest: AtomicU64,
     pub(crate) guest_faults: AtomicU64,
@@ -40,6 +41,8 @@ pub struct CountersSnapshot {
     pub writes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
+    /// Times the host's file was synced.
+    pub host_syncs: u64,
     /// Frames for the guest that were dropped: no buffer was large enough.
     pub frames_dropped_to_guest: u64,
     /// Frames of the guest that were dropped: malformed, or the tap did not take them.
@@ -77,7 +80,8 @@ impl Counters {
 
     pub(crate) fn host_fault(&self, cause: &std::io::Error) {
         Self::add_one(&self.host_faults);
-        self.last_host_errno.store(cause.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+        self.last_host_errno
+            .store(cause.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
     /// All of them now.
@@ -91,6 +95,7 @@ impl Counters {
             reads: load(&self.reads),
             writes: load(&self.writes),
             flushes: load(&self.flushes),
+            host_syncs: load(&self.host_syncs),
             frames_dropped_to_guest: load(&self.frames_dropped_to_guest),
             frames_dropped_from_guest: load(&self.frames_dropped_from_guest),
             guest_faults: load(&self.guest_faults),

@@ -69,7 +69,11 @@ mod tests {
         for port in 0x60..0x70 {
             for value in 0..=u8::MAX {
                 let is_reset = port == 0x64 && value == 0xfe;
-                let event = if is_reset { I8042Event::Reset } else { I8042Event::None };
+                let event = if is_reset {
+                    I8042Event::Reset
+                } else {
+                    I8042Event::None
+                };
                 assert_eq!(i8042.write(port, value), event, "{port:#x} {value:#x}");
             }
         }

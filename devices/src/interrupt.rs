@@ -36,9 +36,15 @@ impl Interrupt {
     /// An interrupt that writes `irqfd`, which should not block.
     #[must_use]
     pub fn new(irqfd: EventFd, counters: Arc<Counters>) -> Self {
-        let line =
-            Line { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), irqfd, counters };
-        Self { line: Arc::new(line) }
+        let line = Line {
+            status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            irqfd,
+            counters,
+        };
+        Self {
+            line: Arc::new(line),
+        }
     }
 
     /// A queue has used buffers.
@@ -116,7 +122,10 @@ mod tests {
 
     fn interrupt() -> (Interrupt, EventFd) {
         let irqfd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        (Interrupt::new(irqfd.try_clone().unwrap(), Arc::default()), irqfd)
+        (
+            Interrupt::new(irqfd.try_clone().unwrap(), Arc::default()),
+            irqfd,
+        )
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub const ENTROPY_QUEUE_SIZE: u16 = 64;
 /// Descriptors of a chain, in an indirect table or not: a driver must not use more than the queue size
 /// (virtio 1.2 §2.7.5.3.1), and a system call takes 1024 parts at most.
 pub const CHAIN_DESCRIPTORS_MAX: u16 = 256;
+/// Chains whose space a queue keeps for the next ones: as many as a large frame takes of usual buffers.
+pub const SPARE_CHAINS_MAX: usize = 64;
 /// Data descriptors that a disk request may have: a chain without header and status byte.
 pub const BLOCK_SEGMENTS_MAX: u32 = 254;
 /// Data bytes of one disk request. Linux asks for 1.25 MiB at most unless told otherwise; a chain can name 4 GiB, and

@@ -98,14 +98,23 @@ fn save_restore_save_is_equal() {
     let (line, watch) = line();
     let mut restored = Serial::restore(saved.clone(), line, Box::new(io::sink())).unwrap();
     assert_eq!(restored.save(), saved);
-    assert!(watch.read().is_ok(), "the pending interrupt is raised again");
+    assert!(
+        watch.read().is_ok(),
+        "the pending interrupt is raised again"
+    );
     assert_eq!(restored.read(0), b'u');
 }
 
 #[test]
 fn too_much_saved_input_is_refused() {
     let serial = Serial::new(line().0, Box::new(io::sink()));
-    let state = SerialStateV1 { input: vec![0; 65], ..serial.save() };
+    let state = SerialStateV1 {
+        input: vec![0; 65],
+        ..serial.save()
+    };
     let found = Serial::restore(state, line().0, Box::new(io::sink()));
-    assert_eq!(found.err(), Some(RestoreSerialError::TooMuchInput { bytes: 65 }));
+    assert_eq!(
+        found.err(),
+        Some(RestoreSerialError::TooMuchInput { bytes: 65 })
+    );
 }

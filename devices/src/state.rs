@@ -7,9 +7,10 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use crate::fault::RestoreDeviceError;
 pub use crate::serial::SerialStateV1;
 pub use crate::virtio::block::state::BlockStateV1;
-pub use crate::virtio::entropy::EntropyStateV1;
+pub use crate::virtio::entropy::state::EntropyStateV1;
 pub use crate::virtio::net::state::NetStateV1;
 pub use crate::virtio::queue_state::QueueStateV1;
 pub use crate::virtio::transport_state::TransportStateV1;
@@ -56,43 +57,4 @@ pub enum DeviceState {
     Net(NetStateV1),
     /// The entropy source.
     Entropy(EntropyStateV1),
-}
-
-/// Why a device could not be made from its saved form.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RestoreDeviceError {
-    /// The disk is not the one that was saved.
-    #[error("Disk {device} had {saved_bytes} bytes when it was saved and has {found_bytes} now")]
-    DiskSize {
-        /// Id of the device.
-        device: String,
-        /// Length when it was saved, in bytes.
-        saved_bytes: u64,
-        /// Length now, in bytes.
-        found_bytes: u64,
-    },
-    /// The guest could write to the disk and now could not, or the other way round.
-    #[error("Disk {device} was saved with read-only {saved} and is opened with read-only {found}")]
-    DiskReadOnly {
-        /// Id of the device.
-        device: String,
-        /// When it was saved.
-        saved: bool,
-        /// Now.
-        found: bool,
-    },
-    /// The saved network address is none that a card can have.
-    #[error("Network interface {device} was saved with a MAC address that no interface can have")]
-    Mac {
-        /// Id of the device.
-        device: String,
-    },
-    /// The saved MTU is none that an interface can have.
-    #[error("Network interface {device} was saved with an MTU of {mtu}, outside 68-65535")]
-    Mtu {
-        /// Id of the device.
-        device: String,
-        /// What was saved.
-        mtu: u16,
-    },
 }

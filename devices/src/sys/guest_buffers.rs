@@ -12,6 +12,8 @@ use crate::virtio::chain::Segment;
 
 /// Parts of one system call: the kernel's UIO_MAXIOV.
 const PARTS_PER_CALL: usize = 1024;
+/// Transferred pieces that are kept at most before the rest moves up.
+const FORGET_AT: usize = 256;
 
 /// Pieces of guest memory for one vectored system call. Every piece lies in RAM.
 ///
@@ -30,11 +32,19 @@ pub(crate) struct GuestBuffers {
 // system calls through `&mut self`; which thread makes them does not matter.
 unsafe impl Send for GuestBuffers {}
 
-const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+const EMPTY: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
 
 impl GuestBuffers {
     pub(crate) fn new(mem: Arc<GuestMem>) -> Self {
-        Self { vectors: vec![EMPTY], first: 1, bytes: 0, mem }
+        Self {
+            vectors: vec![EMPTY],
+            first: 1,
+            bytes: 0,
+            mem,
+        }
     }
 
     /// Forgets all pieces.
@@ -49,17 +59,26 @@ impl GuestBuffers {
         self.bytes
     }
 
+    /// Number of pieces that are not yet transferred.
+    pub(crate) const fn pieces(&self) -> usize {
+        self.vectors.len().saturating_sub(self.first)
+    }
+
     /// Appends a buffer.
     ///
     /// # Errors
     /// [`GuestFault::OutOfRam`] unless all of it lies in RAM; the pieces are then to be cleared.
     pub(crate) fn push(&mut self, segment: Segment) -> Result<(), GuestFault> {
         let bytes = segment.bytes as usize;
-        let slices = GuestMemoryBackend::get_slices(&*self.mem, GuestAddress(segment.address), bytes);
+        let slices =
+            GuestMemoryBackend::get_slices(&*self.mem, GuestAddress(segment.address), bytes);
         for slice in slices {
             let slice = slice.map_err(|_| segment.out_of_ram())?;
             let iov_base = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
-            self.vectors.push(libc::iovec { iov_base, iov_len: slice.len() });
+            self.vectors.push(libc::iovec {
+                iov_base,
+                iov_len: slice.len(),
+            });
         }
         self.bytes = self.bytes.saturating_add(u64::from(segment.bytes));
         Ok(())
@@ -74,10 +93,15 @@ impl GuestBuffers {
                 // Stays inside the piece, by the comparison.
                 vector.iov_base = vector.iov_base.wrapping_byte_add(left);
                 vector.iov_len = vector.iov_len.saturating_sub(left);
-                return;
+                break;
             }
             left = left.saturating_sub(vector.iov_len);
             self.first = self.first.saturating_add(1);
+        }
+        // A list that is added to all the time must not grow all the time.
+        if self.first > FORGET_AT && self.first <= self.vectors.len() {
+            self.vectors.drain(1..self.first);
+            self.first = 1;
         }
     }
 
@@ -120,7 +144,10 @@ impl GuestBuffers {
     pub(crate) fn send_frame(&mut self, fd: BorrowedFd<'_>, header: &[u8]) -> io::Result<usize> {
         let start = header.as_ptr().cast_mut().cast::<libc::c_void>();
         if let Some(slot) = self.vectors.first_mut() {
-            *slot = libc::iovec { iov_base: start, iov_len: header.len() };
+            *slot = libc::iovec {
+                iov_base: start,
+                iov_len: header.len(),
+            };
         }
         let count = count(&self.vectors);
         // SAFETY: slot 0 is `header`, borrowed over the call and only read by it; the others are pieces of mappings
@@ -143,11 +170,15 @@ impl GuestBuffers {
         rest: &mut [u8],
     ) -> io::Result<usize> {
         let iov_base = rest.as_mut_ptr().cast::<libc::c_void>();
-        self.vectors.push(libc::iovec { iov_base, iov_len: rest.len() });
-        let count = count(&self.vectors);
-        // SAFETY: slot 0 is empty, the last is `rest`, borrowed exclusively over the call, and the others are pieces
-        // of mappings that `self.mem` keeps alive and that may be written at any time.
-        let result = unsafe { libc::readv(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
+        self.vectors.push(libc::iovec {
+            iov_base,
+            iov_len: rest.len(),
+        });
+        let vectors = self.vectors.get(self.first..).unwrap_or_default();
+        let count = count(vectors);
+        // SAFETY: the last vector is `rest`, borrowed exclusively over the call; the others are pieces of mappings that
+        // `self.mem` keeps alive and that may be written at any time.
+        let result = unsafe { libc::readv(fd.as_raw_fd(), vectors.as_ptr(), count) };
         let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
         self.vectors.pop();
         result
@@ -165,6 +196,8 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
 
 impl std::fmt::Debug for GuestBuffers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GuestBuffers").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("GuestBuffers")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }

@@ -25,12 +25,20 @@ const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_
 /// # Errors
 /// The kernel's; `EINVAL` for a name of 16 bytes or more.
 pub(crate) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let mut request = InterfaceRequest { name: [0; NAME_BYTES], flags: 0, rest: [0; 22] };
+    let mut request = InterfaceRequest {
+        name: [0; NAME_BYTES],
+        flags: 0,
+        rest: [0; 22],
+    };
     let too_long = || io::Error::from_raw_os_error(libc::EINVAL);
     if name.len() >= NAME_BYTES {
         return Err(too_long());
     }
-    request.name.get_mut(..name.len()).ok_or_else(too_long)?.copy_from_slice(name.as_bytes());
+    request
+        .name
+        .get_mut(..name.len())
+        .ok_or_else(too_long)?
+        .copy_from_slice(name.as_bytes());
     request.flags = libc::c_short::try_from(TAP_FLAGS).map_err(|_| too_long())?;
     // SAFETY: `request` has the size of `struct ifreq` (asserted above), is initialised and borrowed exclusively; its
     // name ends with a NUL byte, since it is shorter than the field.
@@ -58,11 +66,17 @@ pub(crate) fn set_offload(tap: BorrowedFd<'_>, offload: libc::c_uint) -> io::Res
 
 /// Whether this network namespace has an interface `name`.
 pub(crate) fn interface_exists(name: &str) -> bool {
-    let Ok(name) = CString::new(name) else { return false };
+    let Ok(name) = CString::new(name) else {
+        return false;
+    };
     // SAFETY: `name` is a NUL-terminated string that lives over the call.
     unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -54,7 +54,11 @@ impl Chain {
             return Err(GuestFault::BadChain);
         }
         if segment.bytes != 0 {
-            let list = if is_writable { &mut self.writable } else { &mut self.readable };
+            let list = if is_writable {
+                &mut self.writable
+            } else {
+                &mut self.readable
+            };
             list.push(segment);
         }
         Ok(())
@@ -63,7 +67,10 @@ impl Chain {
 
 /// Sum of the lengths in bytes. A chain has at most 2^32 bytes, so it cannot overflow.
 pub(crate) fn total_bytes(segments: &[Segment]) -> u64 {
-    segments.iter().map(|segment| u64::from(segment.bytes)).sum()
+    segments
+        .iter()
+        .map(|segment| u64::from(segment.bytes))
+        .sum()
 }
 
 /// Whether all of them lie wholly in RAM.
@@ -112,10 +119,15 @@ pub(crate) fn read_at(
     for part in parts(segments, skip, rest.len() as u64) {
         let taken = rest.len().min(part.bytes as usize);
         let (now, later) = rest.split_at_mut(taken);
-        mem.read_slice(now, GuestAddress(part.address)).map_err(|_| part.out_of_ram())?;
+        mem.read_slice(now, GuestAddress(part.address))
+            .map_err(|_| part.out_of_ram())?;
         rest = later;
     }
-    if rest.is_empty() { Ok(()) } else { Err(GuestFault::ShortChain) }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(GuestFault::ShortChain)
+    }
 }
 
 /// Puts `source` into `segments` from their byte `skip` on.
@@ -132,16 +144,24 @@ pub(crate) fn write_at(
     for part in parts(segments, skip, rest.len() as u64) {
         let taken = rest.len().min(part.bytes as usize);
         let (now, later) = rest.split_at(taken);
-        mem.write_slice(now, GuestAddress(part.address)).map_err(|_| part.out_of_ram())?;
+        mem.write_slice(now, GuestAddress(part.address))
+            .map_err(|_| part.out_of_ram())?;
         rest = later;
     }
-    if rest.is_empty() { Ok(()) } else { Err(GuestFault::ShortChain) }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(GuestFault::ShortChain)
+    }
 }
 
 impl Segment {
     /// That it does not lie in RAM.
     pub(crate) const fn out_of_ram(&self) -> GuestFault {
-        GuestFault::OutOfRam { address: self.address, bytes: self.bytes as u64 }
+        GuestFault::OutOfRam {
+            address: self.address,
+            bytes: self.bytes as u64,
+        }
     }
 }
 

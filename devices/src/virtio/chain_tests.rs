@@ -3,7 +3,9 @@ use proptest::prelude::*;
 use super::*;
 
 fn segments(list: &[(u64, u32)]) -> Vec<Segment> {
-    list.iter().map(|&(address, bytes)| Segment { address, bytes }).collect()
+    list.iter()
+        .map(|&(address, bytes)| Segment { address, bytes })
+        .collect()
 }
 
 fn mem() -> GuestMem {
@@ -13,8 +15,22 @@ fn mem() -> GuestMem {
 #[test]
 fn readable_after_writable_is_bad_chain() {
     let mut chain = Chain::default();
-    chain.push(Segment { address: 0, bytes: 1 }, true).unwrap();
-    let found = chain.push(Segment { address: 8, bytes: 1 }, false);
+    chain
+        .push(
+            Segment {
+                address: 0,
+                bytes: 1,
+            },
+            true,
+        )
+        .unwrap();
+    let found = chain.push(
+        Segment {
+            address: 8,
+            bytes: 1,
+        },
+        false,
+    );
     assert_eq!(found, Err(GuestFault::BadChain));
 }
 
@@ -27,18 +43,35 @@ fn bytes_split_over_buffers_are_gathered_in_order() {
     let mut found = [0; 5];
     read_at(&mem, &segments, 1, &mut found).unwrap();
     assert_eq!(&found, b"bcdef");
-    assert_eq!(read_at(&mem, &segments, 3, &mut found), Err(GuestFault::ShortChain));
+    assert_eq!(
+        read_at(&mem, &segments, 3, &mut found),
+        Err(GuestFault::ShortChain)
+    );
 }
 
 #[test]
 fn a_buffer_across_the_hole_or_the_end_is_out_of_ram() {
     let mem = mem();
-    for (address, bytes) in [(0xfff, 2), (0x1000, 1), (0x2fff, 2), (u64::MAX, 2), (u64::MAX - 1, 1)] {
+    for (address, bytes) in [
+        (0xfff, 2),
+        (0x1000, 1),
+        (0x2fff, 2),
+        (u64::MAX, 2),
+        (u64::MAX - 1, 1),
+    ] {
         let segment = Segment { address, bytes };
         let mut target = vec![0; bytes as usize];
         let fault = Err(segment.out_of_ram());
-        assert_eq!(read_at(&mem, &[segment], 0, &mut target), fault, "{address:#x}");
-        assert_eq!(write_at(&mem, &[segment], 0, &target), fault, "{address:#x}");
+        assert_eq!(
+            read_at(&mem, &[segment], 0, &mut target),
+            fault,
+            "{address:#x}"
+        );
+        assert_eq!(
+            write_at(&mem, &[segment], 0, &target),
+            fault,
+            "{address:#x}"
+        );
     }
 }
 

@@ -57,9 +57,12 @@ impl Activation {
         counters: &Arc<Counters>,
     ) -> Result<[Ring; QUEUES], ActivateError> {
         let found = self.queues.len();
-        let queues = <[Queue; QUEUES]>::try_from(self.queues).map_err(|_| {
-            ActivateError::QueueCount { device: device.to_owned(), expected: QUEUES, found }
-        })?;
+        let queues =
+            <[Queue; QUEUES]>::try_from(self.queues).map_err(|_| ActivateError::QueueCount {
+                device: device.to_owned(),
+                expected: QUEUES,
+                found,
+            })?;
         let context = RingContext {
             mem: self.mem,
             interrupt: self.interrupt,

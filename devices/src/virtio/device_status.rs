@@ -17,8 +17,12 @@ pub mod bits {
 }
 
 /// The four steps of initialisation in their order (virtio 1.2 §3.1.1).
-pub(crate) const STEPS: [u8; 4] =
-    [bits::ACKNOWLEDGE, bits::DRIVER, bits::FEATURES_OK, bits::DRIVER_OK];
+pub(crate) const STEPS: [u8; 4] = [
+    bits::ACKNOWLEDGE,
+    bits::DRIVER,
+    bits::FEATURES_OK,
+    bits::DRIVER_OK,
+];
 
 /// What the driver has reached.
 ///
@@ -35,9 +39,8 @@ impl DeviceStatus {
     pub(crate) fn from_saved(status: u8) -> Option<Self> {
         let known = STEPS.iter().fold(bits::FAILED, |all, step| all | step);
         let steps = status & !bits::FAILED;
-        let is_prefix = (0..=STEPS.len()).any(|reached| {
-            STEPS.iter().take(reached).fold(0, |all, step| all | step) == steps
-        });
+        let is_prefix = (0..=STEPS.len())
+            .any(|reached| STEPS.iter().take(reached).fold(0, |all, step| all | step) == steps);
         (status & !known == 0 && is_prefix).then_some(Self(status))
     }
 
@@ -80,8 +83,9 @@ mod tests {
 
     #[test]
     fn only_prefixes_of_the_steps_are_legal() {
-        let legal: Vec<u8> =
-            (0..=u8::MAX).filter(|&status| DeviceStatus::from_saved(status).is_some()).collect();
+        let legal: Vec<u8> = (0..=u8::MAX)
+            .filter(|&status| DeviceStatus::from_saved(status).is_some())
+            .collect();
         assert_eq!(legal, [0, 1, 3, 11, 15, 128, 129, 131, 139, 143]);
     }
 

@@ -218,7 +218,11 @@ impl MmioFront {
     /// Status as the driver reads it.
     #[must_use]
     pub fn status(&self) -> u8 {
-        let needs_reset = if self.parts.interrupt.needs_reset() { bits::DEVICE_NEEDS_RESET } else { 0 };
+        let needs_reset = if self.parts.interrupt.needs_reset() {
+            bits::DEVICE_NEEDS_RESET
+        } else {
+            0
+        };
         self.status.bits() | needs_reset
     }
 
@@ -228,7 +232,9 @@ impl MmioFront {
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             let start = usize::try_from(start).unwrap_or(usize::MAX);
             let config = self.parts.profile.config.get(start..).unwrap_or_default();
-            data.iter_mut().zip(config).for_each(|(target, byte)| *target = *byte);
+            data.iter_mut()
+                .zip(config)
+                .for_each(|(target, byte)| *target = *byte);
             return;
         }
         match (<&mut [u8; 4]>::try_from(data), self.read_register(offset)) {
@@ -240,7 +246,9 @@ impl MmioFront {
     /// Serves a write of `data` at `offset` into the window. Any offset and width is safe.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         // No device of ours has configuration that a driver may write, so only registers remain.
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else { return self.ignore() };
+        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+            return self.ignore();
+        };
         if !self.write_register(offset, u32::from_le_bytes(bytes)) {
             self.ignore();
         }
@@ -264,10 +272,9 @@ impl MmioFront {
             reg::INTERRUPT_STATUS => self.parts.interrupt.status(),
             reg::STATUS => u32::from(self.status()),
             // No shared memory (virtio 1.2 §4.2.2.1): all ones.
-            reg::SHM_LENGTH_LOW
-            | reg::SHM_LENGTH_HIGH
-            | reg::SHM_BASE_LOW
-            | reg::SHM_BASE_HIGH => u32::MAX,
+            reg::SHM_LENGTH_LOW | reg::SHM_LENGTH_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => {
+                u32::MAX
+            }
             reg::CONFIG_GENERATION => self.config_generation,
             _ => return None,
         })
@@ -291,7 +298,9 @@ impl MmioFront {
     }
 
     fn selected_index(&self) -> Option<usize> {
-        usize::try_from(self.queue_select).ok().filter(|&index| index < self.queues.len())
+        usize::try_from(self.queue_select)
+            .ok()
+            .filter(|&index| index < self.queues.len())
     }
 
     fn selected_queue(&self) -> Option<&QueueStateV1> {
@@ -299,7 +308,11 @@ impl MmioFront {
     }
 
     fn selected_size_max(&self) -> Option<u16> {
-        self.parts.profile.queue_sizes.get(self.selected_index()?).copied()
+        self.parts
+            .profile
+            .queue_sizes
+            .get(self.selected_index()?)
+            .copied()
     }
 
     fn write_driver_features(&mut self, value: u32) -> bool {
@@ -317,8 +330,12 @@ impl MmioFront {
 
     /// QueueReady: 0 is accepted as long as queues may be set up. Addresses are checked at DRIVER_OK.
     fn write_queue_ready(&mut self, value: u32) -> bool {
-        let index = self.selected_index().filter(|_| self.status.allows_queues());
-        let Some(queue) = index.and_then(|index| self.queues.get_mut(index)) else { return false };
+        let index = self
+            .selected_index()
+            .filter(|_| self.status.allows_queues());
+        let Some(queue) = index.and_then(|index| self.queues.get_mut(index)) else {
+            return false;
+        };
         queue.is_ready = value == 1;
         value <= 1
     }
@@ -326,9 +343,13 @@ impl MmioFront {
     /// A driver must not change a queue that is ready (virtio 1.2 §4.2.2.2).
     fn write_queue_register(&mut self, offset: u64, value: u32) -> bool {
         let size_max = self.selected_size_max().unwrap_or(0);
-        let index = self.selected_index().filter(|_| self.status.allows_queues());
+        let index = self
+            .selected_index()
+            .filter(|_| self.status.allows_queues());
         let queue = index.and_then(|index| self.queues.get_mut(index));
-        let Some(queue) = queue.filter(|queue| !queue.is_ready) else { return false };
+        let Some(queue) = queue.filter(|queue| !queue.is_ready) else {
+            return false;
+        };
         match offset {
             reg::QUEUE_SIZE => {
                 let size = u16::try_from(value).unwrap_or(0);
@@ -366,7 +387,9 @@ impl MmioFront {
             self.reset();
             return true;
         }
-        let [written, 0, 0, 0] = value.to_le_bytes() else { return false };
+        let [written, 0, 0, 0] = value.to_le_bytes() else {
+            return false;
+        };
         let wanted = written & !bits::DEVICE_NEEDS_RESET;
         if self.status.bits() & !wanted != 0 {
             return false;
@@ -450,7 +473,11 @@ impl MmioFront {
     #[must_use]
     pub fn save(&self, stopped: &[Queue]) -> TransportStateV1 {
         let mut queues = self.queues.clone();
-        for (state, queue) in queues.iter_mut().zip(stopped).filter(|(state, _)| state.is_ready) {
+        for (state, queue) in queues
+            .iter_mut()
+            .zip(stopped)
+            .filter(|(state, _)| state.is_ready)
+        {
             *state = QueueStateV1::from(queue);
         }
         TransportStateV1 {
@@ -477,14 +504,19 @@ impl MmioFront {
         state: &TransportStateV1,
     ) -> Result<(Self, Option<ResumePoint>), RestoreTransportError> {
         let checked = state.check(&Expected {
-            kind: parts.profile.kind,
+            device_id: parts.profile.kind.id(),
             features: parts.profile.features,
             queue_sizes: &parts.profile.queue_sizes,
             mem: &parts.mem,
         })?;
-        parts.interrupt.set(state.interrupt_status, checked.needs_reset);
-        let without_positions =
-            |state: &QueueStateV1| QueueStateV1 { next_available: 0, next_used: 0, ..*state };
+        parts
+            .interrupt
+            .set(state.interrupt_status, checked.needs_reset);
+        let without_positions = |state: &QueueStateV1| QueueStateV1 {
+            next_available: 0,
+            next_used: 0,
+            ..*state
+        };
         let front = Self {
             parts,
             status: checked.status,
@@ -497,12 +529,22 @@ impl MmioFront {
             config_generation: state.config_generation,
         };
         let acked_features = state.acked_features;
-        Ok((front, checked.queues.map(|queues| ResumePoint { queues, acked_features })))
+        Ok((
+            front,
+            checked.queues.map(|queues| ResumePoint {
+                queues,
+                acked_features,
+            }),
+        ))
     }
 }
 
 fn unused_queues(profile: &DeviceProfile) -> Vec<QueueStateV1> {
-    profile.queue_sizes.iter().map(|&size_max| QueueStateV1::unused(size_max)).collect()
+    profile
+        .queue_sizes
+        .iter()
+        .map(|&size_max| QueueStateV1::unused(size_max))
+        .collect()
 }
 
 /// Bits 0–31 or 32–63 of `features`; there are no others.
@@ -542,3 +584,7 @@ impl fmt::Debug for MmioFront {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "mmio_tests.rs"]
+mod tests;

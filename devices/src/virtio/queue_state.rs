@@ -74,7 +74,10 @@ impl QueueStateV1 {
     /// A queue as after a reset.
     #[must_use]
     pub fn unused(size_max: u16) -> Self {
-        Self { size: size_max, ..Self::default() }
+        Self {
+            size: size_max,
+            ..Self::default()
+        }
     }
 
     /// The live queue, if all of it can be used.
@@ -82,14 +85,20 @@ impl QueueStateV1 {
     /// # Errors
     /// [`QueueRefused`]. A queue that is not ready is never refused for its addresses.
     pub fn to_queue(&self, size_max: u16, mem: &GuestMem) -> Result<Queue, QueueRefused> {
-        let bad_size = QueueRefused::Size { size: self.size, max: size_max };
+        let bad_size = QueueRefused::Size {
+            size: self.size,
+            max: size_max,
+        };
         let mut queue = Queue::new(size_max).map_err(|_| bad_size)?;
         queue.try_set_size(self.size).map_err(|_| bad_size)?;
         if self.is_ready {
             self.check_rings(mem)?;
             let low_high = |address: u64| {
                 let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
-                (Some(u32::from_le_bytes([a, b, c, d])), Some(u32::from_le_bytes([e, f, g, h])))
+                (
+                    Some(u32::from_le_bytes([a, b, c, d])),
+                    Some(u32::from_le_bytes([e, f, g, h])),
+                )
             };
             let (low, high) = low_high(self.descriptor_table);
             queue.set_desc_table_address(low, high);
@@ -107,9 +116,21 @@ impl QueueStateV1 {
     /// Virtio 1.2 §2.7: lengths and alignments; whole rings in RAM, none on another.
     fn check_rings(&self, mem: &GuestMem) -> Result<(), QueueRefused> {
         let size = u64::from(self.size);
-        let table = Extent { address: self.descriptor_table, bytes: 16 * size, alignment: 16 };
-        let available = Extent { address: self.available_ring, bytes: 6 + 2 * size, alignment: 2 };
-        let used = Extent { address: self.used_ring, bytes: 6 + 8 * size, alignment: 4 };
+        let table = Extent {
+            address: self.descriptor_table,
+            bytes: 16 * size,
+            alignment: 16,
+        };
+        let available = Extent {
+            address: self.available_ring,
+            bytes: 6 + 2 * size,
+            alignment: 2,
+        };
+        let used = Extent {
+            address: self.used_ring,
+            bytes: 6 + 8 * size,
+            alignment: 4,
+        };
         for ring in [table, available, used] {
             ring.check(mem)?;
         }
@@ -121,7 +142,10 @@ impl QueueStateV1 {
         }
         // virtio-queue takes an available ring at 0 for a queue that was never set up.
         if self.available_ring == 0 {
-            return Err(QueueRefused::OutOfRam { address: 0, bytes: available.bytes });
+            return Err(QueueRefused::OutOfRam {
+                address: 0,
+                bytes: available.bytes,
+            });
         }
         Ok(())
     }
@@ -129,14 +153,23 @@ impl QueueStateV1 {
 
 impl Extent {
     fn check(self, mem: &GuestMem) -> Result<(), QueueRefused> {
-        let Self { address, bytes, alignment } = self;
+        let Self {
+            address,
+            bytes,
+            alignment,
+        } = self;
         if address % alignment != 0 {
             return Err(QueueRefused::Unaligned { address, alignment });
         }
-        let length = usize::try_from(bytes).map_err(|_| QueueRefused::OutOfRam { address, bytes })?;
+        let length =
+            usize::try_from(bytes).map_err(|_| QueueRefused::OutOfRam { address, bytes })?;
         let is_in_ram = address.checked_add(bytes).is_some()
             && GuestMemoryBackend::check_range(mem, GuestAddress(address), length);
-        if is_in_ram { Ok(()) } else { Err(QueueRefused::OutOfRam { address, bytes }) }
+        if is_in_ram {
+            Ok(())
+        } else {
+            Err(QueueRefused::OutOfRam { address, bytes })
+        }
     }
 
     /// Both lie in RAM, so the sums do not wrap.

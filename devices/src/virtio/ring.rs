@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::counters::Counters;
 use crate::fault::GuestFault;
 use crate::interrupt::Interrupt;
-use crate::limits::CHAIN_DESCRIPTORS_MAX;
+use crate::limits::{CHAIN_DESCRIPTORS_MAX, SPARE_CHAINS_MAX};
 use crate::memory::GuestMem;
 use crate::virtio::chain::{Chain, Segment};
 use crate::virtio::feature;
@@ -57,7 +57,7 @@ pub(crate) struct Ring {
     notified_used: u16,
     /// Chains popped since the last malformed one: those that [`put_back`](Self::put_back) can step back over.
     popped_in_a_row: u16,
-    /// Used-up chains, kept for their space: at most as many as were out at once, so at most the queue size.
+    /// Used-up chains, kept for their space: at most [`SPARE_CHAINS_MAX`].
     spare: Vec<Chain>,
 }
 
@@ -121,9 +121,15 @@ impl Ring {
         let mem: &GuestMem = &self.context.mem;
         let Ok(mut heads) = self.queue.iter(mem) else {
             let avail_index = self.avail_index();
-            return Err(GuestFault::AvailIndexJump { avail_index, next_avail, queue_size });
+            return Err(GuestFault::AvailIndexJump {
+                avail_index,
+                next_avail,
+                queue_size,
+            });
         };
-        let Some(head) = heads.next().map(|chain| chain.head_index()) else { return Ok(None) };
+        let Some(head) = heads.next().map(|chain| chain.head_index()) else {
+            return Ok(None);
+        };
         if head >= queue_size {
             return Err(GuestFault::HeadOutOfTable { head, queue_size });
         }
@@ -149,8 +155,11 @@ impl Ring {
     /// Copies the descriptors from the chain's head on. Ends after at most twice [`CHAIN_DESCRIPTORS_MAX`].
     fn walk(&self, chain: &mut Chain) -> Result<(), GuestFault> {
         let size = self.queue.size();
-        let mut table =
-            Table { address: self.queue.desc_table(), descriptors: size, is_indirect: false };
+        let mut table = Table {
+            address: self.queue.desc_table(),
+            descriptors: size,
+            is_indirect: false,
+        };
         let mut left = size.min(CHAIN_DESCRIPTORS_MAX);
         let mut index = chain.head();
         let mut total_bytes = 0_u32;
@@ -178,20 +187,30 @@ impl Ring {
             return Err(GuestFault::BadChain);
         }
         let offset = u64::from(index) * u64::from(DESCRIPTOR_BYTES);
-        let address = table.address.checked_add(offset).ok_or(GuestFault::BadChain)?;
-        self.context.mem.read_obj(GuestAddress(address)).map_err(|_| GuestFault::BadChain)
+        let address = table
+            .address
+            .checked_add(offset)
+            .ok_or(GuestFault::BadChain)?;
+        self.context
+            .mem
+            .read_obj(GuestAddress(address))
+            .map_err(|_| GuestFault::BadChain)
     }
 
     /// Virtio 1.2 §2.7.5.3: one level, not combined with NEXT, only if accepted.
     fn indirect_table(&self, descriptor: Descriptor, from: Table) -> Result<Table, GuestFault> {
         let is_accepted = self.context.acked_features & feature::RING_INDIRECT_DESC != 0;
-        let is_whole = descriptor.len() != 0 && descriptor.len() % DESCRIPTOR_BYTES == 0;
+        let is_whole = descriptor.len() != 0 && descriptor.len().is_multiple_of(DESCRIPTOR_BYTES);
         if from.is_indirect || descriptor.has_next() || !is_accepted || !is_whole {
             return Err(GuestFault::BadChain);
         }
         // A larger table is no fault in itself: the chain in it is bounded by `walk`.
         let descriptors = u16::try_from(descriptor.len() / DESCRIPTOR_BYTES).unwrap_or(u16::MAX);
-        Ok(Table { address: descriptor.addr().0, descriptors, is_indirect: true })
+        Ok(Table {
+            address: descriptor.addr().0,
+            descriptors,
+            is_indirect: true,
+        })
     }
 
     /// Gives a chain back: `used_bytes` of its writable buffers were filled (virtio 1.2 §2.7.8).
@@ -210,13 +229,17 @@ impl Ring {
             let slot = u64::from(next_used.checked_rem(self.queue.size()).unwrap_or(0));
             let address = used_ring.wrapping_add(USED_HEADER_BYTES + slot * USED_ELEMENT_BYTES);
             let element = u64::from(chain.head()) | (u64::from(used_bytes) << 32);
-            is_written &= mem.write_obj(element.to_le(), GuestAddress(address)).is_ok();
+            is_written &= mem
+                .write_obj(element.to_le(), GuestAddress(address))
+                .is_ok();
             next_used = next_used.wrapping_add(1);
-            self.spare.push(chain);
+            keep(&mut self.spare, chain);
         }
         let index_at = GuestAddress(used_ring.wrapping_add(2));
         // Release: a driver that sees the index sees the elements, and the data before them.
-        is_written &= mem.store(next_used.to_le(), index_at, Ordering::Release).is_ok();
+        is_written &= mem
+            .store(next_used.to_le(), index_at, Ordering::Release)
+            .is_ok();
         self.queue.set_next_used(next_used);
         if !is_written {
             self.break_off(GuestFault::BadChain);
@@ -237,7 +260,7 @@ impl Ring {
             if let Some(left) = self.popped_in_a_row.checked_sub(1) {
                 self.popped_in_a_row = left;
                 self.queue.go_to_previous_position();
-                self.spare.push(chain);
+                keep(&mut self.spare, chain);
             } else {
                 self.complete(chain, 0);
             }
@@ -294,13 +317,19 @@ impl Ring {
     /// A 16-bit field of the available ring, which lies in RAM.
     fn read_available(&self, offset: u64) -> u16 {
         let address = GuestAddress(self.queue.avail_ring().wrapping_add(offset));
-        let field: u16 = self.context.mem.load(address, Ordering::Relaxed).unwrap_or(0);
+        let field: u16 = self
+            .context
+            .mem
+            .load(address, Ordering::Relaxed)
+            .unwrap_or(0);
         u16::from_le(field)
     }
 
     fn avail_index(&self) -> u16 {
         let mem: &GuestMem = &self.context.mem;
-        self.queue.avail_idx(mem, Ordering::Acquire).map_or(self.queue.next_avail(), |index| index.0)
+        self.queue
+            .avail_idx(mem, Ordering::Acquire)
+            .map_or(self.queue.next_avail(), |index| index.0)
     }
 
     /// The ring cannot be trusted any more: the device needs a reset (virtio 1.2 §2.1.2).
@@ -308,6 +337,12 @@ impl Ring {
         self.is_broken = true;
         self.context.counters.guest_fault();
         self.context.interrupt.raise_needs_reset();
+    }
+}
+
+fn keep(spare: &mut Vec<Chain>, chain: Chain) {
+    if spare.len() < SPARE_CHAINS_MAX {
+        spare.push(chain);
     }
 }
 

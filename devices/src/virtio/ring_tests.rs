@@ -47,33 +47,49 @@ impl Bench {
             counters,
             acked_features: features,
         };
-        let bench =
-            Self { ring: Ring::new(queue, context), mem, irqfd, interrupt, available_index: position };
+        let bench = Self {
+            ring: Ring::new(queue, context),
+            mem,
+            irqfd,
+            interrupt,
+            available_index: position,
+        };
         bench.write_u16(AVAILABLE + 2, position);
         bench.write_u16(USED + 2, position);
         bench
     }
 
     fn write_u16(&self, address: u64, value: u16) {
-        self.mem.write_slice(&value.to_le_bytes(), GuestAddress(address)).unwrap();
+        self.mem
+            .write_slice(&value.to_le_bytes(), GuestAddress(address))
+            .unwrap();
     }
 
     fn read_u16(&self, address: u64) -> u16 {
         let mut bytes = [0; 2];
-        self.mem.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        self.mem
+            .read_slice(&mut bytes, GuestAddress(address))
+            .unwrap();
         u16::from_le_bytes(bytes)
     }
 
     fn desc(&self, table: u64, index: u16, desc: Desc) {
         let at = table + 16 * u64::from(index);
-        self.mem.write_slice(&desc.address.to_le_bytes(), GuestAddress(at)).unwrap();
-        self.mem.write_slice(&desc.bytes.to_le_bytes(), GuestAddress(at + 8)).unwrap();
+        self.mem
+            .write_slice(&desc.address.to_le_bytes(), GuestAddress(at))
+            .unwrap();
+        self.mem
+            .write_slice(&desc.bytes.to_le_bytes(), GuestAddress(at + 8))
+            .unwrap();
         self.write_u16(at + 12, desc.flags);
         self.write_u16(at + 14, desc.next);
     }
 
     fn offer(&mut self, head: u16) {
-        self.write_u16(AVAILABLE + 4 + 2 * u64::from(self.available_index % SIZE), head);
+        self.write_u16(
+            AVAILABLE + 4 + 2 * u64::from(self.available_index % SIZE),
+            head,
+        );
         self.available_index = self.available_index.wrapping_add(1);
         self.write_u16(AVAILABLE + 2, self.available_index);
     }
@@ -91,27 +107,77 @@ impl Bench {
         self.offer(0);
         let found = self.ring.pop();
         assert!(matches!(found, Popped::Malformed), "{what}: {found:?}");
-        assert_eq!(self.read_u16(USED + 2), used.wrapping_add(1), "{what}: given back once");
+        assert_eq!(
+            self.read_u16(USED + 2),
+            used.wrapping_add(1),
+            "{what}: given back once"
+        );
         assert!(!self.interrupt.needs_reset(), "{what}: the device goes on");
     }
 }
 
 fn one_desc(address: u64, bytes: u32) -> Desc {
-    Desc { address, bytes, flags: 0, next: 0 }
+    Desc {
+        address,
+        bytes,
+        flags: 0,
+        next: 0,
+    }
 }
 
 #[test]
 fn a_chain_is_popped_in_order_and_given_back() {
     let mut bench = Bench::at_position(0, 0xffff);
-    bench.desc(TABLE, 3, Desc { address: 0x5000, bytes: 16, flags: NEXT, next: 1 });
-    bench.desc(TABLE, 1, Desc { address: HIGH_RAM, bytes: 512, flags: NEXT | WRITE, next: 7 });
-    bench.desc(TABLE, 7, Desc { address: 0x6000, bytes: 1, flags: WRITE, next: 0 });
+    bench.desc(
+        TABLE,
+        3,
+        Desc {
+            address: 0x5000,
+            bytes: 16,
+            flags: NEXT,
+            next: 1,
+        },
+    );
+    bench.desc(
+        TABLE,
+        1,
+        Desc {
+            address: HIGH_RAM,
+            bytes: 512,
+            flags: NEXT | WRITE,
+            next: 7,
+        },
+    );
+    bench.desc(
+        TABLE,
+        7,
+        Desc {
+            address: 0x6000,
+            bytes: 1,
+            flags: WRITE,
+            next: 0,
+        },
+    );
     bench.offer(3);
     let chain = bench.pop_chain();
     assert_eq!(chain.head(), 3);
-    assert_eq!(chain.readable(), [Segment { address: 0x5000, bytes: 16 }]);
-    let expected =
-        [Segment { address: HIGH_RAM, bytes: 512 }, Segment { address: 0x6000, bytes: 1 }];
+    assert_eq!(
+        chain.readable(),
+        [Segment {
+            address: 0x5000,
+            bytes: 16
+        }]
+    );
+    let expected = [
+        Segment {
+            address: HIGH_RAM,
+            bytes: 512,
+        },
+        Segment {
+            address: 0x6000,
+            bytes: 1,
+        },
+    ];
     assert_eq!(chain.writable(), expected);
     assert!(matches!(bench.ring.pop(), Popped::Empty));
     bench.ring.complete(chain, 513);
@@ -123,7 +189,12 @@ fn a_chain_is_popped_in_order_and_given_back() {
 #[test]
 fn malformed_chains_are_given_back_empty_and_the_ring_goes_on() {
     let mut bench = Bench::new(feature::RING_INDIRECT_DESC);
-    let link = |next| Desc { address: 0x5000, bytes: 1, flags: NEXT, next };
+    let link = |next| Desc {
+        address: 0x5000,
+        bytes: 1,
+        flags: NEXT,
+        next,
+    };
     bench.desc(TABLE, 0, link(0));
     bench.expect_malformed("a chain that points to itself");
     bench.desc(TABLE, 0, link(1));
@@ -131,29 +202,81 @@ fn malformed_chains_are_given_back_empty_and_the_ring_goes_on() {
     bench.expect_malformed("a loop of two");
     bench.desc(TABLE, 0, link(SIZE));
     bench.expect_malformed("next outside the table");
-    bench.desc(TABLE, 0, Desc { flags: NEXT, next: 1, ..one_desc(0x5000, u32::MAX) });
+    bench.desc(
+        TABLE,
+        0,
+        Desc {
+            flags: NEXT,
+            next: 1,
+            ..one_desc(0x5000, u32::MAX)
+        },
+    );
     bench.desc(TABLE, 1, one_desc(0x5000, 1));
     bench.expect_malformed("2^32 bytes");
-    bench.desc(TABLE, 0, Desc { flags: NEXT | WRITE, next: 1, ..one_desc(0x5000, 1) });
+    bench.desc(
+        TABLE,
+        0,
+        Desc {
+            flags: NEXT | WRITE,
+            next: 1,
+            ..one_desc(0x5000, 1)
+        },
+    );
     bench.expect_malformed("readable after writable");
+    bench.desc(TABLE, 0, one_desc(0x5000, 4));
+    bench.offer(0);
+    assert_eq!(bench.pop_chain().readable().len(), 1);
+}
 
-    let indirect = |address, bytes| Desc { address, bytes, flags: INDIRECT, next: 0 };
+#[test]
+fn malformed_indirect_tables_are_given_back_empty_and_the_ring_goes_on() {
+    let mut bench = Bench::new(feature::RING_INDIRECT_DESC);
+    let indirect = |address, bytes| Desc {
+        address,
+        bytes,
+        flags: INDIRECT,
+        next: 0,
+    };
     for (address, bytes, what) in [
         (0x6000, 0, "an empty indirect table"),
         (0x6000, 24, "one and a half descriptors"),
         (LOW_RAM - 8, 16, "an indirect table across the hole"),
-        (u64::MAX - 7, 16, "an indirect table at the end of all addresses"),
-        (0xffff_ffff_ffff_fff0, 0xffff_fff0, "an endless indirect table"),
+        (
+            u64::MAX - 7,
+            16,
+            "an indirect table at the end of all addresses",
+        ),
+        (
+            0xffff_ffff_ffff_fff0,
+            0xffff_fff0,
+            "an endless indirect table",
+        ),
     ] {
         bench.desc(TABLE, 0, indirect(address, bytes));
         bench.expect_malformed(what);
     }
-    bench.desc(TABLE, 0, Desc { flags: INDIRECT | NEXT, next: 1, ..one_desc(0x6000, 16) });
+    bench.desc(
+        TABLE,
+        0,
+        Desc {
+            flags: INDIRECT | NEXT,
+            next: 1,
+            ..one_desc(0x6000, 16)
+        },
+    );
     bench.expect_malformed("indirect with next");
     bench.desc(TABLE, 0, indirect(0x6000, 16));
     bench.desc(0x6000, 0, indirect(0x7000, 16));
     bench.expect_malformed("indirect in indirect");
-    bench.desc(0x6000, 0, link(0));
+    bench.desc(
+        0x6000,
+        0,
+        Desc {
+            flags: NEXT,
+            next: 0,
+            ..one_desc(0x5000, 1)
+        },
+    );
     bench.expect_malformed("a loop in an indirect table");
 
     bench.desc(TABLE, 0, one_desc(0x5000, 4));
@@ -167,10 +290,28 @@ fn indirect_chains_have_up_to_256_descriptors() {
         let mut bench = Bench::new(feature::RING_INDIRECT_DESC);
         for index in 0..count {
             let flags = if index + 1 < count { NEXT } else { 0 };
-            bench.desc(0x1_0000, index, Desc { address: 0x5000, bytes: 1, flags, next: index + 1 });
+            bench.desc(
+                0x1_0000,
+                index,
+                Desc {
+                    address: 0x5000,
+                    bytes: 1,
+                    flags,
+                    next: index + 1,
+                },
+            );
         }
         let bytes = u32::from(count) * 16;
-        bench.desc(TABLE, 0, Desc { address: 0x1_0000, bytes, flags: INDIRECT, next: 0 });
+        bench.desc(
+            TABLE,
+            0,
+            Desc {
+                address: 0x1_0000,
+                bytes,
+                flags: INDIRECT,
+                next: 0,
+            },
+        );
         bench.offer(0);
         match bench.ring.pop() {
             Popped::Chain(chain) => {
@@ -185,21 +326,61 @@ fn indirect_chains_have_up_to_256_descriptors() {
 #[test]
 fn direct_descriptors_may_precede_an_indirect_table() {
     let mut bench = Bench::new(feature::RING_INDIRECT_DESC);
-    bench.desc(TABLE, 0, Desc { flags: NEXT, next: 1, ..one_desc(0x5000, 2) });
+    bench.desc(
+        TABLE,
+        0,
+        Desc {
+            flags: NEXT,
+            next: 1,
+            ..one_desc(0x5000, 2)
+        },
+    );
     // The write flag of the descriptor that names the table is ignored (virtio 1.2 §2.7.5.3.2).
-    bench.desc(TABLE, 1, Desc { flags: INDIRECT | WRITE, ..one_desc(0x6000, 32) });
-    bench.desc(0x6000, 0, Desc { flags: NEXT, next: 1, ..one_desc(0x7000, 3) });
-    bench.desc(0x6000, 1, Desc { flags: WRITE, ..one_desc(0x8000, 4) });
+    bench.desc(
+        TABLE,
+        1,
+        Desc {
+            flags: INDIRECT | WRITE,
+            ..one_desc(0x6000, 32)
+        },
+    );
+    bench.desc(
+        0x6000,
+        0,
+        Desc {
+            flags: NEXT,
+            next: 1,
+            ..one_desc(0x7000, 3)
+        },
+    );
+    bench.desc(
+        0x6000,
+        1,
+        Desc {
+            flags: WRITE,
+            ..one_desc(0x8000, 4)
+        },
+    );
     bench.offer(0);
     let chain = bench.pop_chain();
     let lengths = |list: &[Segment]| list.iter().map(|part| part.bytes).collect::<Vec<_>>();
-    assert_eq!((lengths(chain.readable()), lengths(chain.writable())), (vec![2, 3], vec![4]));
+    assert_eq!(
+        (lengths(chain.readable()), lengths(chain.writable())),
+        (vec![2, 3], vec![4])
+    );
 }
 
 #[test]
 fn an_indirect_table_that_was_not_accepted_is_malformed() {
     let mut bench = Bench::new(0);
-    bench.desc(TABLE, 0, Desc { flags: INDIRECT, ..one_desc(0x6000, 16) });
+    bench.desc(
+        TABLE,
+        0,
+        Desc {
+            flags: INDIRECT,
+            ..one_desc(0x6000, 16)
+        },
+    );
     bench.expect_malformed("indirect");
 }
 
@@ -281,7 +462,10 @@ fn with_event_index_the_wanted_index_must_be_passed() {
         for wanted in -2_i16..=3 {
             let mut bench = Bench::at_position(feature::RING_EVENT_IDX, start);
             bench.desc(TABLE, 0, one_desc(0x5000, 4));
-            bench.write_u16(AVAILABLE + 4 + 2 * u64::from(SIZE), start.wrapping_add_signed(wanted));
+            bench.write_u16(
+                AVAILABLE + 4 + 2 * u64::from(SIZE),
+                start.wrapping_add_signed(wanted),
+            );
             for _ in 0..3 {
                 bench.offer(0);
                 let chain = bench.pop_chain();
@@ -289,7 +473,11 @@ fn with_event_index_the_wanted_index_must_be_passed() {
             }
             bench.ring.notify();
             let expected = u64::from((0..3).contains(&wanted));
-            assert_eq!(bench.irqfd.read().unwrap_or(0), expected, "{start} {wanted}");
+            assert_eq!(
+                bench.irqfd.read().unwrap_or(0),
+                expected,
+                "{start} {wanted}"
+            );
         }
     }
 }
@@ -314,7 +502,15 @@ fn chains_put_back_are_popped_again() {
 fn no_chain_is_given_back_twice_when_a_malformed_one_came_between() {
     let mut bench = Bench::new(0);
     bench.desc(TABLE, 0, one_desc(0x5000, 4));
-    bench.desc(TABLE, 1, Desc { flags: NEXT, next: 1, ..one_desc(0x5000, 4) });
+    bench.desc(
+        TABLE,
+        1,
+        Desc {
+            flags: NEXT,
+            next: 1,
+            ..one_desc(0x5000, 4)
+        },
+    );
     bench.desc(TABLE, 2, one_desc(0x5000, 4));
     (0..3).for_each(|head| bench.offer(head));
     let before = bench.pop_chain();
@@ -323,16 +519,28 @@ fn no_chain_is_given_back_twice_when_a_malformed_one_came_between() {
     bench.ring.put_back([before, after].into_iter());
     let again = bench.pop_chain();
     bench.ring.complete(again, 9);
-    let given: HashSet<u16> = (0..3).map(|slot| bench.read_u16(USED + 4 + 8 * slot)).collect();
-    assert_eq!((bench.read_u16(USED + 2), given), (3, HashSet::from([0, 1, 2])));
+    let given: HashSet<u16> = (0..3)
+        .map(|slot| bench.read_u16(USED + 4 + 8 * slot))
+        .collect();
+    assert_eq!(
+        (bench.read_u16(USED + 2), given),
+        (3, HashSet::from([0, 1, 2]))
+    );
 }
 
 #[test]
 fn an_unused_queue_is_always_empty_and_touches_no_memory() {
     let mut bench = Bench::new(0);
-    let queue = QueueStateV1::unused(SIZE).to_queue(SIZE, &bench.mem).unwrap();
+    let queue = QueueStateV1::unused(SIZE)
+        .to_queue(SIZE, &bench.mem)
+        .unwrap();
     let mut ring = Ring::new(queue, bench.ring.context.clone());
-    bench.ring = Ring::new(QueueStateV1::unused(SIZE).to_queue(SIZE, &bench.mem).unwrap(), ring.context.clone());
+    bench.ring = Ring::new(
+        QueueStateV1::unused(SIZE)
+            .to_queue(SIZE, &bench.mem)
+            .unwrap(),
+        ring.context.clone(),
+    );
     let mut before = vec![0; 0x1000];
     bench.mem.read_slice(&mut before, GuestAddress(0)).unwrap();
     ring.pause_kicks();

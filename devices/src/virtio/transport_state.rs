@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
 
 use crate::memory::GuestMem;
-use crate::virtio::device::DeviceKind;
 use crate::virtio::device_status::{DeviceStatus, bits};
 use crate::virtio::feature;
 use crate::virtio::queue_state::{QueueRefused, QueueStateV1};
@@ -51,8 +50,8 @@ pub enum RestoreTransportError {
         /// What was saved.
         status: u8,
     },
-    /// Features were accepted that the device does not offer now.
-    #[error("Saved features {acked:#x} are not among those offered, {offered:#x}")]
+    /// Features were accepted that the device does not offer now, or without VERSION_1.
+    #[error("Saved features {acked:#x} are not a legal choice of those offered, {offered:#x}")]
     Features {
         /// What the driver accepted.
         acked: u64,
@@ -96,7 +95,7 @@ pub enum RestoreTransportError {
 
 /// What a saved state is checked against.
 pub(crate) struct Expected<'a> {
-    pub(crate) kind: DeviceKind,
+    pub(crate) device_id: u32,
     pub(crate) features: u64,
     pub(crate) queue_sizes: &'a [u16],
     pub(crate) mem: &'a GuestMem,
@@ -124,30 +123,45 @@ impl TransportStateV1 {
         {
             self.check_position(index, state)?;
             // Of a device that is not active, rings are only what the driver wrote so far: checked when it starts.
-            let state = QueueStateV1 { is_ready: state.is_ready && self.is_active, ..*state };
-            let queue = state
-                .to_queue(size_max, expected.mem)
-                .map_err(|cause| RestoreTransportError::Queue { queue: index, cause })?;
+            let state = QueueStateV1 {
+                is_ready: state.is_ready && self.is_active,
+                ..*state
+            };
+            let queue = state.to_queue(size_max, expected.mem).map_err(|cause| {
+                RestoreTransportError::Queue {
+                    queue: index,
+                    cause,
+                }
+            })?;
             queues.push(queue);
         }
-        Ok(Checked { status, needs_reset, queues: self.is_active.then_some(queues) })
+        Ok(Checked {
+            status,
+            needs_reset,
+            queues: self.is_active.then_some(queues),
+        })
     }
 
     fn check_registers(
         &self,
         expected: &Expected<'_>,
     ) -> Result<DeviceStatus, RestoreTransportError> {
-        let kind = expected.kind.id();
-        if self.device_id != kind {
-            return Err(RestoreTransportError::Kind { expected: kind, found: self.device_id });
+        if self.device_id != expected.device_id {
+            return Err(RestoreTransportError::Kind {
+                expected: expected.device_id,
+                found: self.device_id,
+            });
         }
-        let impossible = RestoreTransportError::Status { status: self.status };
+        let impossible = RestoreTransportError::Status {
+            status: self.status,
+        };
         let status = DeviceStatus::from_saved(self.status & !bits::DEVICE_NEEDS_RESET)
             .filter(|status| !self.is_active || status.has(bits::DRIVER_OK))
             .ok_or(impossible)?;
         let (acked, offered) = (self.acked_features, expected.features);
-        let is_settled = status.has(bits::FEATURES_OK);
-        if acked & !offered != 0 || (is_settled && acked & feature::VERSION_1 == 0) {
+        // Before FEATURES_OK they are only what the driver wrote so far: checked when it says that they are settled.
+        let is_good = acked & !offered == 0 && acked & feature::VERSION_1 != 0;
+        if status.has(bits::FEATURES_OK) && !is_good {
             return Err(RestoreTransportError::Features { acked, offered });
         }
         let all = crate::interrupt::bits::USED_RING | crate::interrupt::bits::CONFIG;
@@ -164,7 +178,11 @@ impl TransportStateV1 {
         queue: usize,
         state: &QueueStateV1,
     ) -> Result<(), RestoreTransportError> {
-        let QueueStateV1 { next_available, next_used, .. } = *state;
+        let QueueStateV1 {
+            next_available,
+            next_used,
+            ..
+        } = *state;
         let has_worked = self.is_active && state.is_ready;
         let is_possible = if has_worked {
             next_available.wrapping_sub(next_used) <= state.size
@@ -174,7 +192,11 @@ impl TransportStateV1 {
         if is_possible {
             Ok(())
         } else {
-            Err(RestoreTransportError::QueuePosition { queue, next_available, next_used })
+            Err(RestoreTransportError::QueuePosition {
+                queue,
+                next_available,
+                next_used,
+            })
         }
     }
 }

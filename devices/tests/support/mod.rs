@@ -1,7 +1,5 @@
 //! A driver by hand: a device behind its real register front, with queues built in guest memory.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test uses its part of the support")]
-
 use std::sync::{Arc, Mutex};
 
 use lightv_devices::interrupt::Interrupt;
@@ -17,64 +15,72 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Length of low RAM; above it is the hole.
-pub const LOW_RAM: u64 = 16 << 20;
+pub(crate) const LOW_RAM: u64 = 16 << 20;
 /// Start of high RAM.
-pub const HIGH_RAM: u64 = 4 << 30;
+pub(crate) const HIGH_RAM: u64 = 4 << 30;
 /// Length of high RAM.
-pub const HIGH_RAM_BYTES: u64 = 1 << 20;
+pub(crate) const HIGH_RAM_BYTES: u64 = 1 << 20;
 /// Where buffers begin.
 const ARENA: u64 = 0x10_0000;
 
 /// Descriptor flags.
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 
 /// The status after initialisation.
-pub const RUNNING: u8 =
+pub(crate) const RUNNING: u8 =
     bits::ACKNOWLEDGE | bits::DRIVER | bits::FEATURES_OK | bits::DRIVER_OK;
 
-pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
+pub(crate) type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 
 /// A descriptor.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Desc {
-    pub address: u64,
-    pub bytes: u32,
-    pub flags: u16,
-    pub next: u16,
+pub(crate) struct Desc {
+    pub(crate) address: u64,
+    pub(crate) bytes: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
 }
 
 /// A buffer of a chain.
 #[derive(Debug, Clone, Copy)]
-pub struct Buffer {
-    pub address: u64,
-    pub bytes: u32,
-    pub is_writable: bool,
+pub(crate) struct Buffer {
+    pub(crate) address: u64,
+    pub(crate) bytes: u32,
+    pub(crate) is_writable: bool,
 }
 
-pub const fn readable(address: u64, bytes: u32) -> Buffer {
-    Buffer { address, bytes, is_writable: false }
+pub(crate) const fn readable(address: u64, bytes: u32) -> Buffer {
+    Buffer {
+        address,
+        bytes,
+        is_writable: false,
+    }
 }
 
-pub const fn writable(address: u64, bytes: u32) -> Buffer {
-    Buffer { address, bytes, is_writable: true }
+pub(crate) const fn writable(address: u64, bytes: u32) -> Buffer {
+    Buffer {
+        address,
+        bytes,
+        is_writable: true,
+    }
 }
 
 /// The driver's view of a queue.
 #[derive(Debug, Clone, Copy)]
-pub struct Rings {
-    pub size: u16,
-    pub table: u64,
-    pub available: u64,
-    pub used: u64,
-    pub available_index: u16,
-    pub used_index: u16,
+pub(crate) struct Rings {
+    pub(crate) size: u16,
+    pub(crate) table: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+    pub(crate) available_index: u16,
+    pub(crate) used_index: u16,
     next_descriptor: u16,
 }
 
 impl Rings {
-    pub fn at(index: usize, size: u16) -> Self {
+    pub(crate) fn at(index: usize, size: u16) -> Self {
         let base = 0x1_0000 + 0x1_0000 * index as u64;
         Self {
             size,
@@ -102,7 +108,11 @@ impl DeviceLink for DirectLink {
             interrupt: self.interrupt.clone(),
             acked_features,
         };
-        self.device.lock().unwrap().activate(activation).map_err(|_| ActivateRefused)
+        self.device
+            .lock()
+            .unwrap()
+            .activate(activation)
+            .map_err(|_| ActivateRefused)
     }
 
     fn reset(&self) {
@@ -115,7 +125,7 @@ impl DeviceLink for DirectLink {
 }
 
 /// Serves queue `index` until nothing waits, as the control loop would.
-pub fn process(device: &SharedDevice, index: usize) {
+pub(crate) fn process(device: &SharedDevice, index: usize) {
     for _ in 0..1000 {
         let progress = device.lock().unwrap().process_queue(index).unwrap();
         if progress == Progress::Done {
@@ -125,37 +135,42 @@ pub fn process(device: &SharedDevice, index: usize) {
     panic!("the device does not come to an end");
 }
 
-pub struct Machine {
-    pub mem: Arc<GuestMem>,
-    pub front: MmioFront,
-    pub device: SharedDevice,
-    pub irqfd: EventFd,
-    pub interrupt: Interrupt,
-    pub rings: Vec<Rings>,
+pub(crate) struct Machine {
+    pub(crate) mem: Arc<GuestMem>,
+    pub(crate) front: MmioFront,
+    pub(crate) device: SharedDevice,
+    pub(crate) irqfd: EventFd,
+    pub(crate) interrupt: Interrupt,
+    pub(crate) rings: Vec<Rings>,
     arena: u64,
 }
 
-pub fn guest_mem() -> Arc<GuestMem> {
+pub(crate) fn guest_mem() -> Arc<GuestMem> {
     let ranges = [
         (GuestAddress(0), usize::try_from(LOW_RAM).unwrap()),
-        (GuestAddress(HIGH_RAM), usize::try_from(HIGH_RAM_BYTES).unwrap()),
+        (
+            GuestAddress(HIGH_RAM),
+            usize::try_from(HIGH_RAM_BYTES).unwrap(),
+        ),
     ];
     Arc::new(GuestMem::from_ranges(&ranges).unwrap())
 }
 
 impl Machine {
-    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+    pub(crate) fn new(device: Box<dyn VirtioDevice>) -> Self {
         Self::with_mem(device, guest_mem(), None)
     }
 
     /// A machine on memory that is in use already; with `saved`, its front is restored and the device goes on.
-    pub fn with_mem(
+    pub(crate) fn with_mem(
         device: Box<dyn VirtioDevice>,
         mem: Arc<GuestMem>,
         saved: Option<&TransportStateV1>,
     ) -> Self {
         let profile = DeviceProfile::of(device.as_ref());
-        let rings = (0..).zip(&profile.queue_sizes).map(|(index, &size)| Rings::at(index, size));
+        let rings = (0..)
+            .zip(&profile.queue_sizes)
+            .map(|(index, &size)| Rings::at(index, size));
         let rings = rings.collect();
         let irqfd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let counters = Arc::clone(&profile.counters);
@@ -189,28 +204,36 @@ impl Machine {
                 front
             }
         };
-        Self { mem, front, device, irqfd, interrupt, rings, arena: ARENA }
+        Self {
+            mem,
+            front,
+            device,
+            irqfd,
+            interrupt,
+            rings,
+            arena: ARENA,
+        }
     }
 
-    pub fn read32(&mut self, offset: u64) -> u32 {
+    pub(crate) fn read32(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.front.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    pub fn write32(&mut self, offset: u64, value: u32) {
+    pub(crate) fn write32(&mut self, offset: u64, value: u32) {
         self.front.write(offset, &value.to_le_bytes());
     }
 
-    pub fn status(&mut self) -> u8 {
+    pub(crate) fn status(&mut self) -> u8 {
         u8::try_from(self.read32(reg::STATUS)).unwrap()
     }
 
-    pub fn set_status(&mut self, status: u8) {
+    pub(crate) fn set_status(&mut self, status: u8) {
         self.write32(reg::STATUS, u32::from(status));
     }
 
-    pub fn offered(&mut self) -> u64 {
+    pub(crate) fn offered(&mut self) -> u64 {
         self.write32(reg::DEVICE_FEATURES_SELECT, 0);
         let low = u64::from(self.read32(reg::DEVICE_FEATURES));
         self.write32(reg::DEVICE_FEATURES_SELECT, 1);
@@ -218,25 +241,34 @@ impl Machine {
     }
 
     /// Reset to FEATURES_OK with `features` accepted.
-    pub fn negotiate(&mut self, features: u64) {
+    pub(crate) fn negotiate(&mut self, features: u64) {
         self.set_status(0);
         for rings in &mut self.rings {
-            (rings.available_index, rings.used_index, rings.next_descriptor) = (0, 0, 0);
+            (
+                rings.available_index,
+                rings.used_index,
+                rings.next_descriptor,
+            ) = (0, 0, 0);
         }
         self.set_status(bits::ACKNOWLEDGE);
         self.set_status(bits::ACKNOWLEDGE | bits::DRIVER);
         for (select, half) in [(0, features), (1, features >> 32)] {
             self.write32(reg::DRIVER_FEATURES_SELECT, select);
-            self.write32(reg::DRIVER_FEATURES, u32::try_from(half & 0xffff_ffff).unwrap());
+            self.write32(
+                reg::DRIVER_FEATURES,
+                u32::try_from(half & 0xffff_ffff).unwrap(),
+            );
         }
         self.set_status(bits::ACKNOWLEDGE | bits::DRIVER | bits::FEATURES_OK);
     }
 
     /// Tells the front where queue `index` lies, and clears its rings.
-    pub fn set_up_queue(&mut self, index: usize) {
+    pub(crate) fn set_up_queue(&mut self, index: usize) {
         let rings = self.rings[index];
         for (address, bytes) in [(rings.available, 6 + 2 * 256), (rings.used, 6 + 8 * 256)] {
-            self.mem.write_slice(&vec![0; bytes], GuestAddress(address)).unwrap();
+            self.mem
+                .write_slice(&vec![0; bytes], GuestAddress(address))
+                .unwrap();
         }
         self.write32(reg::QUEUE_SELECT, u32::try_from(index).unwrap());
         self.write32(reg::QUEUE_SIZE, u32::from(rings.size));
@@ -257,21 +289,21 @@ impl Machine {
     }
 
     /// From reset to DRIVER_OK with `features` accepted and all queues in use.
-    pub fn init_with(&mut self, features: u64) {
+    pub(crate) fn init_with(&mut self, features: u64) {
         self.negotiate(features);
         (0..self.rings.len()).for_each(|index| self.set_up_queue(index));
         self.set_status(RUNNING);
     }
 
     /// From reset to DRIVER_OK with all that is offered.
-    pub fn init(&mut self) {
+    pub(crate) fn init(&mut self) {
         let features = self.offered();
         self.init_with(features);
         assert_eq!(self.status(), RUNNING);
     }
 
     /// Fresh guest memory.
-    pub fn alloc(&mut self, bytes: usize) -> u64 {
+    pub(crate) fn alloc(&mut self, bytes: usize) -> u64 {
         let address = self.arena;
         self.arena += (bytes as u64).next_multiple_of(16);
         if self.arena > LOW_RAM - (1 << 20) {
@@ -281,20 +313,22 @@ impl Machine {
     }
 
     /// Fresh guest memory with `data` in it.
-    pub fn put(&mut self, data: &[u8]) -> u64 {
+    pub(crate) fn put(&mut self, data: &[u8]) -> u64 {
         let address = self.alloc(data.len());
         self.mem.write_slice(data, GuestAddress(address)).unwrap();
         address
     }
 
-    pub fn get(&self, address: u64, bytes: usize) -> Vec<u8> {
+    pub(crate) fn get(&self, address: u64, bytes: usize) -> Vec<u8> {
         let mut data = vec![0; bytes];
-        self.mem.read_slice(&mut data, GuestAddress(address)).unwrap();
+        self.mem
+            .read_slice(&mut data, GuestAddress(address))
+            .unwrap();
         data
     }
 
     /// Writes one descriptor of a table.
-    pub fn write_desc(&self, table: u64, index: u16, desc: Desc) {
+    pub(crate) fn write_desc(&self, table: u64, index: u16, desc: Desc) {
         let address = GuestAddress(table + 16 * u64::from(index));
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&desc.address.to_le_bytes());
@@ -305,7 +339,7 @@ impl Machine {
     }
 
     /// Puts `head` into the available ring.
-    pub fn offer(&mut self, queue: usize, head: u16) {
+    pub(crate) fn offer(&mut self, queue: usize, head: u16) {
         let rings = &mut self.rings[queue];
         let slot = u64::from(rings.available_index % rings.size);
         let address = GuestAddress(rings.available + 4 + 2 * slot);
@@ -315,20 +349,13 @@ impl Machine {
         self.set_available_index(queue, index);
     }
 
-    pub fn set_available_index(&mut self, queue: usize, index: u16) {
+    pub(crate) fn set_available_index(&mut self, queue: usize, index: u16) {
         let address = GuestAddress(self.rings[queue].available + 2);
         self.mem.write_slice(&index.to_le_bytes(), address).unwrap();
     }
 
-    /// Asks for an interrupt when the used index passes `index`.
-    pub fn set_used_event(&self, queue: usize, index: u16) {
-        let rings = self.rings[queue];
-        let address = GuestAddress(rings.available + 4 + 2 * u64::from(rings.size));
-        self.mem.write_slice(&index.to_le_bytes(), address).unwrap();
-    }
-
     /// Adds a chain of `buffers`, without a notification. Returns its head.
-    pub fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
+    pub(crate) fn add(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let rings = self.rings[queue];
         let count = u16::try_from(buffers.len()).unwrap();
         let place = |number: u16| rings.next_descriptor.wrapping_add(number) % rings.size;
@@ -349,47 +376,65 @@ impl Machine {
     }
 
     /// Adds a chain of `buffers` in an indirect table.
-    pub fn add_indirect(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
+    pub(crate) fn add_indirect(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let table = self.alloc(16 * buffers.len());
         for (number, buffer) in (0_u16..).zip(buffers) {
             let is_last = usize::from(number) + 1 == buffers.len();
             let write = if buffer.is_writable { WRITE } else { 0 };
             let flags = write | if is_last { 0 } else { NEXT };
             let Buffer { address, bytes, .. } = *buffer;
-            self.write_desc(table, number, Desc { address, bytes, flags, next: number + 1 });
+            self.write_desc(
+                table,
+                number,
+                Desc {
+                    address,
+                    bytes,
+                    flags,
+                    next: number + 1,
+                },
+            );
         }
         let bytes = u32::try_from(16 * buffers.len()).unwrap();
         let head = self.rings[queue].next_descriptor % self.rings[queue].size;
         self.rings[queue].next_descriptor = head + 1;
-        let desc = Desc { address: table, bytes, flags: INDIRECT, next: 0 };
+        let desc = Desc {
+            address: table,
+            bytes,
+            flags: INDIRECT,
+            next: 0,
+        };
         self.write_desc(self.rings[queue].table, head, desc);
         self.offer(queue, head);
         head
     }
 
     /// Notifies by an exit.
-    pub fn kick(&mut self, queue: usize) {
+    pub(crate) fn kick(&mut self, queue: usize) {
         self.write32(reg::QUEUE_NOTIFY, u32::try_from(queue).unwrap());
     }
 
     /// Takes the next used chain: head and length.
-    pub fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
+    pub(crate) fn take_used(&mut self, queue: usize) -> Option<(u32, u32)> {
         let rings = &mut self.rings[queue];
         let mut index = [0; 2];
-        self.mem.read_slice(&mut index, GuestAddress(rings.used + 2)).unwrap();
+        self.mem
+            .read_slice(&mut index, GuestAddress(rings.used + 2))
+            .unwrap();
         if u16::from_le_bytes(index) == rings.used_index {
             return None;
         }
         let slot = u64::from(rings.used_index % rings.size);
         rings.used_index = rings.used_index.wrapping_add(1);
         let mut element = [0; 8];
-        self.mem.read_slice(&mut element, GuestAddress(rings.used + 4 + 8 * slot)).unwrap();
+        self.mem
+            .read_slice(&mut element, GuestAddress(rings.used + 4 + 8 * slot))
+            .unwrap();
         let word = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
         Some((word(0), word(4)))
     }
 
     /// Adds `buffers`, notifies, and returns the used length of the chain, which must be the next.
-    pub fn request(&mut self, queue: usize, buffers: &[Buffer]) -> u32 {
+    pub(crate) fn request(&mut self, queue: usize, buffers: &[Buffer]) -> u32 {
         let head = self.add(queue, buffers);
         self.kick(queue);
         let (used, bytes) = self.take_used(queue).expect("the chain comes back");
@@ -398,7 +443,7 @@ impl Machine {
     }
 
     /// Serves the backend while it is watched and `rounds` last.
-    pub fn serve_backend(&mut self, rounds: usize) {
+    pub(crate) fn serve_backend(&mut self, rounds: usize) {
         for _ in 0..rounds {
             let mut device = self.device.lock().unwrap();
             if device.wants_backend() {
@@ -407,21 +452,21 @@ impl Machine {
         }
     }
 
-    pub fn wants_backend(&self) -> bool {
+    pub(crate) fn wants_backend(&self) -> bool {
         self.device.lock().unwrap().wants_backend()
     }
 
-    pub fn counters(&self) -> lightv_devices::counters::CountersSnapshot {
+    pub(crate) fn counters(&self) -> lightv_devices::counters::CountersSnapshot {
         self.device.lock().unwrap().counters().snapshot()
     }
 
     /// Interrupts since the last call.
-    pub fn take_interrupts(&self) -> u64 {
+    pub(crate) fn take_interrupts(&self) -> u64 {
         self.irqfd.read().unwrap_or(0)
     }
 
     /// Stops the device and takes its state, as a save does.
-    pub fn save(&mut self) -> (TransportStateV1, DeviceState) {
+    pub(crate) fn save(&mut self) -> (TransportStateV1, DeviceState) {
         let mut device = self.device.lock().unwrap();
         let queues = device.deactivate();
         (self.front.save(&queues), device.save())

@@ -104,19 +104,38 @@ impl Disk {
                     found: NotADisk::Directory,
                 });
             }
-            Err(cause) => return Err(OpenDiskError::Open { path: path_buf(), read_only, cause }),
+            Err(cause) => {
+                return Err(OpenDiskError::Open {
+                    path: path_buf(),
+                    read_only,
+                    cause,
+                });
+            }
         };
-        let length_error = |cause| OpenDiskError::Length { path: path_buf(), cause };
+        let length_error = |cause| OpenDiskError::Length {
+            path: path_buf(),
+            cause,
+        };
         let metadata = file.metadata().map_err(length_error)?;
         if let Some(found) = not_a_disk(metadata.file_type()) {
-            return Err(OpenDiskError::NotADisk { path: path_buf(), found });
+            return Err(OpenDiskError::NotADisk {
+                path: path_buf(),
+                found,
+            });
         }
         // Metadata has no length for block devices; the end has, for both.
         let len_bytes = file.seek(SeekFrom::End(0)).map_err(length_error)?;
         if len_bytes < SECTOR_BYTES {
-            return Err(OpenDiskError::TooShort { path: path_buf(), len_bytes });
+            return Err(OpenDiskError::TooShort {
+                path: path_buf(),
+                len_bytes,
+            });
         }
-        Ok(Self { file, read_only, len_bytes })
+        Ok(Self {
+            file,
+            read_only,
+            len_bytes,
+        })
     }
 
     /// Length in bytes, as the host has it.
@@ -134,7 +153,7 @@ impl Disk {
     /// Whether the host's file ends with part of a sector, which the guest does not see.
     #[must_use]
     pub const fn has_partial_sector(&self) -> bool {
-        self.len_bytes % SECTOR_BYTES != 0
+        !self.len_bytes.is_multiple_of(SECTOR_BYTES)
     }
 
     /// Whether the guest may only read.
@@ -168,7 +187,10 @@ impl Disk {
     /// A disk whose writes fail on the host.
     #[cfg(test)]
     pub(super) fn pretend_writable(self) -> Self {
-        Self { read_only: false, ..self }
+        Self {
+            read_only: false,
+            ..self
+        }
     }
 
     /// Returns when all that was written is on the disk.

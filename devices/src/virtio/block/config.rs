@@ -1,7 +1,16 @@
 //! Features and configuration of a disk (virtio 1.2 §5.2.3, §5.2.4).
 
 use crate::limits::BLOCK_SEGMENTS_MAX;
-use crate::virtio::block::CacheType;
+
+/// Whether a guest's flushes reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CacheType {
+    /// No: flush is not offered, and what the guest has written is as safe as the host's page cache.
+    #[default]
+    Unsafe,
+    /// Yes: flush is offered and ends when the host has synced the file.
+    Writeback,
+}
 
 /// Feature bits of virtio-blk.
 pub mod feature {

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 pub use self::backend::{Disk, NotADisk, OpenDiskError};
-pub use self::config::feature;
+pub use self::config::{CacheType, feature};
 pub use self::state::BlockStateV1;
 
 use self::config::config_space;
 use self::request::{Action, Request};
 use crate::counters::Counters;
-use crate::fault::{ActivateError, HostFault};
+use crate::fault::{ActivateError, HostFault, RestoreDeviceError};
 use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
-use crate::state::{DeviceState, RestoreDeviceError};
+use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::virtio::chain::{Chain, parts, write_at};
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
@@ -32,16 +32,6 @@ const QUEUE_SIZES: [u16; 1] = [BLOCK_QUEUE_SIZE];
 mod status {
     pub(super) const OK: u8 = 0;
     pub(super) const IOERR: u8 = 1;
-}
-
-/// Whether a guest's flushes reach the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum CacheType {
-    /// No: flush is not offered, and what the guest has written is as safe as the host's page cache.
-    #[default]
-    Unsafe,
-    /// Yes: flush is offered and ends when the host has synced the file.
-    Writeback,
 }
 
 /// A disk to be opened.
@@ -98,7 +88,14 @@ impl Block {
     #[must_use]
     pub fn new(id: String, cache: CacheType, disk: Disk) -> Self {
         let config = config_space(disk.capacity_sectors());
-        Self { id, cache, disk, config, counters: Arc::default(), active: None }
+        Self {
+            id,
+            cache,
+            disk,
+            config,
+            counters: Arc::default(),
+            active: None,
+        }
     }
 
     /// A device as it was saved, on a disk that the caller has found for it; idle.
@@ -134,7 +131,12 @@ impl Block {
     }
 
     fn serve_turn(&mut self) -> Progress {
-        let Some(Active { ring, buffers, is_write_through }) = &mut self.active else {
+        let Some(Active {
+            ring,
+            buffers,
+            is_write_through,
+        }) = &mut self.active
+        else {
             return Progress::Done;
         };
         let worker = Worker {
@@ -192,10 +194,19 @@ impl Worker<'_> {
             }
         };
         let (outcome, moved_bytes) = match parsed {
-            Ok(request) => (self.execute(&request, chain, (ring, buffers)), request.data_bytes),
+            Ok(request) => (
+                self.execute(&request, chain, (ring, buffers)),
+                request.data_bytes,
+            ),
             Err(fault) => {
                 self.counters.guest_fault();
-                (Outcome { status: fault.block_status(), bytes_to_guest: 0 }, 0)
+                (
+                    Outcome {
+                        status: fault.block_status(),
+                        bytes_to_guest: 0,
+                    },
+                    0,
+                )
             }
         };
         if write_at(ring.mem(), chain.writable(), status_at, &[outcome.status]).is_err() {
@@ -215,7 +226,11 @@ impl Worker<'_> {
             Action::Read { offset } => self.read(request, chain, buffers, offset),
             Action::Write { offset } => self.write(request, chain, buffers, offset),
             Action::Flush => {
-                let synced = if self.syncs_flushes { self.disk.sync() } else { Ok(()) };
+                let synced = if self.syncs_flushes {
+                    self.sync()
+                } else {
+                    Ok(())
+                };
                 self.finish(synced, &self.counters.flushes)
             }
             Action::GetId => self.get_id(ring, chain),
@@ -240,7 +255,10 @@ impl Worker<'_> {
         let moved = request.data_bytes.saturating_sub(buffers.bytes());
         Counters::add(&self.counters.bytes_to_guest, moved);
         let outcome = self.finish(result, &self.counters.reads);
-        Outcome { bytes_to_guest: u32::try_from(moved).unwrap_or(0), ..outcome }
+        Outcome {
+            bytes_to_guest: u32::try_from(moved).unwrap_or(0),
+            ..outcome
+        }
     }
 
     fn write(
@@ -260,17 +278,29 @@ impl Worker<'_> {
         let moved = request.data_bytes.saturating_sub(buffers.bytes());
         Counters::add(&self.counters.bytes_from_guest, moved);
         if result.is_ok() && self.syncs_writes {
-            result = self.disk.sync();
+            result = self.sync();
         }
         self.finish(result, &self.counters.writes)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.disk.sync()?;
+        Counters::add_one(&self.counters.host_syncs);
+        Ok(())
     }
 
     /// The serial number: the first 20 bytes of the id, filled up with zeros (virtio 1.2 §5.2.6).
     fn get_id(&self, ring: &Ring, chain: &Chain) -> Outcome {
         let mut serial = [0; request::ID_BYTES];
-        serial.iter_mut().zip(self.id.bytes()).for_each(|(target, byte)| *target = byte);
+        serial
+            .iter_mut()
+            .zip(self.id.bytes())
+            .for_each(|(target, byte)| *target = byte);
         match write_at(ring.mem(), chain.writable(), 0, &serial) {
-            Ok(()) => Outcome { status: status::OK, bytes_to_guest: request::ID_BYTES_U32 },
+            Ok(()) => Outcome {
+                status: status::OK,
+                bytes_to_guest: request::ID_BYTES_U32,
+            },
             Err(_) => self.guest_fault(),
         }
     }
@@ -290,12 +320,18 @@ impl Worker<'_> {
                 status::IOERR
             }
         };
-        Outcome { status, bytes_to_guest: 0 }
+        Outcome {
+            status,
+            bytes_to_guest: 0,
+        }
     }
 
     fn guest_fault(&self) -> Outcome {
         self.counters.guest_fault();
-        Outcome { status: status::IOERR, bytes_to_guest: 0 }
+        Outcome {
+            status: status::IOERR,
+            bytes_to_guest: 0,
+        }
     }
 }
 
@@ -326,13 +362,19 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
         if self.active.is_some() {
-            return Err(ActivateError::AlreadyActive { device: self.id.clone() });
+            return Err(ActivateError::AlreadyActive {
+                device: self.id.clone(),
+            });
         }
         let buffers = GuestBuffers::new(Arc::clone(&env.mem));
         let has_flush = env.acked_features & feature::FLUSH != 0;
         let is_write_through = self.cache == CacheType::Writeback && !has_flush;
         let [ring] = env.into_rings(&self.id, &self.counters)?;
-        self.active = Some(Active { ring, buffers, is_write_through });
+        self.active = Some(Active {
+            ring,
+            buffers,
+            is_write_through,
+        });
         // What waits is at most the queue; what a driver adds meanwhile it notifies.
         for _ in 0..BLOCK_QUEUE_SIZE {
             if self.serve_turn() == Progress::Done {
@@ -344,11 +386,19 @@ impl VirtioDevice for Block {
 
     fn deactivate(&mut self) -> Vec<Queue> {
         // Requests are served to their end, so none is under way here.
-        self.active.take().map(|active| active.ring.into_queue()).into_iter().collect()
+        self.active
+            .take()
+            .map(|active| active.ring.into_queue())
+            .into_iter()
+            .collect()
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        Ok(if index == 0 { self.serve_turn() } else { Progress::Done })
+        Ok(if index == 0 {
+            self.serve_turn()
+        } else {
+            Progress::Done
+        })
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {

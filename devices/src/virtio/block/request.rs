@@ -78,7 +78,10 @@ impl Request {
         match u32::from_le_bytes([k0, k1, k2, k3]) {
             kind::IN => {
                 let offset = check_extent(disk, sector, room)?;
-                Ok(Self { action: Action::Read { offset }, data_bytes: room })
+                Ok(Self {
+                    action: Action::Read { offset },
+                    data_bytes: room,
+                })
             }
             kind::OUT => {
                 // Also when the driver did not accept the read-only bit.
@@ -86,12 +89,19 @@ impl Request {
                     return Err(GuestFault::ReadOnly);
                 }
                 let offset = check_extent(disk, sector, given)?;
-                Ok(Self { action: Action::Write { offset }, data_bytes: given })
+                Ok(Self {
+                    action: Action::Write { offset },
+                    data_bytes: given,
+                })
             }
-            kind::FLUSH => Ok(Self { action: Action::Flush, data_bytes: 0 }),
-            kind::GET_ID if room >= ID_BYTES as u64 => {
-                Ok(Self { action: Action::GetId, data_bytes: 0 })
-            }
+            kind::FLUSH => Ok(Self {
+                action: Action::Flush,
+                data_bytes: 0,
+            }),
+            kind::GET_ID if room >= ID_BYTES as u64 => Ok(Self {
+                action: Action::GetId,
+                data_bytes: 0,
+            }),
             kind::GET_ID => Err(GuestFault::ShortChain),
             other => Err(GuestFault::UnknownType(other)),
         }
@@ -104,10 +114,17 @@ fn check_extent(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, GuestFault>
         return Err(GuestFault::TooLarge { bytes });
     }
     let fault = GuestFault::OutOfDisk { sector, bytes };
-    let capacity = disk.capacity_sectors().checked_mul(SECTOR_BYTES).ok_or(fault)?;
+    let capacity = disk
+        .capacity_sectors()
+        .checked_mul(SECTOR_BYTES)
+        .ok_or(fault)?;
     let offset = sector.checked_mul(SECTOR_BYTES).ok_or(fault)?;
     let end = offset.checked_add(bytes).ok_or(fault)?;
-    if bytes % SECTOR_BYTES == 0 && end <= capacity { Ok(offset) } else { Err(fault) }
+    if bytes.is_multiple_of(SECTOR_BYTES) && end <= capacity {
+        Ok(offset)
+    } else {
+        Err(fault)
+    }
 }
 
 #[cfg(test)]

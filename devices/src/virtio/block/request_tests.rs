@@ -9,10 +9,11 @@ use crate::test_support::{HIGH_RAM, LOW_RAM, guest_mem};
 use crate::virtio::chain::Segment;
 
 const SECTORS: u64 = 8;
+const DISK_BYTES: usize = 4096;
 
 fn disk(read_only: bool) -> Disk {
     let mut file = NamedTempFile::new().unwrap();
-    file.write_all(&[0; 512 * SECTORS as usize]).unwrap();
+    file.write_all(&[0; DISK_BYTES]).unwrap();
     Disk::open(file.path(), read_only).unwrap()
 }
 
@@ -39,7 +40,12 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
     [&kind.to_le_bytes()[..], &[0xff; 4], &sector.to_le_bytes()].concat()
 }
 
-fn parse(kind: u32, sector: u64, readable: &[u32], writable: &[u32]) -> Result<Request, GuestFault> {
+fn parse(
+    kind: u32,
+    sector: u64,
+    readable: &[u32],
+    writable: &[u32],
+) -> Result<Request, GuestFault> {
     let mem = guest_mem();
     let chain = chain(&mem, &header(kind, sector), readable, writable);
     Request::parse(&mem, &chain, &disk(false)).unwrap().1
@@ -48,10 +54,19 @@ fn parse(kind: u32, sector: u64, readable: &[u32], writable: &[u32]) -> Result<R
 #[test]
 fn a_header_may_be_spread_over_buffers_and_share_them_with_data() {
     // Virtio 1.2 §2.7.4.1: "The device MUST NOT make assumptions about the particular arrangement of descriptors."
-    let layouts: [&[u32]; 6] =
-        [&[16, 512], &[8, 8, 512], &[1, 15, 512], &[528], &[20, 508], &[1, 1, 1, 1, 1, 523]];
+    let layouts: [&[u32]; 6] = [
+        &[16, 512],
+        &[8, 8, 512],
+        &[1, 15, 512],
+        &[528],
+        &[20, 508],
+        &[1, 1, 1, 1, 1, 523],
+    ];
     for readable in layouts {
-        let expected = Request { action: Action::Write { offset: 1024 }, data_bytes: 512 };
+        let expected = Request {
+            action: Action::Write { offset: 1024 },
+            data_bytes: 512,
+        };
         assert_eq!(parse(1, 2, readable, &[1]), Ok(expected), "{readable:?}");
     }
 }
@@ -62,7 +77,10 @@ fn the_status_is_the_last_writable_byte() {
     for writable in [&[513][..], &[512, 1], &[1, 512], &[256, 256, 1]] {
         let chain = chain(&mem, &header(0, 0), &[16], writable);
         let (status_at, request) = Request::parse(&mem, &chain, &disk(false)).unwrap();
-        let expected = Request { action: Action::Read { offset: 0 }, data_bytes: 512 };
+        let expected = Request {
+            action: Action::Read { offset: 0 },
+            data_bytes: 512,
+        };
         assert_eq!((status_at, request), (512, Ok(expected)), "{writable:?}");
     }
 }
@@ -71,13 +89,20 @@ fn the_status_is_the_last_writable_byte() {
 fn without_a_writable_byte_there_is_no_place_for_a_status() {
     let mem = guest_mem();
     let chain = chain(&mem, &header(1, 0), &[16, 512], &[]);
-    assert_eq!(Request::parse(&mem, &chain, &disk(false)), Err(GuestFault::ShortChain));
+    assert_eq!(
+        Request::parse(&mem, &chain, &disk(false)),
+        Err(GuestFault::ShortChain)
+    );
 }
 
 #[test]
 fn a_short_header_is_refused() {
     for length in [0, 1, 15] {
-        assert_eq!(parse(0, 0, &[length], &[513]), Err(GuestFault::ShortChain), "{length}");
+        assert_eq!(
+            parse(0, 0, &[length], &[513]),
+            Err(GuestFault::ShortChain),
+            "{length}"
+        );
     }
 }
 
@@ -87,9 +112,20 @@ fn a_header_outside_ram_is_refused() {
     for address in [LOW_RAM - 8, LOW_RAM, HIGH_RAM - 8, u64::MAX - 8] {
         let mut chain = Chain::default();
         chain.push(Segment { address, bytes: 16 }, false).unwrap();
-        chain.push(Segment { address: 0x1000, bytes: 1 }, true).unwrap();
+        chain
+            .push(
+                Segment {
+                    address: 0x1000,
+                    bytes: 1,
+                },
+                true,
+            )
+            .unwrap();
         let (_, found) = Request::parse(&mem, &chain, &disk(false)).unwrap();
-        assert!(matches!(found, Err(GuestFault::OutOfRam { .. })), "{address:#x}: {found:?}");
+        assert!(
+            matches!(found, Err(GuestFault::OutOfRam { .. })),
+            "{address:#x}: {found:?}"
+        );
     }
 }
 
@@ -110,8 +146,16 @@ fn sectors_past_the_end_are_refused() {
         (u64::MAX / 512 + 1, 512, false),
         (1 << 55, 512, false),
     ] {
-        assert_eq!(parse(0, sector, &[16], &[bytes, 1]).is_ok(), is_good, "{sector} {bytes}");
-        assert_eq!(parse(1, sector, &[16, bytes], &[1]).is_ok(), is_good, "{sector} {bytes}");
+        assert_eq!(
+            parse(0, sector, &[16], &[bytes, 1]).is_ok(),
+            is_good,
+            "{sector} {bytes}"
+        );
+        assert_eq!(
+            parse(1, sector, &[16, bytes], &[1]).is_ok(),
+            is_good,
+            "{sector} {bytes}"
+        );
     }
 }
 
@@ -119,7 +163,12 @@ fn sectors_past_the_end_are_refused() {
 fn a_request_is_bounded() {
     let most = u32::try_from(BLOCK_REQUEST_BYTES_MAX).unwrap();
     let found = parse(0, 0, &[16], &[most + 512, 1]);
-    assert_eq!(found, Err(GuestFault::TooLarge { bytes: u64::from(most) + 512 }));
+    assert_eq!(
+        found,
+        Err(GuestFault::TooLarge {
+            bytes: u64::from(most) + 512
+        })
+    );
 }
 
 #[test]
@@ -134,7 +183,10 @@ fn types_that_the_device_does_not_have_are_unsupported() {
 #[test]
 fn the_serial_number_needs_its_20_bytes() {
     assert_eq!(parse(8, 0, &[16], &[19, 1]), Err(GuestFault::ShortChain));
-    assert_eq!(parse(8, 0, &[16], &[20, 1]).map(|request| request.action), Ok(Action::GetId));
+    assert_eq!(
+        parse(8, 0, &[16], &[20, 1]).map(|request| request.action),
+        Ok(Action::GetId)
+    );
 }
 
 #[test]

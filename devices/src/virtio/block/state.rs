@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::RestoreDeviceError;
-use crate::virtio::block::{CacheType, Disk};
+use crate::fault::RestoreDeviceError;
+use crate::virtio::block::backend::Disk;
+use crate::virtio::block::config::CacheType;
 
 /// Saved virtio-blk, version 1. Never edit: add `BlockStateV2` and a `From` of this.
 ///
@@ -22,7 +23,11 @@ impl BlockStateV1 {
     /// What the guest was offered.
     #[must_use]
     pub const fn cache(&self) -> CacheType {
-        if self.flush_offered { CacheType::Writeback } else { CacheType::Unsafe }
+        if self.flush_offered {
+            CacheType::Writeback
+        } else {
+            CacheType::Unsafe
+        }
     }
 
     pub(super) fn check(&self, id: &str, disk: &Disk) -> Result<(), RestoreDeviceError> {

@@ -12,7 +12,9 @@ const SECTORS: usize = 64;
 
 fn image(bytes: usize) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
-    let data: Vec<u8> = (0..bytes).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect();
+    let data: Vec<u8> = (0..bytes)
+        .map(|at| u8::try_from(at / 512 % 251).unwrap())
+        .collect();
     file.write_all(&data).unwrap();
     file
 }
@@ -54,18 +56,30 @@ impl Bench {
 
     fn read(&mut self, sector: u64, bytes: usize) -> (u8, Vec<u8>) {
         let address = self.machine.alloc(bytes);
-        let (status, _) = self.request(0, sector, &[writable(address, u32::try_from(bytes).unwrap())]);
+        let (status, _) = self.request(
+            0,
+            sector,
+            &[writable(address, u32::try_from(bytes).unwrap())],
+        );
         (status, self.machine.get(address, bytes))
     }
 
     fn write(&mut self, sector: u64, data: &[u8]) -> u8 {
         let address = self.machine.put(data);
-        self.request(1, sector, &[readable(address, u32::try_from(data.len()).unwrap())]).0
+        self.request(
+            1,
+            sector,
+            &[readable(address, u32::try_from(data.len()).unwrap())],
+        )
+        .0
     }
 
     fn on_host(&self, sector: u64) -> Vec<u8> {
         let mut data = vec![0; 512];
-        self.file.as_file().read_exact_at(&mut data, sector * 512).unwrap();
+        self.file
+            .as_file()
+            .read_exact_at(&mut data, sector * 512)
+            .unwrap();
         data
     }
 }
@@ -77,21 +91,38 @@ fn what_is_written_is_read_back_and_on_the_host() {
     assert_eq!(bench.write(5, &[0xab; 1024]), 0);
     assert_eq!(bench.read(5, 1024), (0, vec![0xab; 1024]));
     assert_eq!(bench.on_host(6), vec![0xab; 512]);
-    assert_eq!(bench.read(7, 512), (0, vec![7; 512]), "the next sector is untouched");
+    assert_eq!(
+        bench.read(7, 512),
+        (0, vec![7; 512]),
+        "the next sector is untouched"
+    );
     let counters = bench.machine.counters();
-    assert_eq!((counters.reads, counters.writes, counters.guest_faults), (3, 1, 0));
-    assert_eq!((counters.bytes_to_guest, counters.bytes_from_guest), (2048, 1024));
+    assert_eq!(
+        (counters.reads, counters.writes, counters.guest_faults),
+        (3, 1, 0)
+    );
+    assert_eq!(
+        (counters.bytes_to_guest, counters.bytes_from_guest),
+        (2048, 1024)
+    );
 }
 
 #[test]
 fn data_may_be_spread_over_buffers_also_in_high_ram() {
     let mut bench = Bench::new(|_| {});
     let low = bench.machine.alloc(1024);
-    let parts = [writable(low, 100), writable(HIGH_RAM, 411), writable(low + 200, 513)];
+    let parts = [
+        writable(low, 100),
+        writable(HIGH_RAM, 411),
+        writable(low + 200, 513),
+    ];
     assert_eq!(bench.request(0, 1, &parts), (0, 1025));
     assert_eq!(bench.machine.get(low, 100), vec![1; 100]);
     assert_eq!(bench.machine.get(HIGH_RAM, 411), vec![1; 411]);
-    assert_eq!(bench.machine.get(low + 200, 513), [vec![1; 1], vec![2; 512]].concat());
+    assert_eq!(
+        bench.machine.get(low + 200, 513),
+        [vec![1; 1], vec![2; 512]].concat()
+    );
 }
 
 #[test]
@@ -101,12 +132,16 @@ fn header_data_and_status_may_share_a_buffer() {
     request.extend_from_slice(&[0x77; 512]);
     let address = bench.machine.put(&request);
     let status = bench.machine.alloc(1);
-    let used = bench.machine.request(0, &[readable(address, 528), writable(status, 1)]);
+    let used = bench
+        .machine
+        .request(0, &[readable(address, 528), writable(status, 1)]);
     assert_eq!((used, bench.on_host(9)), (1, vec![0x77; 512]));
 
     let header = bench.machine.put(&[0; 16]);
     let target = bench.machine.alloc(513);
-    let used = bench.machine.request(0, &[readable(header, 16), writable(target, 513)]);
+    let used = bench
+        .machine
+        .request(0, &[readable(header, 16), writable(target, 513)]);
     assert_eq!((used, bench.machine.get(target, 513)), (513, vec![0; 513]));
 }
 
@@ -171,7 +206,10 @@ fn a_read_only_disk_refuses_writes_but_flushes_and_tells_its_id() {
         assert_eq!(bench.request(4, 0, &[]), (0, 1));
         let address = bench.machine.alloc(20);
         assert_eq!(bench.request(8, 0, &[writable(address, 20)]), (0, 21));
-        assert_eq!(bench.machine.get(address, 20), b"rootfs\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(
+            bench.machine.get(address, 20),
+            b"rootfs\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+        );
         assert_eq!(bench.read(0, 512), (0, vec![0; 512]));
         assert_eq!(bench.on_host(0), vec![0; 512]);
     }
@@ -225,7 +263,11 @@ fn a_status_byte_outside_ram_gives_the_chain_back_empty() {
     let header = bench.machine.put(&[0; 16]);
     let data = bench.machine.alloc(512);
     for status in [LOW_RAM, HIGH_RAM - 1, u64::MAX] {
-        let buffers = [readable(header, 16), writable(data, 512), writable(status, 1)];
+        let buffers = [
+            readable(header, 16),
+            writable(data, 512),
+            writable(status, 1),
+        ];
         assert_eq!(bench.machine.request(0, &buffers), 0, "{status:#x}");
     }
     let used = bench.machine.request(0, &[readable(header, 16)]);
@@ -257,13 +299,18 @@ fn a_removed_file_keeps_working() {
 fn a_write_that_fails_on_the_host_is_an_error_for_the_guest_alone() {
     let mut bench = Bench::new(|_| {});
     // A descriptor that is open for reading only stands for a host that cannot write.
-    let disk = Disk::open(bench.file.path(), true).unwrap().pretend_writable();
+    let disk = Disk::open(bench.file.path(), true)
+        .unwrap()
+        .pretend_writable();
     let block = Block::new("d".into(), CacheType::Writeback, disk);
     bench.machine = Machine::new(Box::new(block));
     bench.machine.init();
     assert_eq!(bench.write(0, &[1; 512]), 1);
     let counters = bench.machine.counters();
-    assert_eq!((counters.host_faults, counters.last_host_errno), (1, libc::EBADF));
+    assert_eq!(
+        (counters.host_faults, counters.last_host_errno),
+        (1, libc::EBADF)
+    );
     assert_eq!(bench.read(1, 512), (0, vec![1; 512]), "the device goes on");
 }
 
@@ -274,10 +321,21 @@ fn many_requests_are_served_in_one_turn_with_one_interrupt() {
     let header = bench.machine.put(&[0; 16]);
     let data = bench.machine.alloc(512);
     let status = bench.machine.alloc(1);
-    let buffers = [readable(header, 16), writable(data, 512), writable(status, 1)];
-    (0..60).for_each(|_| drop(bench.machine.add(0, &buffers)));
+    let buffers = [
+        readable(header, 16),
+        writable(data, 512),
+        writable(status, 1),
+    ];
+    for _ in 0..60 {
+        bench.machine.add(0, &buffers);
+    }
     bench.machine.kick(0);
-    assert_eq!((0..60).filter(|_| bench.machine.take_used(0).is_some()).count(), 60);
+    assert_eq!(
+        (0..60)
+            .filter(|_| bench.machine.take_used(0).is_some())
+            .count(),
+        60
+    );
     assert_eq!(bench.machine.take_interrupts(), 1);
 }
 
@@ -286,14 +344,22 @@ fn a_turn_is_bounded_and_the_rest_is_served_in_the_next() {
     let mut bench = Bench::new(|_| {});
     let header = bench.machine.put(&[0; 16]);
     let status = bench.machine.alloc(1);
-    (0..100).for_each(|_| drop(bench.machine.add(0, &[readable(header, 16), writable(status, 1)])));
+    for _ in 0..100 {
+        bench
+            .machine
+            .add(0, &[readable(header, 16), writable(status, 1)]);
+    }
     let device = Arc::clone(&bench.machine.device);
     let mut device = device.lock().unwrap();
     assert_eq!(device.process_queue(0).unwrap(), Progress::More);
-    let served = (0..100).filter(|_| bench.machine.take_used(0).is_some()).count();
+    let served = (0..100)
+        .filter(|_| bench.machine.take_used(0).is_some())
+        .count();
     assert_eq!(served, BLOCK_REQUESTS_PER_TURN);
     assert_eq!(device.process_queue(0).unwrap(), Progress::Done);
-    let served = (0..100).filter(|_| bench.machine.take_used(0).is_some()).count();
+    let served = (0..100)
+        .filter(|_| bench.machine.take_used(0).is_some())
+        .count();
     assert_eq!(served, 100 - BLOCK_REQUESTS_PER_TURN);
 }
 
@@ -305,9 +371,18 @@ fn requests_that_wait_before_driver_ok_are_served_by_it() {
     bench.machine.set_up_queue(0);
     let header = bench.machine.put(&[0; 16]);
     let status = bench.machine.alloc(1);
-    (0..80).for_each(|_| drop(bench.machine.add(0, &[readable(header, 16), writable(status, 1)])));
+    for _ in 0..80 {
+        bench
+            .machine
+            .add(0, &[readable(header, 16), writable(status, 1)]);
+    }
     bench.machine.set_status(crate::test_support::RUNNING);
-    assert_eq!((0..99).filter(|_| bench.machine.take_used(0).is_some()).count(), 80);
+    assert_eq!(
+        (0..99)
+            .filter(|_| bench.machine.take_used(0).is_some())
+            .count(),
+        80
+    );
 }
 
 #[test]
@@ -332,7 +407,10 @@ fn what_is_no_disk_is_refused_at_once_with_its_path_and_reason() {
     fs::create_dir(path("dir")).unwrap();
     fs::write(path("empty"), b"").unwrap();
     fs::write(path("short"), [0; 511]).unwrap();
-    let status = std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap();
+    let status = std::process::Command::new("mkfifo")
+        .arg(path("fifo"))
+        .status()
+        .unwrap();
     assert!(status.success());
     symlink("loop", path("loop")).unwrap();
     for (name, reason) in [
@@ -356,29 +434,60 @@ fn what_is_no_disk_is_refused_at_once_with_its_path_and_reason() {
     }
     fs::write(path("file"), [0; 512]).unwrap();
     symlink("file", path("link")).unwrap();
-    assert_eq!(Block::open(&options(&path("link"))).unwrap().len_bytes(), 512);
+    assert_eq!(
+        Block::open(&options(&path("link"))).unwrap().len_bytes(),
+        512
+    );
 }
 
 #[test]
 fn a_restore_checks_size_and_access_rights() {
     let file = image(512 * SECTORS);
-    let state = BlockStateV1 { read_only: false, flush_offered: true, len_bytes: 512 * 64 };
+    let state = BlockStateV1 {
+        read_only: false,
+        flush_offered: true,
+        len_bytes: 512 * 64,
+    };
     let open = |read_only| Disk::open(file.path(), read_only).unwrap();
     let block = Block::from_state("d".into(), &state, open(false)).unwrap();
     assert_eq!(block.save(), DeviceState::Block(state));
     let found = Block::from_state("d".into(), &state, open(true));
-    assert!(matches!(found, Err(RestoreDeviceError::DiskReadOnly { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(RestoreDeviceError::DiskReadOnly { .. })),
+        "{found:?}"
+    );
     file.as_file().set_len(512 * 64 + 1).unwrap();
     let found = Block::from_state("d".into(), &state, open(false));
-    assert!(matches!(found, Err(RestoreDeviceError::DiskSize { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(RestoreDeviceError::DiskSize { .. })),
+        "{found:?}"
+    );
 }
 
 #[test]
-fn a_flush_without_the_feature_makes_each_write_safe() {
+fn a_flush_reaches_the_host_if_that_was_asked_for() {
+    // Firecracker 2172: flush was offered, but the host never synced.
+    for (cache, host_syncs) in [(CacheType::Writeback, 10), (CacheType::Unsafe, 0)] {
+        let mut bench = Bench::new(|options| options.cache = cache);
+        for _ in 0..10 {
+            assert_eq!(bench.write(0, &[1; 512]), 0);
+            assert_eq!(bench.request(4, 0, &[]), (0, 1));
+        }
+        let counters = bench.machine.counters();
+        assert_eq!(
+            (counters.flushes, counters.host_syncs),
+            (10, host_syncs),
+            "{cache:?}"
+        );
+    }
+}
+
+#[test]
+fn without_the_flush_feature_each_write_is_safe_when_it_ends() {
     // Virtio 1.2 §5.2.6.2: without VIRTIO_BLK_F_FLUSH, a completed write must be stable.
     let mut bench = Bench::new(|options| options.cache = CacheType::Writeback);
     let features = bench.machine.offered() & !feature::FLUSH;
     bench.machine.init_with(features);
     assert_eq!(bench.write(0, &[1; 512]), 0);
-    assert_eq!(bench.machine.counters().writes, 1);
+    assert_eq!(bench.machine.counters().host_syncs, 1);
 }

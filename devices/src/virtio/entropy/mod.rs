@@ -1,10 +1,13 @@
 //! The entropy source (virtio 1.2 §5.4): random bytes of the host.
 
+pub mod state;
+
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::Queue;
+
+pub use self::state::EntropyStateV1;
 
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation};
@@ -21,10 +24,6 @@ use crate::virtio::ring::{Popped, Ring};
 
 const QUEUE_SIZES: [u16; 1] = [ENTROPY_QUEUE_SIZE];
 
-/// Saved entropy source, version 1: it has no state of its own. Never edit: add `EntropyStateV2`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct EntropyStateV1 {}
-
 /// The entropy source.
 #[derive(Debug)]
 pub struct Entropy {
@@ -37,7 +36,11 @@ impl Entropy {
     /// An entropy source, idle.
     #[must_use]
     pub fn new(id: String) -> Self {
-        Self { id, counters: Arc::default(), ring: None }
+        Self {
+            id,
+            counters: Arc::default(),
+            ring: None,
+        }
     }
 
     /// An entropy source as it was saved, idle.
@@ -47,7 +50,9 @@ impl Entropy {
     }
 
     fn serve_turn(&mut self) -> Result<Progress, HostFault> {
-        let Some(ring) = &mut self.ring else { return Ok(Progress::Done) };
+        let Some(ring) = &mut self.ring else {
+            return Ok(Progress::Done);
+        };
         ring.pause_kicks();
         let mut bytes_left = ENTROPY_BYTES_PER_TURN;
         for _ in 0..ENTROPY_REQUESTS_PER_TURN {
@@ -63,7 +68,11 @@ impl Entropy {
                         self.counters.host_fault(&cause);
                         ring.notify();
                         let device = self.id.clone();
-                        return Err(HostFault { device, operation: HostOperation::GetRandom, cause });
+                        return Err(HostFault {
+                            device,
+                            operation: HostOperation::GetRandom,
+                            cause,
+                        });
                     }
                 }
                 Popped::Malformed => {}
@@ -83,7 +92,9 @@ impl Entropy {
 /// Fills the writable buffers of `chain` up to the limit of a request. Returns how many bytes they got, in any case.
 fn fill(ring: &Ring, chain: &Chain, counters: &Counters) -> (u32, std::io::Result<()>) {
     let wanted = total_bytes(chain.writable());
-    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(ENTROPY_REQUEST_BYTES_MAX);
+    let wanted = usize::try_from(wanted)
+        .unwrap_or(usize::MAX)
+        .min(ENTROPY_REQUEST_BYTES_MAX);
     if wanted == 0 {
         counters.guest_fault();
         return (0, Ok(()));
@@ -91,7 +102,9 @@ fn fill(ring: &Ring, chain: &Chain, counters: &Counters) -> (u32, std::io::Resul
     let mut served = 0_u32;
     let mut chunk = [0; ENTROPY_CHUNK_BYTES];
     while let Some(left) = wanted.checked_sub(served as usize).filter(|&left| left > 0) {
-        let part = chunk.get_mut(..left.min(ENTROPY_CHUNK_BYTES)).unwrap_or_default();
+        let part = chunk
+            .get_mut(..left.min(ENTROPY_CHUNK_BYTES))
+            .unwrap_or_default();
         if let Err(cause) = random::fill(part) {
             return (served, Err(cause));
         }
@@ -133,7 +146,9 @@ impl VirtioDevice for Entropy {
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
         if self.ring.is_some() {
-            return Err(ActivateError::AlreadyActive { device: self.id.clone() });
+            return Err(ActivateError::AlreadyActive {
+                device: self.id.clone(),
+            });
         }
         let [ring] = env.into_rings(&self.id, &self.counters)?;
         self.ring = Some(ring);
@@ -151,7 +166,11 @@ impl VirtioDevice for Entropy {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        if index == 0 { self.serve_turn() } else { Ok(Progress::Done) }
+        if index == 0 {
+            self.serve_turn()
+        } else {
+            Ok(Progress::Done)
+        }
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -170,3 +189,6 @@ impl VirtioDevice for Entropy {
         DeviceState::Entropy(EntropyStateV1 {})
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,9 @@ pub struct MacAddress([u8; 6]);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseMacError {
     /// Not six groups of two hexadecimal digits with colons between.
-    #[error("A MAC address is six pairs of hexadecimal digits with colons between, like 06:00:ac:10:00:02")]
+    #[error(
+        "A MAC address is six pairs of hexadecimal digits with colons between, like 06:00:ac:10:00:02"
+    )]
     Form,
     /// The address of a group of cards (bit 0 of the first byte), as the broadcast address is.
     #[error("A MAC address of a card cannot be a multicast or broadcast address")]
@@ -78,7 +80,10 @@ impl MacAddress {
         if first & 1 != 0 {
             return Err(ParseMacError::Multicast);
         }
-        if u64::from_be_bytes([0, 0, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]) == 0 {
+        if u64::from_be_bytes([
+            0, 0, bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5],
+        ]) == 0
+        {
             return Err(ParseMacError::Zero);
         }
         Ok(Self(bytes))
@@ -159,16 +164,27 @@ mod tests {
             " 02:03:04:05:06:07",
             "02:03:04:05:06:ä",
         ] {
-            assert_eq!(text.parse::<MacAddress>(), Err(ParseMacError::Form), "{text:?}");
+            assert_eq!(
+                text.parse::<MacAddress>(),
+                Err(ParseMacError::Form),
+                "{text:?}"
+            );
         }
     }
 
     #[test]
     fn group_and_zero_addresses_are_refused() {
         for text in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"] {
-            assert_eq!(text.parse::<MacAddress>(), Err(ParseMacError::Multicast), "{text}");
+            assert_eq!(
+                text.parse::<MacAddress>(),
+                Err(ParseMacError::Multicast),
+                "{text}"
+            );
         }
-        assert_eq!("00:00:00:00:00:00".parse::<MacAddress>(), Err(ParseMacError::Zero));
+        assert_eq!(
+            "00:00:00:00:00:00".parse::<MacAddress>(),
+            Err(ParseMacError::Zero)
+        );
     }
 
     #[test]

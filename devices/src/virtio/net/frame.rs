@@ -48,12 +48,8 @@ impl TransmitHeader {
             !needs_csum || (acked_features & feature::CSUM != 0 && csum_end <= frame_bytes);
         let gso_is_good = match gso_type {
             GSO_NONE => true,
-            GSO_TCPV4 => {
-                acked_features & feature::HOST_TSO4 != 0 && gso_bytes != 0 && needs_csum
-            }
-            GSO_TCPV6 => {
-                acked_features & feature::HOST_TSO6 != 0 && gso_bytes != 0 && needs_csum
-            }
+            GSO_TCPV4 => acked_features & feature::HOST_TSO4 != 0 && gso_bytes != 0 && needs_csum,
+            GSO_TCPV6 => acked_features & feature::HOST_TSO6 != 0 && gso_bytes != 0 && needs_csum,
             _ => false,
         };
         let length_is_good = frame_bytes >= ETHERNET_BYTES
@@ -63,7 +59,9 @@ impl TransmitHeader {
             return Err(GuestFault::BadFrame);
         }
         let flags = flags & NEEDS_CSUM;
-        Ok(Self([flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 0, 0]))
+        Ok(Self([
+            flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 0, 0,
+        ]))
     }
 
     /// As the tap takes it.

@@ -21,7 +21,20 @@ impl Fields {
         let [g0, g1] = self.gso_bytes.to_le_bytes();
         let [s0, s1] = self.csum_start.to_le_bytes();
         let [o0, o1] = self.csum_offset.to_le_bytes();
-        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 9, 9]
+        [
+            self.flags,
+            self.gso_type,
+            h0,
+            h1,
+            g0,
+            g1,
+            s0,
+            s1,
+            o0,
+            o1,
+            9,
+            9,
+        ]
     }
 
     fn is_taken(self, frame_bytes: u64, features: u64) -> bool {
@@ -42,7 +55,13 @@ fn segmented() -> Fields {
 
 #[test]
 fn plain_frames_from_14_bytes_to_the_most_a_tap_takes_pass() {
-    for (bytes, is_taken) in [(0, false), (13, false), (14, true), (65_550, true), (65_551, false)] {
+    for (bytes, is_taken) in [
+        (0, false),
+        (13, false),
+        (14, true),
+        (65_550, true),
+        (65_551, false),
+    ] {
         assert_eq!(Fields::default().is_taken(bytes, 0), is_taken, "{bytes}");
     }
 }
@@ -52,32 +71,74 @@ fn segmentation_needs_its_feature_a_size_and_a_checksum() {
     assert!(segmented().is_taken(60_000, ALL));
     assert!(!segmented().is_taken(60_000, ALL & !feature::HOST_TSO4));
     assert!(!segmented().is_taken(60_000, ALL & !feature::CSUM));
-    assert!(!Fields { gso_bytes: 0, ..segmented() }.is_taken(60_000, ALL));
-    assert!(!Fields { flags: 0, ..segmented() }.is_taken(60_000, ALL));
+    assert!(
+        !Fields {
+            gso_bytes: 0,
+            ..segmented()
+        }
+        .is_taken(60_000, ALL)
+    );
+    assert!(
+        !Fields {
+            flags: 0,
+            ..segmented()
+        }
+        .is_taken(60_000, ALL)
+    );
     for gso_type in 0..=u8::MAX {
-        let is_taken = Fields { gso_type, ..segmented() }.is_taken(60_000, ALL);
+        let is_taken = Fields {
+            gso_type,
+            ..segmented()
+        }
+        .is_taken(60_000, ALL);
         assert_eq!(is_taken, [0, 1, 4].contains(&gso_type), "{gso_type:#x}");
     }
 }
 
 #[test]
 fn a_checksum_outside_the_frame_is_refused() {
-    let fields = Fields { flags: 1, csum_start: 34, csum_offset: 16, ..Fields::default() };
+    let fields = Fields {
+        flags: 1,
+        csum_start: 34,
+        csum_offset: 16,
+        ..Fields::default()
+    };
     assert!(fields.is_taken(52, ALL));
     assert!(!fields.is_taken(51, ALL));
-    assert!(!Fields { csum_start: 65_535, ..fields }.is_taken(65_550, ALL));
-    assert!(!Fields { csum_offset: 65_535, ..fields }.is_taken(65_550, ALL));
+    assert!(
+        !Fields {
+            csum_start: 65_535,
+            ..fields
+        }
+        .is_taken(65_550, ALL)
+    );
+    assert!(
+        !Fields {
+            csum_offset: 65_535,
+            ..fields
+        }
+        .is_taken(65_550, ALL)
+    );
     assert!(!fields.is_taken(52, 0), "not accepted");
 }
 
 #[test]
 fn a_header_longer_than_the_frame_is_refused() {
-    assert!(!Fields { header_bytes: 65_535, ..Fields::default() }.is_taken(1500, ALL));
+    assert!(
+        !Fields {
+            header_bytes: 65_535,
+            ..Fields::default()
+        }
+        .is_taken(1500, ALL)
+    );
 }
 
 #[test]
 fn flags_without_meaning_and_the_buffer_count_are_dropped() {
-    let fields = Fields { flags: 0xfe, ..Fields::default() };
+    let fields = Fields {
+        flags: 0xfe,
+        ..Fields::default()
+    };
     let header = TransmitHeader::check(fields.bytes(), 100, ALL).unwrap();
     assert_eq!(header.bytes(), &[0; 12]);
 }

@@ -20,9 +20,9 @@ pub use self::tap::{OpenTapError, Tap};
 use self::receive::Receiver;
 use self::transmit::Transmitter;
 use crate::counters::Counters;
-use crate::fault::{ActivateError, HostFault, HostOperation};
+use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limits::NET_QUEUE_SIZE;
-use crate::state::{DeviceState, RestoreDeviceError};
+use crate::state::DeviceState;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 
 /// Index of the queue of frames for the guest (virtio 1.2 §5.1.2).
@@ -73,14 +73,27 @@ impl Net {
         let NetOptions { id, tap, mac, mtu } = options;
         let config = config::config_space(mac, mtu);
         let counters = Arc::default();
-        Self { id, mac, mtu, config, tap, is_tap_gone: false, counters, active: None }
+        Self {
+            id,
+            mac,
+            mtu,
+            config,
+            tap,
+            is_tap_gone: false,
+            counters,
+            active: None,
+        }
     }
 
     /// A network card as it was saved, on a tap that the caller has found for it; idle.
     ///
     /// # Errors
     /// [`RestoreDeviceError::Mac`], [`RestoreDeviceError::Mtu`].
-    pub fn from_state(id: String, state: &NetStateV1, tap: Tap) -> Result<Self, RestoreDeviceError> {
+    pub fn from_state(
+        id: String,
+        state: &NetStateV1,
+        tap: Tap,
+    ) -> Result<Self, RestoreDeviceError> {
         let (mac, mtu) = state.check(&id)?;
         Ok(Self::new(NetOptions { id, tap, mac, mtu }))
     }
@@ -107,8 +120,12 @@ impl Net {
     }
 
     fn transmit(&mut self) -> Progress {
-        let Some(active) = &mut self.active else { return Progress::Done };
-        let turn = active.transmitter.serve_turn(self.tap.as_fd(), &self.counters);
+        let Some(active) = &mut self.active else {
+            return Progress::Done;
+        };
+        let turn = active
+            .transmitter
+            .serve_turn(self.tap.as_fd(), &self.counters);
         // It works again: it was only away.
         self.is_tap_gone &= !turn.has_sent;
         turn.progress
@@ -142,18 +159,27 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
         if self.active.is_some() {
-            return Err(ActivateError::AlreadyActive { device: self.id.clone() });
+            return Err(ActivateError::AlreadyActive {
+                device: self.id.clone(),
+            });
         }
         let acked_features = env.acked_features;
         self.is_tap_gone = self.settle_offload(acked_features).map_err(|cause| {
             self.counters.host_fault(&cause);
             let device = self.id.clone();
-            ActivateError::Host(HostFault { device, operation: HostOperation::SetOffload, cause })
+            ActivateError::Host(HostFault {
+                device,
+                operation: HostOperation::SetOffload,
+                cause,
+            })
         })?;
         let [receive, transmit] = env.into_rings(&self.id, &self.counters)?;
         let receiver = Receiver::new(receive, acked_features);
         let transmitter = Transmitter::new(transmit, acked_features);
-        self.active = Some(Active { receiver, transmitter });
+        self.active = Some(Active {
+            receiver,
+            transmitter,
+        });
         // What waits is at most the queue; what a driver adds meanwhile it notifies.
         for _ in 0..NET_QUEUE_SIZE {
             if self.transmit() == Progress::Done {
@@ -165,7 +191,13 @@ impl VirtioDevice for Net {
 
     fn deactivate(&mut self) -> Vec<Queue> {
         // Frames are sent or received whole within a call, so none is under way here.
-        let Some(Active { receiver, transmitter }) = self.active.take() else { return Vec::new() };
+        let Some(Active {
+            receiver,
+            transmitter,
+        }) = self.active.take()
+        else {
+            return Vec::new();
+        };
         vec![receiver.into_queue(), transmitter.into_queue()]
     }
 
@@ -185,22 +217,37 @@ impl VirtioDevice for Net {
     }
 
     fn wants_backend(&self) -> bool {
-        let has_buffers = self.active.as_ref().is_some_and(|active| active.receiver.has_buffers());
+        let has_buffers = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.receiver.has_buffers());
         has_buffers && !self.is_tap_gone
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
-        let Some(active) = &mut self.active else { return Ok(()) };
-        active.receiver.serve_turn(self.tap.as_fd(), &self.counters).map_err(|cause| {
-            self.is_tap_gone = true;
-            self.counters.host_fault(&cause);
-            let device = self.id.clone();
-            HostFault { device, operation: HostOperation::ReceiveFrame, cause }
-        })
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        active
+            .receiver
+            .serve_turn(self.tap.as_fd(), &self.counters)
+            .map_err(|cause| {
+                self.is_tap_gone = true;
+                self.counters.host_fault(&cause);
+                let device = self.id.clone();
+                HostFault {
+                    device,
+                    operation: HostOperation::ReceiveFrame,
+                    cause,
+                }
+            })
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Net(NetStateV1 { mac: self.mac.bytes(), mtu: self.mtu })
+        DeviceState::Net(NetStateV1 {
+            mac: self.mac.bytes(),
+            mtu: self.mtu,
+        })
     }
 }
 

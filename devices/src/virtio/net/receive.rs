@@ -17,9 +17,9 @@ use crate::virtio::ring::{Popped, Ring};
 
 /// Bytes that are gathered for a frame when the guest takes no large ones: more is rare, and copied.
 const SMALL_FRAME_BYTES: u64 = 2048;
-/// Descriptors after which no more chains are gathered for a frame: with one more chain, still fewer than a system
-/// call takes.
-const GATHERED_DESCRIPTORS: usize = 2 * CHAIN_DESCRIPTORS_MAX as usize;
+/// Pieces after which no more chains are gathered for a frame: with one more chain, still fewer than a system call
+/// takes.
+const GATHERED_PIECES: usize = 2 * CHAIN_DESCRIPTORS_MAX as usize;
 
 /// The receive queue at work.
 ///
@@ -30,21 +30,17 @@ pub(super) struct Receiver {
     ring: Ring,
     /// Chains for the next frames, in the order of the ring.
     waiting: VecDeque<Chain>,
+    /// The buffers of the first `gathered_chains` of those that wait: kept over frames, so that each is looked up once.
     buffers: GuestBuffers,
+    gathered_chains: usize,
     /// Where the part of a frame goes that is longer than what was gathered. Made when the first frame is received.
     rest: Vec<u8>,
     /// A frame may be spread over several chains.
     is_mergeable: bool,
-    /// Bytes to gather for a frame.
-    gathered_bytes: u64,
+    /// Bytes to gather for a frame, if there are as many.
+    wanted_bytes: u64,
     /// The ring has been found empty since buffers last came, and the driver knows that it has to notify.
     is_starved: bool,
-}
-
-/// What was gathered for a frame.
-struct Gathered {
-    chains: usize,
-    bytes: u64,
 }
 
 impl Receiver {
@@ -56,9 +52,14 @@ impl Receiver {
             ring,
             waiting: VecDeque::new(),
             buffers,
+            gathered_chains: 0,
             rest: Vec::new(),
             is_mergeable: acked_features & feature::MRG_RXBUF != 0,
-            gathered_bytes: if is_large { FRAME_BYTES_MAX as u64 } else { SMALL_FRAME_BYTES },
+            wanted_bytes: if is_large {
+                FRAME_BYTES_MAX as u64
+            } else {
+                SMALL_FRAME_BYTES
+            },
             is_starved: true,
         };
         receiver.buffers_came();
@@ -98,8 +99,8 @@ impl Receiver {
     ) -> io::Result<()> {
         let mut result = Ok(());
         for _ in 0..NET_FRAMES_PER_TURN {
-            let gathered = self.gather();
-            if gathered.chains == 0 {
+            self.gather();
+            if self.gathered_chains == 0 {
                 break;
             }
             if self.rest.is_empty() {
@@ -115,7 +116,7 @@ impl Receiver {
                         break;
                     }
                 }
-                Ok(bytes) => self.deliver(bytes as u64, &gathered, counters),
+                Ok(bytes) => self.deliver(bytes as u64, counters),
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
                 Err(cause) => {
@@ -128,29 +129,29 @@ impl Receiver {
         result
     }
 
-    /// Collects the buffers of as many chains as a frame may need: one, or with mergeable buffers up to the bytes to
-    /// gather, as far as the ring has them.
-    fn gather(&mut self) -> Gathered {
-        self.buffers.clear();
-        let mut gathered = Gathered { chains: 0, bytes: 0 };
-        let mut descriptors = 0_usize;
-        loop {
-            if gathered.chains == self.waiting.len() && !self.take_chain() {
-                return gathered;
+    /// Collects the buffers of as many chains as a frame may need: one, or with mergeable buffers up to the bytes
+    /// wanted, as far as the ring has them.
+    fn gather(&mut self) {
+        while self.wants_more() {
+            if self.gathered_chains == self.waiting.len() && !self.take_chain() {
+                return;
             }
-            let Some(chain) = self.waiting.get(gathered.chains) else { return gathered };
-            descriptors = descriptors.saturating_add(chain.writable().len());
+            let Some(chain) = self.waiting.get(self.gathered_chains) else {
+                return;
+            };
             for &segment in chain.writable() {
                 // It lies in RAM, or it would not wait.
                 let _ = self.buffers.push(segment);
             }
-            gathered.chains = gathered.chains.saturating_add(1);
-            gathered.bytes = self.buffers.bytes();
-            let is_enough =
-                gathered.bytes >= self.gathered_bytes || descriptors > GATHERED_DESCRIPTORS;
-            if !self.is_mergeable || is_enough {
-                return gathered;
-            }
+            self.gathered_chains = self.gathered_chains.saturating_add(1);
+        }
+    }
+
+    const fn wants_more(&self) -> bool {
+        if self.is_mergeable {
+            self.buffers.bytes() < self.wanted_bytes && self.buffers.pieces() <= GATHERED_PIECES
+        } else {
+            self.gathered_chains == 0
         }
     }
 
@@ -183,12 +184,12 @@ impl Receiver {
     }
 
     /// Gives the guest a frame of `bytes` with its header, which lies in what was gathered and then in `rest`.
-    fn deliver(&mut self, bytes: u64, gathered: &Gathered, counters: &Counters) {
-        let Some(chains) = self.place(bytes, gathered) else {
+    fn deliver(&mut self, bytes: u64, counters: &Counters) {
+        let Some(chains) = self.place(bytes) else {
             Counters::add_one(&counters.frames_dropped_to_guest);
-            // Without mergeable buffers, the chain is too small for frames that come here: the next may not be.
-            if !self.is_mergeable && let Some(chain) = self.waiting.pop_front() {
-                self.ring.complete(chain, 0);
+            if !self.is_mergeable {
+                // This chain is too small for the frames that come here: the next may not be.
+                self.give_back(1, 0);
             }
             return;
         };
@@ -197,28 +198,49 @@ impl Receiver {
             // It holds the header, in RAM.
             let _ = write_at(self.ring.mem(), first.writable(), NUM_BUFFERS_AT, &count);
         }
+        self.give_back(chains, bytes);
+        Counters::add_one(&counters.reads);
+        Counters::add(
+            &counters.bytes_to_guest,
+            bytes.saturating_sub(HEADER_BYTES as u64),
+        );
+    }
+
+    /// Completes the first `chains` of those that wait, filled with `bytes` altogether.
+    fn give_back(&mut self, chains: usize, bytes: u64) {
+        let Self {
+            waiting,
+            buffers,
+            gathered_chains,
+            ring,
+            ..
+        } = self;
         let mut left = bytes;
-        let used = self.waiting.drain(..chains).map(|chain| {
-            let used_bytes = total_bytes(chain.writable()).min(left);
+        let used = waiting.drain(..chains).map(|chain| {
+            let room = total_bytes(chain.writable());
+            if let Some(others) = gathered_chains.checked_sub(1) {
+                *gathered_chains = others;
+                buffers.advance(usize::try_from(room).unwrap_or(usize::MAX));
+            }
+            let used_bytes = room.min(left);
             left = left.saturating_sub(used_bytes);
             (chain, u32::try_from(used_bytes).unwrap_or(u32::MAX))
         });
-        self.ring.complete_together(used);
-        Counters::add_one(&counters.reads);
-        Counters::add(&counters.bytes_to_guest, bytes.saturating_sub(HEADER_BYTES as u64));
+        ring.complete_together(used);
     }
 
     /// Copies what lies in `rest` into further chains. Returns how many chains the frame has, or `None` if there are
     /// not enough.
-    fn place(&mut self, bytes: u64, gathered: &Gathered) -> Option<usize> {
-        if bytes <= gathered.bytes {
+    fn place(&mut self, bytes: u64) -> Option<usize> {
+        let gathered_bytes = self.buffers.bytes();
+        if bytes <= gathered_bytes {
             return Some(self.chains_for(bytes));
         }
         if !self.is_mergeable {
             return None;
         }
-        let mut room = gathered.bytes;
-        let mut chains = gathered.chains;
+        let mut room = gathered_bytes;
+        let mut chains = self.gathered_chains;
         while room < bytes {
             if chains == self.waiting.len() && !self.take_chain() {
                 return None;
@@ -226,9 +248,9 @@ impl Receiver {
             room = room.saturating_add(total_bytes(self.waiting.get(chains)?.writable()));
             chains = chains.saturating_add(1);
         }
-        let length = usize::try_from(bytes.saturating_sub(gathered.bytes)).ok()?;
+        let length = usize::try_from(bytes.saturating_sub(gathered_bytes)).ok()?;
         let mut rest = self.rest.get(..length)?;
-        for chain in self.waiting.range(gathered.chains..chains) {
+        for chain in self.waiting.range(self.gathered_chains..chains) {
             let room = usize::try_from(total_bytes(chain.writable())).unwrap_or(usize::MAX);
             let (now, later) = rest.split_at(room.min(rest.len()));
             write_at(self.ring.mem(), chain.writable(), 0, now).ok()?;

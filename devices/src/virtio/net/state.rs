@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::RestoreDeviceError;
+use crate::fault::RestoreDeviceError;
 use crate::virtio::net::config::{MTU_MIN, MacAddress};
 
 /// Saved virtio-net, version 1. Never edit: add `NetStateV2` and a `From` of this.
@@ -20,12 +20,14 @@ pub struct NetStateV1 {
 impl NetStateV1 {
     /// The address, if a card can have it, and the MTU.
     pub(super) fn check(&self, id: &str) -> Result<(MacAddress, Option<u16>), RestoreDeviceError> {
-        let mac = MacAddress::new(self.mac)
-            .map_err(|_| RestoreDeviceError::Mac { device: id.to_owned() })?;
+        let mac = MacAddress::new(self.mac).map_err(|_| RestoreDeviceError::Mac {
+            device: id.to_owned(),
+        })?;
         match self.mtu {
-            Some(mtu) if mtu < MTU_MIN => {
-                Err(RestoreDeviceError::Mtu { device: id.to_owned(), mtu })
-            }
+            Some(mtu) if mtu < MTU_MIN => Err(RestoreDeviceError::Mtu {
+                device: id.to_owned(),
+                mtu,
+            }),
             mtu => Ok((mac, mtu)),
         }
     }

@@ -118,14 +118,19 @@ impl Tap {
     /// [`OpenTapError`].
     pub fn open(name: &str) -> Result<Self, OpenTapError> {
         if !is_interface_name(name) {
-            return Err(OpenTapError::Name { name: name.to_owned() });
+            return Err(OpenTapError::Name {
+                name: name.to_owned(),
+            });
         }
         let tun = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(TUN_PATH)
-            .map_err(|cause| OpenTapError::OpenTun { name: name.to_owned(), cause })?;
+            .map_err(|cause| OpenTapError::OpenTun {
+                name: name.to_owned(),
+                cause,
+            })?;
         tun::attach(tun.as_fd(), name).map_err(|cause| attach_error(name, cause))?;
         Self::set_up(OwnedFd::from(tun), name)
     }
@@ -140,16 +145,26 @@ impl Tap {
 
     fn set_up(fd: OwnedFd, name: &str) -> Result<Self, OpenTapError> {
         let header_bytes = i32::try_from(HEADER_BYTES).unwrap_or(i32::MAX);
-        tun::set_header_bytes(fd.as_fd(), header_bytes)
-            .map_err(|cause| OpenTapError::Header { name: name.to_owned(), cause })?;
-        Ok(Self { fd, source: Source::Tun, offload: 0 })
+        tun::set_header_bytes(fd.as_fd(), header_bytes).map_err(|cause| OpenTapError::Header {
+            name: name.to_owned(),
+            cause,
+        })?;
+        Ok(Self {
+            fd,
+            source: Source::Tun,
+            offload: 0,
+        })
     }
 
     /// A socket that keeps message boundaries (SOCK_SEQPACKET or SOCK_DGRAM), non-blocking, on whose other end someone
     /// gives and takes frames with 12-byte headers: a switch in user space, or a test.
     #[must_use]
     pub const fn from_frame_socket(fd: OwnedFd) -> Self {
-        Self { fd, source: Source::FrameSocket, offload: 0 }
+        Self {
+            fd,
+            source: Source::FrameSocket,
+            offload: 0,
+        }
     }
 
     /// Tells the kernel what it may leave to the guest: exactly what the guest has accepted.
@@ -192,7 +207,8 @@ const fn offload_for(acked_features: u64) -> u32 {
 
 /// The kernel's `dev_valid_name`, and no `%`, for which it would choose a number.
 fn is_interface_name(name: &str) -> bool {
-    let is_allowed = |byte: u8| !matches!(byte, b'/' | b'%' | b':' | 0) && !byte.is_ascii_whitespace();
+    let is_allowed =
+        |byte: u8| !matches!(byte, b'/' | b'%' | b':' | 0) && !byte.is_ascii_whitespace();
     (1..libc::IFNAMSIZ).contains(&name.len())
         && name != "."
         && name != ".."
@@ -218,11 +234,24 @@ mod tests {
 
     #[test]
     fn names_that_no_interface_can_have_are_refused_before_the_kernel_sees_them() {
-        for name in
-            ["", "0123456789abcdef", "../x", "tap%d", "a b", "a\tb", ".", "..", "a:b", "a\0b", "a\u{a0}b"]
-        {
+        for name in [
+            "",
+            "0123456789abcdef",
+            "../x",
+            "tap%d",
+            "a b",
+            "a\tb",
+            ".",
+            "..",
+            "a:b",
+            "a\0b",
+            "a\u{a0}b",
+        ] {
             let found = Tap::open(name);
-            assert!(matches!(found, Err(OpenTapError::Name { .. })), "{name:?}: {found:?}");
+            assert!(
+                matches!(found, Err(OpenTapError::Name { .. })),
+                "{name:?}: {found:?}"
+            );
         }
         assert!(is_interface_name("0123456789abcde"));
         assert!(is_interface_name("tap0"));
@@ -245,7 +274,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_tap_and_what_to_do() {
-        let text = |errno| attach_error("lv-none0", io::Error::from_raw_os_error(errno)).to_string();
+        let text =
+            |errno| attach_error("lv-none0", io::Error::from_raw_os_error(errno)).to_string();
         assert!(text(libc::EBUSY).contains("lv-none0 is in use"));
         assert!(text(libc::EPERM).contains("lv-none0 does not exist"));
         assert!(text(libc::EINVAL).contains("multi_queue"));

@@ -1,4 +1,3 @@
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
@@ -26,7 +25,15 @@ fn card(mtu: Option<u16>) -> (Net, UnixDatagram) {
     }
     let tap = Tap::from_frame_socket(OwnedFd::from(tap));
     let mac = "06:00:ac:10:00:02".parse().unwrap();
-    (Net::new(NetOptions { id: "eth0".into(), tap, mac, mtu }), host)
+    (
+        Net::new(NetOptions {
+            id: "eth0".into(),
+            tap,
+            mac,
+            mtu,
+        }),
+        host,
+    )
 }
 
 impl Bench {
@@ -44,7 +51,10 @@ impl Bench {
         for &length in lengths.iter().chain([&usize::MAX]) {
             let (now, later) = rest.split_at(length.min(rest.len()));
             if !now.is_empty() {
-                buffers.push(readable(self.machine.put(now), u32::try_from(now.len()).unwrap()));
+                buffers.push(readable(
+                    self.machine.put(now),
+                    u32::try_from(now.len()).unwrap(),
+                ));
             }
             rest = later;
         }
@@ -100,7 +110,10 @@ fn with_count(frame: &[u8], count: u16) -> Vec<u8> {
 #[test]
 fn the_configuration_tells_address_and_mtu() {
     let (net, _host) = card(Some(1400));
-    assert_eq!(net.config(), [6, 0, 0xac, 0x10, 0, 2, 0, 0, 0, 0, 0x78, 0x05]);
+    assert_eq!(
+        net.config(),
+        [6, 0, 0xac, 0x10, 0, 2, 0, 0, 0, 0, 0x78, 0x05]
+    );
     assert_ne!(net.features() & feature::MTU, 0);
     let (net, _host) = card(None);
     assert_eq!(net.features() & feature::MTU, 0);
@@ -155,7 +168,11 @@ fn chains_that_are_no_frames_are_given_back() {
     let address = bench.machine.put(&frame(100, 0));
     let one_byte: Vec<Buffer> = (0..200).map(|at| readable(address + at % 100, 1)).collect();
     assert_eq!(bench.machine.request(TRANSMIT_QUEUE, &one_byte), 0);
-    assert_eq!(bench.received().map(|frame| frame.len()), Some(200), "200 buffers are a frame");
+    assert_eq!(
+        bench.received().map(|frame| frame.len()),
+        Some(200),
+        "200 buffers are a frame"
+    );
     for buffers in [
         &[writable(address, 112)][..],
         &[readable(address, 112), writable(address, 1)],
@@ -165,7 +182,11 @@ fn chains_that_are_no_frames_are_given_back() {
         &[readable(address, 12), readable(HIGH_RAM - 1, 100)],
         &[readable(address, 0)],
     ] {
-        assert_eq!(bench.machine.request(TRANSMIT_QUEUE, buffers), 0, "{buffers:x?}");
+        assert_eq!(
+            bench.machine.request(TRANSMIT_QUEUE, buffers),
+            0,
+            "{buffers:x?}"
+        );
         assert_eq!(bench.received(), None, "{buffers:x?}");
     }
     bench.assert_works();
@@ -193,7 +214,11 @@ fn a_frame_for_the_guest_fills_one_buffer() {
         bench.arrive(&arrived);
         let (_, used) = bench.machine.take_used(RECEIVE_QUEUE).unwrap();
         assert_eq!(used, 1526, "{features:#x}");
-        assert_eq!(bench.machine.get(address, 1526), with_count(&arrived, 1), "{features:#x}");
+        assert_eq!(
+            bench.machine.get(address, 1526),
+            with_count(&arrived, 1),
+            "{features:#x}"
+        );
         assert_eq!(bench.machine.counters().bytes_to_guest, 1514);
     }
 }
@@ -217,10 +242,16 @@ fn a_frame_too_long_for_a_buffer_is_dropped_and_the_next_ones_are_not_blocked() 
     bench.offer_buffer(1526);
     let address = bench.offer_buffer(1526);
     bench.arrive(&frame(1515, 1));
-    assert_eq!(bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used), Some(0));
+    assert_eq!(
+        bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used),
+        Some(0)
+    );
     assert_eq!(bench.machine.counters().frames_dropped_to_guest, 1);
     bench.arrive(&frame(1514, 2));
-    assert_eq!(bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used), Some(1526));
+    assert_eq!(
+        bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used),
+        Some(1526)
+    );
     assert_eq!(bench.machine.get(address + 12, 1514), vec![2; 1514]);
 }
 
@@ -239,8 +270,15 @@ fn mergeable_buffers_share_a_frame_and_are_given_back_together() {
         for length in [1000, 1515, 4000, 20_000, 65_550] {
             let mut bench = Bench::new(features);
             let addresses: Vec<u64> = (0..60).map(|_| bench.offer_buffer(1526)).collect();
-            let arrived: Vec<u8> =
-                (0..length + 12).map(|at| if at < 12 { 0 } else { u8::try_from(at % 253).unwrap() }).collect();
+            let arrived: Vec<u8> = (0..length + 12)
+                .map(|at| {
+                    if at < 12 {
+                        0
+                    } else {
+                        u8::try_from(at % 253).unwrap()
+                    }
+                })
+                .collect();
             bench.arrive(&arrived);
             let count = arrived.len().div_ceil(1526);
             let mut found = Vec::new();
@@ -250,21 +288,50 @@ fn mergeable_buffers_share_a_frame_and_are_given_back_together() {
             }
             assert_eq!(bench.machine.take_used(RECEIVE_QUEUE), None);
             let count = u16::try_from(count).unwrap();
-            assert!(found == with_count(&arrived, count), "{features:#x} {length}");
+            assert!(
+                found == with_count(&arrived, count),
+                "{features:#x} {length}"
+            );
         }
+    }
+}
+
+#[test]
+fn a_long_stream_through_mergeable_buffers_stays_whole() {
+    let mut bench = Bench::new(LARGE | feature::MRG_RXBUF);
+    let mut addresses: std::collections::VecDeque<u64> =
+        (0..60).map(|_| bench.offer_buffer(1526)).collect();
+    for number in 0..1000_usize {
+        let fill = u8::try_from(number % 251).unwrap();
+        let arrived = frame(60 + number * 37 % 9000, fill);
+        bench.arrive(&arrived);
+        let mut found = Vec::new();
+        while let Some((_, used)) = bench.machine.take_used(RECEIVE_QUEUE) {
+            found.extend(
+                bench
+                    .machine
+                    .get(addresses.pop_front().unwrap(), used as usize),
+            );
+            addresses.push_back(bench.offer_buffer(1526));
+        }
+        let count = u16::try_from(arrived.len().div_ceil(1526)).unwrap();
+        assert!(found == with_count(&arrived, count), "frame {number}");
     }
 }
 
 #[test]
 fn a_frame_longer_than_all_mergeable_buffers_is_dropped_and_they_stay() {
     let mut bench = Bench::new(MERGEABLE);
-    (0..3).for_each(|_| drop(bench.offer_buffer(500)));
+    for _ in 0..3 {
+        bench.offer_buffer(500);
+    }
     bench.arrive(&frame(5000, 1));
     assert_eq!(bench.machine.take_used(RECEIVE_QUEUE), None);
     assert_eq!(bench.machine.counters().frames_dropped_to_guest, 1);
     bench.arrive(&frame(1000, 2));
-    let used: Vec<u32> =
-        std::iter::from_fn(|| bench.machine.take_used(RECEIVE_QUEUE)).map(|(_, used)| used).collect();
+    let used: Vec<u32> = std::iter::from_fn(|| bench.machine.take_used(RECEIVE_QUEUE))
+        .map(|(_, used)| used)
+        .collect();
     assert_eq!(used, [500, 500, 12]);
 }
 
@@ -285,8 +352,9 @@ fn useless_receive_buffers_are_given_back_and_good_ones_follow() {
         }
         let good = bench.offer_buffer(2048);
         bench.arrive(&frame(60, 7));
-        let used: Vec<u32> =
-            std::iter::from_fn(|| bench.machine.take_used(RECEIVE_QUEUE)).map(|(_, used)| used).collect();
+        let used: Vec<u32> = std::iter::from_fn(|| bench.machine.take_used(RECEIVE_QUEUE))
+            .map(|(_, used)| used)
+            .collect();
         assert_eq!(used, [0, 0, 0, 0, 0, 0, 72], "{features:#x}");
         assert_eq!(bench.machine.get(good + 12, 60), vec![7; 60]);
         assert_eq!(bench.machine.counters().guest_faults, 6);
@@ -311,14 +379,19 @@ fn buffers_that_no_frame_has_used_go_back_to_the_driver_at_a_stop() {
     bench.machine.take_used(RECEIVE_QUEUE).unwrap();
     bench.arrive(&frame(60, 2));
     assert_eq!(bench.machine.get(addresses[1] + 12, 60), vec![2; 60]);
-    assert_eq!(bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used), Some(72));
+    assert_eq!(
+        bench.machine.take_used(RECEIVE_QUEUE).map(|(_, used)| used),
+        Some(72)
+    );
     bench.assert_works();
 }
 
 #[test]
 fn a_turn_is_bounded_in_both_directions() {
     let mut bench = Bench::new(PLAIN);
-    (0..100).for_each(|_| drop(bench.offer_buffer(128)));
+    for _ in 0..100 {
+        bench.offer_buffer(128);
+    }
     let mut arrived = 0;
     while arrived < 100 && bench.host.send(&frame(60, 0)).is_ok() {
         arrived += 1;
@@ -330,19 +403,29 @@ fn a_turn_is_bounded_in_both_directions() {
     assert_eq!(bench.machine.counters().reads, arrived);
 
     let address = bench.machine.put(&frame(60, 0));
-    (0..100).for_each(|_| drop(bench.machine.add(TRANSMIT_QUEUE, &[readable(address, 72)])));
+    for _ in 0..100 {
+        bench.machine.add(TRANSMIT_QUEUE, &[readable(address, 72)]);
+    }
     let mut device = bench.machine.device.lock().unwrap();
-    assert_eq!(device.process_queue(TRANSMIT_QUEUE).unwrap(), Progress::More);
+    assert_eq!(
+        device.process_queue(TRANSMIT_QUEUE).unwrap(),
+        Progress::More
+    );
     let counters = device.counters().snapshot();
     let seen = counters.writes + counters.frames_dropped_from_guest;
     assert_eq!(seen, NET_FRAMES_PER_TURN as u64);
-    assert_eq!(device.process_queue(TRANSMIT_QUEUE).unwrap(), Progress::Done);
+    assert_eq!(
+        device.process_queue(TRANSMIT_QUEUE).unwrap(),
+        Progress::Done
+    );
 }
 
 #[test]
 fn one_interrupt_a_batch() {
     let mut bench = Bench::new(PLAIN);
-    (0..8).for_each(|_| drop(bench.offer_buffer(128)));
+    for _ in 0..8 {
+        bench.offer_buffer(128);
+    }
     bench.machine.take_interrupts();
     (0..8).for_each(|_| bench.host.send(&frame(60, 0)).map(drop).unwrap());
     bench.machine.serve_backend(1);
@@ -355,7 +438,12 @@ fn a_tap_that_goes_away_is_not_watched_any_more() {
     tap.set_nonblocking(true).unwrap();
     let tap = Tap::from_frame_socket(OwnedFd::from(tap));
     let mac = MacAddress::from_id("eth0");
-    let net = Net::new(NetOptions { id: "eth0".into(), tap, mac, mtu: None });
+    let net = Net::new(NetOptions {
+        id: "eth0".into(),
+        tap,
+        mac,
+        mtu: None,
+    });
     let mut machine = Machine::new(Box::new(net));
     machine.init_with(PLAIN);
     let address = machine.alloc(2048);
@@ -376,12 +464,20 @@ fn offloads_are_set_at_each_start_to_what_was_accepted() {
     let mem = crate::test_support::guest_mem();
     for (acked_features, offload) in [(LARGE, 7), (PLAIN, 0), (PLAIN | feature::GUEST_CSUM, 1)] {
         let queues = (0..2).map(|_| {
-            crate::virtio::queue_state::QueueStateV1::unused(256).to_queue(256, &mem).unwrap()
+            crate::virtio::queue_state::QueueStateV1::unused(256)
+                .to_queue(256, &mem)
+                .unwrap()
         });
         let irqfd = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let interrupt = crate::interrupt::Interrupt::new(irqfd, Arc::clone(net.counters()));
         let queues = queues.collect();
-        net.activate(Activation { mem: Arc::clone(&mem), queues, interrupt, acked_features }).unwrap();
+        net.activate(Activation {
+            mem: Arc::clone(&mem),
+            queues,
+            interrupt,
+            acked_features,
+        })
+        .unwrap();
         assert_eq!(net.tap().offload(), offload, "{acked_features:#x}");
         assert_eq!(net.deactivate().len(), 2);
     }
@@ -389,20 +485,31 @@ fn offloads_are_set_at_each_start_to_what_was_accepted() {
 
 #[test]
 fn a_restore_checks_address_and_mtu() {
-    let tap = || {
-        let (mut host, tap) = std::os::unix::net::UnixStream::pair().unwrap();
-        let _ = (host.write(&[]), host.read(&mut []));
-        Tap::from_frame_socket(OwnedFd::from(tap))
+    let tap = || Tap::from_frame_socket(OwnedFd::from(UnixDatagram::pair().unwrap().1));
+    let good = NetStateV1 {
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: Some(1500),
     };
-    let good = NetStateV1 { mac: [2, 0, 0, 0, 0, 1], mtu: Some(1500) };
     let net = Net::from_state("eth0".into(), &good, tap()).unwrap();
     assert_eq!(net.save(), DeviceState::Net(good));
-    let state = NetStateV1 { mac: [0; 6], ..good };
+    let state = NetStateV1 {
+        mac: [0; 6],
+        ..good
+    };
     let found = Net::from_state("eth0".into(), &state, tap());
-    assert!(matches!(found, Err(RestoreDeviceError::Mac { .. })), "{found:?}");
-    let state = NetStateV1 { mtu: Some(67), ..good };
+    assert!(
+        matches!(found, Err(RestoreDeviceError::Mac { .. })),
+        "{found:?}"
+    );
+    let state = NetStateV1 {
+        mtu: Some(67),
+        ..good
+    };
     let found = Net::from_state("eth0".into(), &state, tap());
-    assert!(matches!(found, Err(RestoreDeviceError::Mtu { .. })), "{found:?}");
+    assert!(
+        matches!(found, Err(RestoreDeviceError::Mtu { .. })),
+        "{found:?}"
+    );
 }
 
 proptest! {

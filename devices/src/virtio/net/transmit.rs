@@ -33,7 +33,11 @@ pub(super) struct Turn {
 impl Transmitter {
     pub(super) fn new(ring: Ring, acked_features: u64) -> Self {
         let buffers = GuestBuffers::new(Arc::clone(ring.mem()));
-        Self { ring, buffers, acked_features }
+        Self {
+            ring,
+            buffers,
+            acked_features,
+        }
     }
 
     pub(super) fn into_queue(self) -> Queue {
@@ -42,7 +46,10 @@ impl Transmitter {
 
     /// Sends what waits, up to the limit of a turn. A frame that cannot be sent is dropped, as on any network.
     pub(super) fn serve_turn(&mut self, tap: BorrowedFd<'_>, counters: &Counters) -> Turn {
-        let mut turn = Turn { progress: Progress::More, has_sent: false };
+        let mut turn = Turn {
+            progress: Progress::More,
+            has_sent: false,
+        };
         self.ring.pause_kicks();
         for _ in 0..NET_FRAMES_PER_TURN {
             match self.ring.pop() {
