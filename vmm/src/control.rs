@@ -99,7 +99,7 @@ pub enum ControlError {
 #[derive(Debug)]
 enum Phase {
     Running,
-    Parking { parked: u32, deadline: Instant },
+    Parking { deadline: Instant },
     Capturing { states: Vec<Option<VcpuStateV1>> },
 }
 
@@ -120,6 +120,7 @@ pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlEr
     let control = Control {
         machine,
         vcpus,
+        parked: 0,
         plan,
         phase: Phase::Running,
         poller,
@@ -135,6 +136,8 @@ pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlEr
 struct Control {
     machine: Machine,
     vcpus: Vec<VcpuHandle>,
+    /// vCPUs that have said that they are parked and have not been told to run: a bit each.
+    parked: u32,
     plan: Option<SavePlan>,
     phase: Phase,
     poller: Poller,
@@ -186,7 +189,8 @@ impl Control {
 
     fn serve_events(&mut self) -> Option<Ending> {
         self.machine.receiver.clear();
-        while let Some(event) = self.machine.receiver.next() {
+        for _ in 0..limits::EVENTS_PER_TURN {
+            let event = self.machine.receiver.next()?;
             let ending = match event {
                 Event::Device(device, call) => {
                     self.serve_device_call(device, call);
@@ -204,6 +208,8 @@ impl Control {
                 return ending;
             }
         }
+        // Signals and other devices have their turn, however busy the guest keeps us.
+        self.machine.receiver.wake();
         None
     }
 
@@ -223,11 +229,6 @@ impl Control {
             DeviceCall::Reset { reply } => {
                 self.machine.devices.reset(device);
                 let _ = reply.send(true);
-            }
-            DeviceCall::Notify { queue } => {
-                if let Ok(queue) = usize::try_from(queue) {
-                    self.machine.devices.process_queue(device, queue);
-                }
             }
         }
     }
@@ -260,10 +261,7 @@ impl Control {
     fn park_all(&mut self) {
         if matches!(self.phase, Phase::Running) {
             let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_TIMEOUT_MS);
-            self.phase = Phase::Parking {
-                parked: 0,
-                deadline,
-            };
+            self.phase = Phase::Parking { deadline };
             for vcpu in &self.vcpus {
                 vcpu.ask_to_park();
             }
@@ -282,15 +280,15 @@ impl Control {
     /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
     /// again until the time is over.
     fn kick_again(&mut self) -> Option<Ending> {
-        let Phase::Parking { parked, deadline } = &self.phase else {
+        let Phase::Parking { deadline } = self.phase else {
             return None;
         };
         for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
-            if parked & (1 << id) == 0 {
+            if self.parked & (1 << id) == 0 {
                 vcpu.ask_to_park();
             }
         }
-        if Instant::now() < *deadline {
+        if Instant::now() < deadline {
             return None;
         }
         self.finish_save(Err(SaveFailure::ParkTimeout))
@@ -298,19 +296,15 @@ impl Control {
 
     fn note_parked(&mut self, id: VcpuId) -> Option<Ending> {
         let all = u32::MAX >> (u32::BITS - u32::try_from(self.vcpus.len()).unwrap_or(u32::BITS));
-        match &mut self.phase {
-            Phase::Parking { parked, .. } => {
-                *parked |= 1 << u32::from(id);
-                if *parked != all {
-                    return None;
-                }
-            }
-            // It was asked twice, and answers a park that is over.
+        self.parked |= 1 << u32::from(id);
+        match self.phase {
+            Phase::Parking { .. } if self.parked == all => {}
+            Phase::Parking { .. } | Phase::Capturing { .. } => return None,
+            // It parks for a save that was given up.
             Phase::Running => {
-                self.vcpu(id)?.run();
+                self.release_parked();
                 return None;
             }
-            Phase::Capturing { .. } => return None,
         }
         let indices = match crate::arch::host::msr::saved_indices(&self.machine.kvm) {
             Ok(indices) => Arc::new(indices),
@@ -371,9 +365,7 @@ impl Control {
             (Ok(()), true) => {}
             (Err(failure), true) => crate::report::warn(&failure),
         }
-        for vcpu in &self.vcpus {
-            vcpu.run();
-        }
+        self.release_parked();
         if self
             .plan
             .as_ref()
@@ -384,8 +376,14 @@ impl Control {
         None
     }
 
-    fn vcpu(&self, id: VcpuId) -> Option<&VcpuHandle> {
-        self.vcpus.get(usize::from(id))
+    /// Lets those run that are parked. One that is still on its way there is let go when it arrives.
+    fn release_parked(&mut self) {
+        for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
+            if self.parked & (1 << id) != 0 {
+                vcpu.run();
+            }
+        }
+        self.parked = 0;
     }
 }
 

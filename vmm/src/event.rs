@@ -48,11 +48,6 @@ pub enum DeviceCall {
         /// Where the answer goes.
         reply: Sender<bool>,
     },
-    /// A doorbell that came as an exit and not as an ioeventfd.
-    Notify {
-        /// Index of the queue.
-        queue: u32,
-    },
 }
 
 /// What a vCPU tells the loop.
@@ -125,6 +120,12 @@ impl EventReceiver {
     #[must_use]
     pub fn next(&self) -> Option<Event> {
         self.channel.try_recv().ok()
+    }
+
+    /// Makes the descriptor readable again: there may be more.
+    pub fn wake(&self) {
+        // Fails only when the counter is full, and then it is readable.
+        let _ = self.wake.write(1);
     }
 
     /// Clears the descriptor; events that come later set it again.

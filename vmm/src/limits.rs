@@ -27,5 +27,7 @@ pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
+/// What the vCPUs say that is served before signals and devices have their turn.
+pub const EVENTS_PER_TURN: usize = 64;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;

@@ -197,6 +197,8 @@ impl RunArgs {
             .and_then(|name| Some((name, embedded::app(name)?)))
         {
             Some((name, app)) => Ok(cache::image(name, app)?),
+            // A directory, a device: the monitor says why it is no image.
+            None if path.exists() => Ok(path.clone()),
             None => Err(RunError::Missing { path: path.clone() }.into()),
         }
     }
