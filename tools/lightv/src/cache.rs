@@ -83,10 +83,7 @@ pub(crate) fn image(name: &str, app: &str) -> Result<PathBuf, CacheError> {
         overwrite: Overwrite::Replace,
         save_at: SaveAt::Doorbell,
         timeout: TIMEOUT,
-        working_set: match embedded::is_brief(name) {
-            true => WorkingSet::Recorded,
-            false => WorkingSet::Unknown,
-        },
+        working_set: WorkingSet::Unknown,
     };
     match build::build(plan) {
         Ok(_) => Ok(path),

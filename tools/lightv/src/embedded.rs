@@ -44,11 +44,6 @@ pub(crate) fn app(name: &str) -> Option<&'static str> {
     APPS.iter().find(|known| **known == name).copied()
 }
 
-/// Whether the app that users call `name` ends at once, whatever its arguments: its image can be run while it is built.
-pub(crate) fn is_brief(name: &str) -> bool {
-    app(name) == Some(ALIAS.1)
-}
-
 /// All names, for messages.
 pub(crate) fn names() -> String {
     let mut names = vec![ALIAS.0];

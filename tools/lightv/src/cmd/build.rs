@@ -74,7 +74,7 @@ pub(crate) struct BuildArgs {
     /// Give up when the guest is not ready by then
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
-    /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts (default for hello-world)
+    /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts
     #[arg(long)]
     warm: bool,
     /// Arguments for the guest; `lightv run` can replace them
@@ -135,8 +135,7 @@ impl BuildArgs {
         } else {
             Kernel::Embedded
         };
-        let is_brief = self.name.as_deref().is_some_and(embedded::is_brief);
-        let working_set = match self.warm || is_brief {
+        let working_set = match self.warm {
             true => WorkingSet::Recorded,
             false => WorkingSet::Unknown,
         };
