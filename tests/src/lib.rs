@@ -1,0 +1,15 @@
+//! End-to-end tests of LightV: `lightv` and `lightv-vmm` as their users have them, with real guests.
+//!
+//! The tests are in `tests/`, one file a subject; here is what they have in common. A test owns a [`scratch::Scratch`]
+//! folder, in which everything that it starts works, and network name spaces ([`netns::Netns`]) with the names of its
+//! taps to itself. So tests run beside each other, and what one leaves behind is seen. Time decides nothing: whatever
+//! is waited for has [`process::DEADLINE`], which only ends what hangs.
+
+pub mod disk;
+pub mod host;
+pub mod http;
+pub mod machine;
+pub mod netns;
+pub mod process;
+pub mod scratch;
+pub mod trial;
