@@ -5,7 +5,10 @@ use std::sync::Arc;
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::Bytes;
 
+use crate::arch::host::board::BoardFacts;
 use crate::arch::host::boot_params::{self, BootFacts, BootParamsError};
+use crate::arch::host::boot_tables::{self, WriteTablesError};
+use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
 use crate::arch::host::{cpuid, layout};
@@ -24,29 +27,45 @@ use crate::vm::VmError;
 
 /// Why a machine could not be built. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
-#[error("The machine could not be built")]
 #[expect(
     missing_docs,
     reason = "each variant is the failure of the step that its source names"
 )]
 pub enum BuildError {
-    Vm(#[source] VmError),
-    Ram(#[source] RamError),
-    ControlPage(#[source] ControlPageFailure),
-    Devices(#[source] DeviceSetError),
+    #[error(transparent)]
+    Vm(VmError),
+    #[error(transparent)]
+    Ram(RamError),
+    #[error(transparent)]
+    ControlPage(ControlPageFailure),
+    #[error(transparent)]
+    Devices(DeviceSetError),
+    #[error("Cannot make an eventfd")]
     Events(#[source] std::io::Error),
-    Kernel(#[source] LoadKernelError),
-    Cmdline(#[source] CmdlineTooLong),
-    BootParams(#[source] BootParamsError),
-    StartState(#[source] StartStateError),
+    #[error(transparent)]
+    Kernel(LoadKernelError),
+    #[error(transparent)]
+    Cmdline(CmdlineTooLong),
+    #[error(transparent)]
+    BootParams(BootParamsError),
+    #[error(transparent)]
+    BootTables(WriteTablesError),
+    #[error(transparent)]
+    Generation(WriteGenerationError),
+    #[error(transparent)]
+    StartState(StartStateError),
+    #[error("KVM refused the CPUID of a vCPU")]
     Cpuid(#[source] kvm_ioctls::Error),
-    Msrs(#[source] MsrError),
+    #[error(transparent)]
+    Msrs(MsrError),
+    #[error("vCPU {index} cannot be restored")]
     Vcpu {
         index: u8,
         #[source]
         cause: crate::snapshot::vcpu_state::VcpuStateError,
     },
-    VmState(#[source] crate::snapshot::irqchip_state::VmStateError),
+    #[error(transparent)]
+    VmState(crate::snapshot::irqchip_state::VmStateError),
 }
 
 impl BuildError {
@@ -93,6 +112,7 @@ pub fn boot(
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     let devices =
         DeviceSet::create(&config, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
     set_boot_state(&kvm, &vcpus, entry)?;
     let first = vcpus.first();
@@ -128,6 +148,19 @@ pub fn boot(
         boot_files: files,
         stamps,
     })
+}
+
+/// Puts the ACPI and MP tables into RAM (docs/boot-tables.md).
+fn write_boot_tables(
+    config: &MachineConfig,
+    ram: &GuestRam,
+    devices: &DeviceSet,
+) -> Result<(), BuildError> {
+    let facts = BoardFacts {
+        vcpus: config.vcpus(),
+        devices: devices.mmio_places(),
+    };
+    boot_tables::write(ram.mem(), &facts).map_err(BuildError::BootTables)
 }
 
 /// Puts kernel, initial RAM disk, command line and boot parameters into RAM.

@@ -13,7 +13,7 @@ use lightv_devices::memory::GuestMem;
 use lightv_devices::serial::Serial;
 use lightv_devices::virtio::mmio::MmioFront;
 
-use crate::arch::host::layout;
+use crate::arch::host::{acpi, layout};
 use crate::event::StopReason;
 use crate::lock::lock;
 use crate::stamps::Stamps;
@@ -142,6 +142,7 @@ impl Bus {
                     lock(&self.serial).read(port - layout::SERIAL_PORT)
                 }
                 layout::I8042_PORT..I8042_END => lock(&self.i8042).read(port),
+                layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT => 0,
                 _ => {
                     self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
                     0xff
@@ -163,6 +164,11 @@ impl Bus {
                         return Effect::Stop(StopReason::Reset);
                     }
                 }
+                layout::SLEEP_CONTROL_PORT if acpi::is_power_off(*byte) => {
+                    return Effect::Stop(StopReason::PowerOff);
+                }
+                // A sleep state that was not offered, or a cleared wake status: nothing to do.
+                layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT => {}
                 _ => {
                     self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
                 }
@@ -212,3 +218,43 @@ impl Bus {
 
 const SERIAL_END: u16 = layout::SERIAL_PORT + layout::SERIAL_PORTS;
 const I8042_END: u16 = layout::I8042_PORT + layout::I8042_PORTS;
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+
+    fn bus() -> Bus {
+        let serial = Serial::new(EventFd::new(0).unwrap(), Box::new(std::io::sink()));
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let stamps = Arc::new(Stamps::new("boot", 0, None, None));
+        Bus::new(Vec::new(), serial, Arc::new(mem), stamps)
+    }
+
+    #[test]
+    fn acpi_power_off_and_reset_end_the_machine() {
+        let bus = bus();
+        for (port, value, reason) in [
+            (0x600, 0x34, StopReason::PowerOff),
+            (0x600, 0xf7, StopReason::PowerOff),
+            (0x64, 0xfe, StopReason::Reset),
+        ] {
+            assert_eq!(bus.port_write(port, &[value]), Effect::Stop(reason));
+        }
+    }
+
+    #[test]
+    fn another_sleep_state_and_the_wake_status_do_nothing() {
+        let bus = bus();
+        for (port, value) in [(0x600, 0), (0x600, 0x14), (0x600, 0x20), (0x601, 0x80)] {
+            assert_eq!(bus.port_write(port, &[value]), Effect::None, "{value:#x}");
+        }
+        let mut found = [0xff; 2];
+        bus.port_read(0x600, &mut found[..1]);
+        bus.port_read(0x601, &mut found[1..]);
+        assert_eq!(found, [0, 0]);
+        assert_eq!(bus.counters().unknown_ports.load(Ordering::Relaxed), 0);
+    }
+}

@@ -394,6 +394,7 @@ pub fn describe_stop(reason: &StopReason) -> String {
         StopReason::GuestExit(status) => format!("it exited with status {status}"),
         StopReason::GuestPanic => "it panicked".to_owned(),
         StopReason::Reset => "it shut down or asked for a reset".to_owned(),
+        StopReason::PowerOff => "it powered off".to_owned(),
         StopReason::TripleFault { registers } => format!("triple fault: {registers}"),
         StopReason::KvmError { text } => text.clone(),
     }

@@ -19,7 +19,7 @@ pub enum ControlPageFailure {
     #[error("Cannot map the control device's page")]
     Map(#[source] MapError),
     /// Arguments or environment that it cannot hold.
-    #[error("Arguments and environment of this run are refused")]
+    #[error("Arguments and environment of this run (run.args, run.env) are refused")]
     Strings(#[source] ControlPageError),
     /// No random bytes.
     #[error("Cannot get random bytes from the host")]

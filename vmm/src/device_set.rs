@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +17,7 @@ use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
 use lightv_devices::serial::{RestoreSerialError, Serial, SerialStateV1};
 use lightv_devices::state::{DeviceState, RestoreDeviceError, TransportStateV1};
-use lightv_devices::virtio::block::{Block, BlockOptions, Disk, OpenDiskError};
+use lightv_devices::virtio::block::{Block, Disk, OpenDiskError};
 use lightv_devices::virtio::device::{Activation, Progress, VirtioDevice};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
 use lightv_devices::virtio::mmio::{
@@ -27,6 +28,7 @@ use lightv_devices::virtio::transport_state::RestoreTransportError;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::arch::host::board::MmioPlace;
 use crate::arch::host::layout;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::event::{DeviceCall, Event, EventSender};
@@ -84,6 +86,17 @@ pub enum DeviceSetError {
     Restore {
         /// Its id.
         id: String,
+        /// Why.
+        #[source]
+        cause: RestoreDeviceError,
+    },
+    /// A disk does not fit what was saved.
+    #[error("Drive {id} cannot be restored with disk {}", path.display())]
+    RestoreDisk {
+        /// Its id.
+        id: String,
+        /// The disk that was to be used.
+        path: PathBuf,
         /// Why.
         #[source]
         cause: RestoreDeviceError,
@@ -159,11 +172,7 @@ impl DeviceSet {
     ) -> Result<Self, DeviceSetError> {
         let mut devices = Vec::new();
         for drive in config.drives() {
-            let block = Block::open(&block_options(drive));
-            let block = block.map_err(|cause| DeviceSetError::Disk {
-                id: drive.id.clone(),
-                cause,
-            })?;
+            let block = Block::new(drive.id.clone(), drive.cache, open_disk(drive)?);
             devices.push(Unconnected {
                 id: drive.id.clone(),
                 device: Box::new(block),
@@ -240,6 +249,17 @@ impl DeviceSet {
         let argument =
             |place: &Place| format!("virtio_mmio.device=4K@{:#x}:{}", place.address, place.gsi);
         self.places.iter().map(argument).collect()
+    }
+
+    /// Where the devices are, for the tables by which a kernel finds them.
+    #[must_use]
+    pub fn mmio_places(&self) -> Vec<MmioPlace> {
+        let mmio_place = |place: &Place| MmioPlace {
+            // The hole for devices lies below 4 GiB.
+            address: u32::try_from(place.address).unwrap_or(u32::MAX),
+            gsi: place.gsi,
+        };
+        self.places.iter().map(mmio_place).collect()
     }
 
     /// Watches all doorbells.
@@ -402,13 +422,20 @@ impl Place {
     }
 }
 
-fn block_options(drive: &DriveConfig) -> BlockOptions {
-    BlockOptions {
+fn open_disk(drive: &DriveConfig) -> Result<Disk, DeviceSetError> {
+    let disk = Disk::open(&drive.path, drive.read_only);
+    let disk = disk.map_err(|cause| DeviceSetError::Disk {
         id: drive.id.clone(),
-        path: drive.path.clone(),
-        read_only: drive.read_only,
-        cache: drive.cache,
+        cause,
+    })?;
+    if disk.has_partial_sector() {
+        let (path, bytes) = (drive.path.display(), disk.len_bytes());
+        report::say(&format!(
+            "drive {}: disk {path} has {bytes} bytes; the guest does not see the last part of a sector of 512",
+            drive.id
+        ));
     }
+    Ok(disk)
 }
 
 fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
@@ -437,15 +464,14 @@ fn restore_device(
                 id: drive.id.clone(),
             });
         };
-        let disk = Disk::open(&drive.path, drive.read_only);
-        let disk = disk.map_err(|cause| DeviceSetError::Disk {
+        let disk = open_disk(drive)?;
+        let block = Block::from_state(drive.id.clone(), state, disk);
+        let block = block.map_err(|cause| DeviceSetError::RestoreDisk {
             id: drive.id.clone(),
+            path: drive.path.clone(),
             cause,
         })?;
-        (
-            &drive.id,
-            Box::new(Block::from_state(drive.id.clone(), state, disk).map_err(failed(&drive.id))?),
-        )
+        (&drive.id, Box::new(block))
     } else if let Some(net) = net_place.and_then(|place| nets.get(place)) {
         let DeviceState::Net(state) = state else {
             return Err(DeviceSetError::Kind {

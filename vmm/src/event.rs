@@ -17,8 +17,11 @@ pub enum StopReason {
     GuestExit(u8),
     /// The guest rang `PANIC`.
     GuestPanic,
-    /// The guest asked for a reset (i8042), or for power-off or reset by a KVM system event.
+    /// The guest asked for a reset (i8042, which is ACPI's reset register too), or for power-off or reset by a KVM system
+    /// event.
     Reset,
+    /// The guest asked for power-off by ACPI's sleep control register.
+    PowerOff,
     /// The CPU shut down: a triple fault.
     TripleFault {
         /// Registers, in words.

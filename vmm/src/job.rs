@@ -17,12 +17,14 @@ use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
 use crate::event::StopReason;
 use crate::image::read::{Image, OpenImageError};
+use crate::image::write::WriteImageError;
 use crate::kernel::{BootFiles, ReadFileError, read_file};
 use crate::machine::{Machine, StartError};
 use crate::memory::GuestRam;
 use crate::overrides::Overrides;
 use crate::restore::restore;
 use crate::sandbox::{self, SandboxError};
+use crate::save::ensure_target;
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
 use crate::stamps::{Stamps, Step};
 use crate::sys::file::StandardStream;
@@ -79,6 +81,8 @@ enum RunError {
     Control(ControlError),
     #[error(transparent)]
     WorkingSet(AddWorkingSetError),
+    #[error(transparent)]
+    SaveTarget(WriteImageError),
 }
 
 impl RunError {
@@ -92,7 +96,7 @@ impl RunError {
             | Self::Image(_) => exit::BAD_CONFIG,
             Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
             Self::Build(_) => exit::HOST_FAILURE,
-            Self::WorkingSet(_) => exit::SAVE_FAILED,
+            Self::WorkingSet(_) | Self::SaveTarget(_) => exit::SAVE_FAILED,
             Self::ControlThread(_) | Self::Start(_) => exit::HOST_FAILURE,
             Self::Signals(_) | Self::Sandbox(_) | Self::NoVcpu | Self::Control(_) => exit::FAILURE,
         }
@@ -164,7 +168,7 @@ fn build_and_run(
     let builder = Builder {
         control,
         stamps: &stamps,
-        keep_files: job.save.is_some(),
+        save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
     };
     let machine = match &job.origin {
         Origin::Config(path) => builder.boot_config(path, job.overrides)?,
@@ -218,8 +222,8 @@ fn start_control(watched: Watched) -> Result<ControlThread, RunError> {
 struct Builder<'a> {
     control: &'a ControlThread,
     stamps: &'a Arc<Stamps>,
-    /// The machine is to be saved with its kernel.
-    keep_files: bool,
+    /// Where the machine is to be saved, with its kernel.
+    save_as: Option<&'a Path>,
 }
 
 impl Builder<'_> {
@@ -228,7 +232,7 @@ impl Builder<'_> {
         overrides
             .apply(&mut spec, false)
             .map_err(RunError::Config)?;
-        let config = prove(spec)?;
+        let config = self.prove(spec)?;
         let boot_config = config.boot().cloned().ok_or(RunError::NoBootSource)?;
         let kernel = read_file("kernel", &boot_config.kernel, limits::KERNEL_BYTES_MAX)
             .map_err(RunError::ReadFile)?;
@@ -260,7 +264,7 @@ impl Builder<'_> {
         overrides
             .apply(&mut spec, false)
             .map_err(RunError::Config)?;
-        let config = prove(spec)?;
+        let config = self.prove(spec)?;
         let boot_config = config.boot().cloned().filter(|_| files.kernel.is_some());
         let missing = || {
             RunError::Image(image.missing("kernel", 0, "it can only be restored; leave --cold out"))
@@ -284,13 +288,13 @@ impl Builder<'_> {
         let saved = SavedMachine::decode(&mut image).map_err(RunError::Image)?;
         let mut spec = saved.manifest.config.clone();
         overrides.apply(&mut spec, true).map_err(RunError::Config)?;
-        let config = prove(spec)?;
+        let config = self.prove(spec)?;
         if config.ram_bytes() != saved.manifest.ram_bytes {
             return Err(RunError::Image(
                 image.contents_error("manifest[0]", "contradicts itself about RAM"),
             ));
         }
-        let files = if self.keep_files {
+        let files = if self.save_as.is_some() {
             take_boot_files(&mut image).map_err(RunError::Image)?
         } else {
             BootFiles::default()
@@ -310,15 +314,21 @@ impl Builder<'_> {
 
     /// The kernel file is needed no more once it is in RAM, except for an image.
     fn keep_or_drop_files(&self, mut machine: Machine) -> Machine {
-        if !self.keep_files {
+        if self.save_as.is_none() {
             machine.boot_files = BootFiles::default();
         }
         machine
     }
-}
 
-fn prove(spec: VmSpec) -> Result<MachineConfig, RunError> {
-    MachineConfig::prove(spec, process::host_memory_bytes()).map_err(RunError::Config)
+    /// A save that cannot succeed is refused before the guest runs.
+    fn prove(&self, spec: VmSpec) -> Result<MachineConfig, RunError> {
+        let config =
+            MachineConfig::prove(spec, process::host_memory_bytes()).map_err(RunError::Config)?;
+        if let Some(path) = self.save_as {
+            ensure_target(&config, path).map_err(RunError::SaveTarget)?;
+        }
+        Ok(config)
+    }
 }
 
 fn read_config(path: &Path) -> Result<VmSpec, RunError> {
@@ -347,7 +357,7 @@ fn read_config(path: &Path) -> Result<VmSpec, RunError> {
 
 fn exit_status(ending: &Ending) -> u8 {
     match ending {
-        Ending::Saved | Ending::Stopped(StopReason::Reset) => exit::OK,
+        Ending::Saved | Ending::Stopped(StopReason::Reset | StopReason::PowerOff) => exit::OK,
         Ending::Stopped(StopReason::GuestExit(status)) => *status,
         Ending::Signal(number) => exit::by_signal(*number),
         Ending::SaveFailed(failure) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 
-use crate::arch::host::msr;
+use crate::arch::host::{generation, layout, msr};
 use crate::boot::{BuildError, GuestClock, run_facts};
 use crate::bus::Bus;
 use crate::config::MachineConfig;
@@ -56,6 +56,7 @@ pub fn restore(
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     apply_state(&vm, &vcpus, saved)?;
+    renew_generation(&vm, &ram, saved)?;
     stamps.mark("vcpu state");
     let devices =
         DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
@@ -113,6 +114,16 @@ fn apply_state(vm: &Vm, vcpus: &[VcpuFd], saved: &SavedMachine) -> Result<(), Bu
         vcpu_state::apply(vcpu, state).map_err(|cause| BuildError::Vcpu { index, cause })?;
     }
     Ok(())
+}
+
+/// Another generation ID, and a word of it by the event device: the first thing that the guest does is to take that
+/// interrupt. A guest without a driver for that device does not look at the ID, and is spared the copy of a page.
+fn renew_generation(vm: &Vm, ram: &GuestRam, saved: &SavedMachine) -> Result<(), BuildError> {
+    if !irqchip_state::is_line_open(&saved.vm, layout::EVENT_GSI) {
+        return Ok(());
+    }
+    generation::write_fresh(ram.mem()).map_err(BuildError::Generation)?;
+    vm.interrupt_once(layout::EVENT_GSI).map_err(BuildError::Vm)
 }
 
 /// The guest's time stamp counter has just been set to what was saved.

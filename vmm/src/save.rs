@@ -6,9 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lightv_api::config::VmSpec;
 use lightv_devices::state::DeviceState;
 
+use crate::config::MachineConfig;
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
-use crate::image::write::{ImageContents, Source, WriteImageError, write_image};
+use crate::image::write::{ImageContents, Source, WriteImageError, check_target, write_image};
 use crate::machine::Machine;
 use crate::snapshot::irqchip_state::{self, VmStateError};
 use crate::snapshot::ram_scan;
@@ -39,6 +40,7 @@ pub fn save(
     devices: &SavedDevices,
     path: &Path,
 ) -> Result<u64, SaveError> {
+    ensure_target(&machine.config, path).map_err(SaveError::Write)?;
     let mut contents = ImageContents::default();
     contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
     let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
@@ -110,4 +112,17 @@ fn stored_config(machine: &Machine) -> VmSpec {
         }
     }
     spec
+}
+
+/// Proves that an image of a machine with this configuration can be saved as `path`.
+///
+/// # Errors
+/// [`WriteImageError::Target`].
+pub fn ensure_target(config: &MachineConfig, path: &Path) -> Result<(), WriteImageError> {
+    let disks: Vec<&Path> = config
+        .drives()
+        .iter()
+        .map(|drive| drive.path.as_path())
+        .collect();
+    check_target(path, &disks)
 }

@@ -218,6 +218,22 @@ impl Vm {
             })
     }
 
+    /// Makes one edge of interrupt line `gsi`.
+    ///
+    /// # Errors
+    /// [`VmError::Call`].
+    pub fn interrupt_once(&self, gsi: u32) -> Result<(), VmError> {
+        for active in [true, false] {
+            self.fd
+                .set_irq_line(gsi, active)
+                .map_err(|cause| VmError::Call {
+                    what: "raise an interrupt",
+                    cause,
+                })?;
+        }
+        Ok(())
+    }
+
     /// KVM's handle, for the state of the interrupt controllers.
     #[must_use]
     pub const fn fd(&self) -> &VmFd {

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, SectionEntry, kind};
+use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind};
 use super::manifest::MemoryRunV1;
 use super::read::Image;
 use crate::sys::file::{link_unnamed, open_unnamed};
@@ -185,6 +185,50 @@ pub fn write_image(
     Ok(end)
 }
 
+/// Proves that `path` can take an image: it is free, or an image that is to be replaced, and none of `in_use`, which are
+/// the machine's disks. A disk holds what a guest wrote, and that may well look like an image.
+///
+/// # Errors
+/// [`WriteImageError::Target`].
+pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteImageError> {
+    let refused = |what| WriteImageError::Target {
+        path: path.into(),
+        what,
+    };
+    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(refused("it is no file name"));
+    }
+    // What cannot be looked at is found when the file is made.
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if found.is_dir() {
+        return Err(refused("it is a directory"));
+    }
+    if !found.is_file() {
+        return Err(refused("it exists and is not a regular file"));
+    }
+    let is_same = |other: &&Path| {
+        let other = fs::metadata(other);
+        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+    };
+    if in_use.iter().any(is_same) {
+        return Err(refused("it is a disk of the machine"));
+    }
+    if !is_image(path) {
+        return Err(refused(
+            "it exists and is not a LightV image; remove it, or choose another name",
+        ));
+    }
+    Ok(())
+}
+
+fn is_image(path: &Path) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
+    read.is_ok() && magic == MAGIC
+}
+
 /// Writes one section and takes its checksum.
 struct SectionWriter<'a> {
     target: &'a Target,
@@ -273,20 +317,7 @@ struct Target {
 
 impl Target {
     fn create(path: &Path) -> Result<Self, WriteImageError> {
-        let refused = |what| WriteImageError::Target {
-            path: path.into(),
-            what,
-        };
-        if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-            return Err(refused("it is no file name"));
-        }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_dir() => return Err(refused("it is a directory")),
-            Ok(found) if !found.is_file() => {
-                return Err(refused("it exists and is not a regular file"));
-            }
-            _ => {}
-        }
+        check_target(path, &[])?;
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),

@@ -79,6 +79,26 @@ pub fn capture(vm: &VmFd) -> Result<VmStateV1, VmStateError> {
     })
 }
 
+/// Offset of the I/O APIC's redirection table: in `kvm_irqchip` after the chip's number, in `kvm_ioapic_state` after
+/// five registers.
+const REDIRECTIONS: usize = 8 + 24;
+/// Length of its entries, one a line.
+const REDIRECTION_BYTES: usize = 8;
+/// Bit of an entry (82093AA §3.2.4): interrupts of the line do not come through.
+const MASKED: u64 = 1 << 16;
+
+/// Whether the guest lets interrupts of line `gsi` in by the I/O APIC: then it has a driver for what is there.
+#[must_use]
+pub fn is_line_open(state: &VmStateV1, gsi: u32) -> bool {
+    let [_, _, ioapic] = &state.irqchips;
+    let entry = usize::try_from(gsi)
+        .ok()
+        .and_then(|line| line.checked_mul(REDIRECTION_BYTES))
+        .and_then(|offset| ioapic.get(offset.checked_add(REDIRECTIONS)?..))
+        .and_then(|bytes| bytes.first_chunk());
+    entry.is_some_and(|entry| u64::from_le_bytes(*entry) & MASKED == 0)
+}
+
 /// Puts the state into a new VM. The guest's kvm-clock goes on from the moment of the save: the time that the image
 /// lay on disk does not pass for the guest.
 ///
@@ -105,4 +125,45 @@ pub fn apply(vm: &VmFd, state: &VmStateV1) -> Result<(), VmStateError> {
         what: "set the clock",
         cause,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_ioapic_state;
+
+    use super::*;
+
+    #[test]
+    fn a_line_is_open_when_its_own_mask_bit_is_clear() {
+        for open in 0..24_u32 {
+            let mut ioapic = kvm_ioapic_state::default();
+            for (line, entry) in (0_u32..).zip(&mut ioapic.redirtbl) {
+                entry.bits = if line == open {
+                    0x0000_0000_0000_0031
+                } else {
+                    MASKED | 0x31
+                };
+            }
+            let mut chip = kvm_irqchip::default();
+            chip.chip.ioapic = ioapic;
+            let state = VmStateV1 {
+                irqchips: [Vec::new(), Vec::new(), to_bytes(&chip)],
+                clock_ns: 0,
+            };
+            for line in 0..24 {
+                assert_eq!(is_line_open(&state, line), line == open, "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_in_the_image_is_closed() {
+        let state = |ioapic| VmStateV1 {
+            irqchips: [Vec::new(), Vec::new(), ioapic],
+            clock_ns: 0,
+        };
+        assert!(!is_line_open(&state(Vec::new()), 0));
+        assert!(!is_line_open(&state(vec![0; 8 + 24 + 7]), 0));
+        assert!(!is_line_open(&state(vec![0; 520]), u32::MAX));
+    }
 }

@@ -90,6 +90,7 @@ pub fn write_linux(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsEr
     params.hdr.header = HEADER_MAGIC;
     params.hdr.cmd_line_ptr = narrow(layout::CMDLINE.raw_value(), "command line")?;
     params.hdr.cmdline_size = facts.cmdline_bytes;
+    params.acpi_rsdp_addr = layout::ACPI_TABLES.raw_value();
     if facts.setup_header.is_none() {
         params.hdr.kernel_alignment = KERNEL_ALIGNMENT;
     }
@@ -132,6 +133,7 @@ pub fn write_pvh(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsErro
         magic: PVH_MAGIC,
         version: PVH_VERSION,
         cmdline_paddr: layout::CMDLINE.raw_value(),
+        rsdp_paddr: layout::ACPI_TABLES.raw_value(),
         memmap_paddr: layout::PVH_MEMMAP.raw_value(),
         memmap_entries: narrow(memmap.len() as u64, "memory map")?,
         ..Default::default()

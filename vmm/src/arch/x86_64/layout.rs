@@ -3,6 +3,7 @@
 //! ```text
 //! 0x0000_0000  RAM (low): GDT 0x500, PVH start info 0x6000, zero page 0x7000, page tables 0x9000,
 //!              command line 0x2_0000, 0x9_fc00–0xf_ffff reserved as on a PC, kernel from 0x10_0000
+//!              In the reserved part: MP table 0x9_fc00, ACPI tables 0xe_0000, generation ID 0xf_f000
 //! 0xc000_0000  control device, 64 KiB
 //! 0xc001_0000  virtio-mmio registers, 4 KiB a device
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC        0xfffb_c000  KVM's own pages (VMX without EPT)
@@ -28,6 +29,22 @@ pub const MMIO_BYTES: u64 = 0x1000;
 
 /// Interrupt lines of the I/O APIC that devices get, one each, in order: the rest belong to a PC's own devices.
 pub const DEVICE_GSIS: std::ops::RangeInclusive<u32> = 5..=23;
+
+/// Registers of the I/O APIC, as KVM and every PC have them.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Its id in the tables: one that no vCPU's local APIC has.
+pub const IO_APIC_ID: u8 = 32;
+/// Interrupt lines of the I/O APIC: KVM's has as many as the 82093AA.
+pub const IO_APIC_LINES: u8 = 24;
+/// Registers of every local APIC.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Interrupt line of ACPI's Generic Event Device: COM2's on a PC, and there is none.
+pub const EVENT_GSI: u32 = 3;
+
+/// Port of ACPI's sleep control register: one byte.
+pub const SLEEP_CONTROL_PORT: u16 = 0x600;
+/// Port of ACPI's sleep status register: one byte.
+pub const SLEEP_STATUS_PORT: u16 = 0x601;
 
 /// Serial port COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -67,6 +84,17 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// End of what a kernel may use below 1 MiB: the extended BIOS data area of a PC begins here.
 pub const EBDA_START: u64 = 0x9_fc00;
+/// Floating pointer and table of Intel's MultiProcessor specification. The last KiB of base memory is where kernels look
+/// for the pointer next after the first KiB of all, long before the 64 KiB of the BIOS.
+pub const MP_TABLE: GuestAddress = GuestAddress(EBDA_START);
+/// End of the room for them: the end of base memory.
+pub const MP_TABLE_END: u64 = 0xa_0000;
+/// ACPI's root pointer, with the other ACPI tables after it. A kernel that is not told searches from here on.
+pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
+/// End of the room for them.
+pub const ACPI_TABLES_END: u64 = GENERATION_ID.0;
+/// The generation ID, alone in its page.
+pub const GENERATION_ID: GuestAddress = GuestAddress(0xf_f000);
 /// Kernels are loaded from here on.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 

@@ -1,7 +1,12 @@
 //! x86_64: where things lie, what the CPU says it is, and how it starts.
 
+pub mod acpi;
+pub mod board;
 pub mod boot_params;
+pub mod boot_tables;
 pub mod cpuid;
+pub mod generation;
 pub mod layout;
+pub mod mptable;
 pub mod msr;
 pub mod start_state;
