@@ -22,6 +22,7 @@ use crate::event::event_channel;
 use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
+use crate::output::GuestOutput;
 use crate::stamps::{Stamps, Step};
 use crate::vm::VmError;
 
@@ -115,20 +116,16 @@ pub fn boot(
     write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
     set_boot_state(&kvm, &vcpus, entry)?;
-    let first = vcpus.first();
-    let clock = GuestClock {
-        khz: first.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
-        value: first
-            .and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten())
-            .unwrap_or(0),
-    };
+    let clock = GuestClock::of(vcpus.first());
     control_page
         .tell(run_facts(&config, 0, clock))
         .map_err(BuildError::ControlPage)?;
-    let serial = make_serial(&vm, None).map_err(BuildError::Devices)?;
+    let output = GuestOutput::stdout();
+    let serial = make_serial(&vm, None, &output).map_err(BuildError::Devices)?;
     let bus = Arc::new(Bus::new(
         devices.fronts(),
         serial,
+        output,
         Arc::clone(ram.mem()),
         Arc::clone(&stamps),
     ));
@@ -247,6 +244,19 @@ pub struct GuestClock {
     pub khz: u32,
     /// Its value now.
     pub value: u64,
+}
+
+impl GuestClock {
+    /// The counter of `vcpu`, as KVM has it: what was set need not be what runs.
+    #[must_use]
+    pub fn of(vcpu: Option<&VcpuFd>) -> Self {
+        Self {
+            khz: vcpu.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
+            value: vcpu
+                .and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten())
+                .unwrap_or(0),
+        }
+    }
 }
 
 /// What this run is told by the control device.

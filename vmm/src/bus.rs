@@ -16,6 +16,7 @@ use lightv_devices::virtio::mmio::MmioFront;
 use crate::arch::host::{acpi, layout};
 use crate::event::StopReason;
 use crate::lock::lock;
+use crate::output::GuestOutput;
 use crate::stamps::Stamps;
 use crate::sys::file::StandardStream;
 
@@ -52,6 +53,7 @@ pub struct Bus {
     serial: Mutex<Serial>,
     i8042: Mutex<I8042>,
     mem: Arc<GuestMem>,
+    output: GuestOutput,
     print_buffer: Mutex<Vec<u8>>,
     park_at_ready: AtomicBool,
     stamps: Arc<Stamps>,
@@ -64,6 +66,7 @@ impl Bus {
     pub fn new(
         fronts: Vec<Arc<Mutex<MmioFront>>>,
         serial: Serial,
+        output: GuestOutput,
         mem: Arc<GuestMem>,
         stamps: Arc<Stamps>,
     ) -> Self {
@@ -72,6 +75,7 @@ impl Bus {
             serial: Mutex::new(serial),
             i8042: Mutex::new(I8042::new()),
             mem,
+            output,
             print_buffer: Mutex::new(Vec::new()),
             park_at_ready: AtomicBool::new(false),
             stamps,
@@ -87,6 +91,12 @@ impl Bus {
     /// The serial port, for save and restore.
     pub fn serial(&self) -> MutexGuard<'_, Serial> {
         lock(&self.serial)
+    }
+
+    /// The guest's output.
+    #[must_use]
+    pub const fn output(&self) -> &GuestOutput {
+        &self.output
     }
 
     /// Guest RAM.
@@ -207,11 +217,12 @@ impl Bus {
             self.counters.bad_prints.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        // A reader that went away must not end the guest: its output is lost, as for any process that ignores it.
-        let _ = match stream {
-            OutputStream::Stdout => StandardStream::Stdout.write_all(text),
-            OutputStream::Stderr => StandardStream::Stderr.write_all(text),
+        let stream = match stream {
+            OutputStream::Stdout => StandardStream::Stdout,
+            OutputStream::Stderr => StandardStream::Stderr,
         };
+        // A failure must not end the guest; the output has noted it.
+        let _ = self.output.to(stream).write_all(text);
         self.stamps.first_output();
     }
 }
@@ -230,7 +241,13 @@ mod tests {
         let serial = Serial::new(EventFd::new(0).unwrap(), Box::new(std::io::sink()));
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
         let stamps = Arc::new(Stamps::new("boot", 0, None, None));
-        Bus::new(Vec::new(), serial, Arc::new(mem), stamps)
+        Bus::new(
+            Vec::new(),
+            serial,
+            GuestOutput::stdout(),
+            Arc::new(mem),
+            stamps,
+        )
     }
 
     #[test]

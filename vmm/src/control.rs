@@ -20,10 +20,14 @@ use crate::limits;
 use crate::machine::{Machine, Running};
 use crate::poller::{PollError, Poller, Token};
 use crate::save::{SaveError, save};
+use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
 use crate::sys::process;
 use crate::sys::signal::SignalFd;
 use crate::vcpu::VcpuHandle;
+
+/// How often a vCPU that does not come out of the guest is signalled again.
+const KICK_INTERVAL: Duration = Duration::from_millis(limits::KICK_INTERVAL_MS);
 
 /// When a machine is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +54,22 @@ pub struct SavePlan {
 pub enum Ending {
     /// The guest ended, or could not go on.
     Stopped(StopReason),
+    /// The guest ended, and some of its output could not be written.
+    OutputLost(StopReason),
     /// The machine was saved and is done.
     Saved,
     /// A signal ended it.
     Signal(u8),
     /// It was to be saved and could not be.
     SaveFailed(SaveFailure),
+}
+
+impl Ending {
+    /// Ended by signal number `signal`.
+    #[must_use]
+    pub fn by_signal(signal: libc::c_int) -> Self {
+        Self::Signal(u8::try_from(signal).unwrap_or(0))
+    }
 }
 
 /// Why a wanted save did not happen.
@@ -87,9 +101,6 @@ pub enum SaveFailure {
 /// Why the loop could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Signals cannot be received.
-    #[error("Cannot receive signals")]
-    Signals(#[source] std::io::Error),
     /// The kernel's event interface failed.
     #[error("The event loop failed")]
     Poll(#[source] PollError),
@@ -99,8 +110,23 @@ pub enum ControlError {
 #[derive(Debug)]
 enum Phase {
     Running,
-    Parking { deadline: Instant },
-    Capturing { states: Vec<Option<VcpuStateV1>> },
+    Parking {
+        deadline: Instant,
+        next_kick: Instant,
+    },
+    Capturing {
+        devices: SavedDevices,
+        states: Vec<Option<VcpuStateV1>>,
+    },
+}
+
+/// What the loop takes over from the time before there was a machine.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Where signals are read.
+    pub signals: SignalFd,
+    /// SIGUSR1 has come already.
+    pub save_is_wanted: bool,
 }
 
 /// Runs a machine until it ends. Its devices start here, while its vCPUs may be running already: what they ask of the
@@ -108,16 +134,24 @@ enum Phase {
 ///
 /// # Errors
 /// [`ControlError`].
-pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlError> {
+pub fn run(
+    running: Running,
+    plan: Option<SavePlan>,
+    inherited: Inherited,
+) -> Result<Ending, ControlError> {
     let Running { mut machine, vcpus } = running;
-    let signals = SignalFd::open().map_err(ControlError::Signals)?;
-    let mut poller = Poller::new(&machine.receiver, &signals).map_err(ControlError::Poll)?;
+    let Inherited {
+        signals,
+        save_is_wanted,
+    } = inherited;
+    let mut poller =
+        Poller::new(machine.receiver.wake_fd(), &signals).map_err(ControlError::Poll)?;
     machine
         .devices
         .watch_doorbells(&mut poller)
         .map_err(ControlError::Poll)?;
     machine.devices.resume();
-    let control = Control {
+    let mut control = Control {
         machine,
         vcpus,
         parked: 0,
@@ -127,6 +161,9 @@ pub fn run(running: Running, plan: Option<SavePlan>) -> Result<Ending, ControlEr
         signals,
         has_start_pages: true,
     };
+    if save_is_wanted {
+        control.save_at_signal();
+    }
     let stamps = Arc::clone(&control.machine.stamps);
     let ending = control.run_until_end();
     stamps.end();
@@ -202,7 +239,10 @@ impl Control {
                 }
                 Event::Parked(id) => self.note_parked(id),
                 Event::Captured(id, state) => self.note_captured(id, state),
-                Event::Stopped(_, reason) => Some(self.note_stopped(reason)),
+                Event::Stopped(_, reason) => {
+                    self.machine.devices.serve_last();
+                    Some(self.note_stopped(reason))
+                }
             };
             if ending.is_some() {
                 return ending;
@@ -236,17 +276,19 @@ impl Control {
     fn serve_signals(&mut self) -> Option<Ending> {
         while let Some(signal) = self.signals.next() {
             if signal != libc::SIGUSR1 {
-                return Some(Ending::Signal(u8::try_from(signal).unwrap_or(0)));
+                return Some(Ending::by_signal(signal));
             }
-            if self
-                .plan
-                .as_ref()
-                .is_some_and(|plan| plan.moment == SaveMoment::Signal)
-            {
-                self.park_all();
-            }
+            self.save_at_signal();
         }
         None
+    }
+
+    /// SIGUSR1 has come.
+    fn save_at_signal(&mut self) {
+        let plan = self.plan.as_ref();
+        if plan.is_some_and(|plan| plan.moment == SaveMoment::Signal) {
+            self.park_all();
+        }
     }
 
     fn note_stopped(&mut self, reason: StopReason) -> Ending {
@@ -254,14 +296,18 @@ impl Control {
             Some(plan) if !plan.go_on => {
                 Ending::SaveFailed(SaveFailure::EndedBefore(describe_stop(&reason)))
             }
+            _ if self.machine.bus.output().is_lost() => Ending::OutputLost(reason),
             _ => Ending::Stopped(reason),
         }
     }
 
     fn park_all(&mut self) {
         if matches!(self.phase, Phase::Running) {
-            let deadline = Instant::now() + Duration::from_millis(limits::PAUSE_TIMEOUT_MS);
-            self.phase = Phase::Parking { deadline };
+            let now = Instant::now();
+            self.phase = Phase::Parking {
+                deadline: now + Duration::from_millis(limits::PAUSE_TIMEOUT_MS),
+                next_kick: now + KICK_INTERVAL,
+            };
             for vcpu in &self.vcpus {
                 vcpu.ask_to_park();
             }
@@ -280,18 +326,26 @@ impl Control {
     /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
     /// again until the time is over.
     fn kick_again(&mut self) -> Option<Ending> {
-        let Phase::Parking { deadline } = self.phase else {
+        let Phase::Parking {
+            deadline,
+            next_kick,
+        } = &mut self.phase
+        else {
             return None;
         };
-        for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
-            if self.parked & (1 << id) == 0 {
-                vcpu.ask_to_park();
+        let now = Instant::now();
+        if now >= *deadline {
+            return self.finish_save(Err(SaveFailure::ParkTimeout));
+        }
+        if now >= *next_kick {
+            *next_kick = now + KICK_INTERVAL;
+            for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
+                if self.parked & (1 << id) == 0 {
+                    vcpu.ask_to_park();
+                }
             }
         }
-        if Instant::now() < deadline {
-            return None;
-        }
-        self.finish_save(Err(SaveFailure::ParkTimeout))
+        None
     }
 
     fn note_parked(&mut self, id: VcpuId) -> Option<Ending> {
@@ -310,7 +364,9 @@ impl Control {
             Ok(indices) => Arc::new(indices),
             Err(cause) => return self.finish_save(Err(SaveFailure::MsrList(cause))),
         };
+        // Devices first: an interrupt of their last request then is in the state of the vCPU that gets it.
         self.phase = Phase::Capturing {
+            devices: self.machine.devices.pause(),
             states: self.vcpus.iter().map(|_| None).collect(),
         };
         for vcpu in &self.vcpus {
@@ -324,7 +380,7 @@ impl Control {
         id: VcpuId,
         state: Result<Box<VcpuStateV1>, VcpuStateError>,
     ) -> Option<Ending> {
-        let Phase::Capturing { states } = &mut self.phase else {
+        let Phase::Capturing { devices, states } = &mut self.phase else {
             return None;
         };
         match state {
@@ -339,24 +395,18 @@ impl Control {
             return None;
         }
         let states: Vec<VcpuStateV1> = states.drain(..).flatten().collect();
-        let saved = self.save_now(&states);
-        self.finish_save(saved)
-    }
-
-    /// All vCPUs are parked: the devices give their queues back, all is written, and they take them again.
-    fn save_now(&mut self, vcpus: &[VcpuStateV1]) -> Result<(), SaveFailure> {
-        let Some(plan) = &self.plan else {
-            return Ok(());
+        let saved = match &self.plan {
+            Some(plan) => save(&self.machine, &states, devices, &plan.path),
+            None => Ok(0),
         };
-        let devices = self.machine.devices.pause();
-        let saved = save(&self.machine, vcpus, &devices, &plan.path);
-        self.machine.devices.resume();
-        saved.map(|_bytes| ()).map_err(SaveFailure::Save)
+        self.finish_save(saved.map(|_bytes| ()).map_err(SaveFailure::Save))
     }
 
-    /// Ends, or lets the guest go on. A save happens once.
+    /// Ends, or lets the guest go on. A save at `READY` happens once, one by signal as often as it is asked for.
     fn finish_save(&mut self, result: Result<(), SaveFailure>) -> Option<Ending> {
-        self.phase = Phase::Running;
+        if let Phase::Capturing { .. } = std::mem::replace(&mut self.phase, Phase::Running) {
+            self.machine.devices.resume();
+        }
         self.machine.bus.set_park_at_ready(false);
         let goes_on = self.plan.as_ref().is_some_and(|plan| plan.go_on);
         match (result, goes_on) {

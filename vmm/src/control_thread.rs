@@ -2,17 +2,21 @@
 //!
 //! It starts first of all, and makes KVM's VM while the main thread reads and proves the image: both take some 200 µs,
 //! and neither needs the other. The main thread then builds the machine, hands it over, and becomes vCPU 0
-//! (docs/adr/0006-main-thread-is-vcpu-0.md).
+//! (docs/adr/0006-main-thread-is-vcpu-0.md). Meanwhile it serves signals, so that they end the process at any moment.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use kvm_ioctls::Kvm;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::control::{self, ControlError, Ending, SavePlan};
+use crate::control::{self, ControlError, Ending, Inherited, SavePlan};
 use crate::machine::Running;
+use crate::poller::{Poller, Token};
+use crate::sys::signal::SignalFd;
 use crate::vm::{NewVm, VmError, open_kvm};
 
 /// An empty VM.
@@ -37,7 +41,8 @@ pub struct Assignment {
 #[derive(Debug)]
 pub struct ControlThread {
     vm: Receiver<Result<EmptyVm, VmError>>,
-    assignment: Sender<Assignment>,
+    assignments: Sender<Assignment>,
+    wake: Arc<EventFd>,
 }
 
 /// Stack of the thread: the deepest path is a save, some tens of KiB.
@@ -48,27 +53,34 @@ impl ControlThread {
     /// with how it ended.
     ///
     /// # Errors
-    /// The kernel's, when there are no threads left.
+    /// The kernel's, when there are no threads or descriptors left.
     pub fn start(
         kvm_path: PathBuf,
         finish: impl FnOnce(Result<Ending, ControlError>) + Send + 'static,
     ) -> io::Result<Self> {
         let (vm_sender, vm) = channel();
-        let (assignment, assignments) = channel::<Assignment>();
+        let (assignments, receiver) = channel();
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let signals = SignalFd::open()?;
+        let waiting = Waiting {
+            receiver,
+            wake: Arc::clone(&wake),
+            signals,
+        };
         let body = move || {
-            let empty = open_kvm(&kvm_path)
-                .and_then(|kvm| NewVm::create(&kvm).map(|vm| EmptyVm { kvm, vm }));
             // A main thread that is gone takes the process with it.
-            let _ = vm_sender.send(empty);
-            if let Ok(Assignment { running, plan }) = assignments.recv() {
-                finish(control::run(running, plan));
-            }
+            let _ = vm_sender.send(make_vm(&kvm_path));
+            finish(waiting.run());
         };
         thread::Builder::new()
             .name("control".into())
             .stack_size(STACK_BYTES)
             .spawn(body)?;
-        Ok(Self { vm, assignment })
+        Ok(Self {
+            vm,
+            assignments,
+            wake,
+        })
     }
 
     /// The empty VM; waits until it is made.
@@ -84,7 +96,46 @@ impl ControlThread {
 
     /// Hands a machine over to the loop.
     pub fn assign(&self, assignment: Assignment) {
-        // The thread waits for it and cannot be gone.
-        let _ = self.assignment.send(assignment);
+        // The thread waits for it and cannot be gone; the first write to a counter cannot fail.
+        let _ = self.assignments.send(assignment);
+        let _ = self.wake.write(1);
+    }
+}
+
+fn make_vm(kvm_path: &Path) -> Result<EmptyVm, VmError> {
+    let kvm = open_kvm(kvm_path)?;
+    let vm = NewVm::create(&kvm)?;
+    Ok(EmptyVm { kvm, vm })
+}
+
+/// The thread while there is no machine.
+struct Waiting {
+    receiver: Receiver<Assignment>,
+    wake: Arc<EventFd>,
+    signals: SignalFd,
+}
+
+impl Waiting {
+    /// Waits for an assignment and runs it. A signal ends the wait, and the process with it.
+    fn run(self) -> Result<Ending, ControlError> {
+        let poller = Poller::new(&self.wake, &self.signals).map_err(ControlError::Poll)?;
+        let mut save_is_wanted = false;
+        loop {
+            for token in poller.wait(None).map_err(ControlError::Poll)? {
+                if token == Token::Signals {
+                    match self.signals.next() {
+                        Some(libc::SIGUSR1) => save_is_wanted = true,
+                        Some(signal) => return Ok(Ending::by_signal(signal)),
+                        None => {}
+                    }
+                } else if let Ok(Assignment { running, plan }) = self.receiver.try_recv() {
+                    let inherited = Inherited {
+                        signals: self.signals,
+                        save_is_wanted,
+                    };
+                    return control::run(running, plan, inherited);
+                }
+            }
+        }
     }
 }

@@ -33,10 +33,10 @@ use crate::arch::host::layout;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::event::{DeviceCall, Event, EventSender};
 use crate::lock::lock;
+use crate::output::GuestOutput;
 use crate::poller::{PollError, Poller, Token};
 use crate::report;
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
-use crate::sys::file::StandardStream;
 use crate::vm::{Vm, VmError};
 
 /// Host failures of one device that are reported; the rest are only counted.
@@ -349,13 +349,23 @@ impl DeviceSet {
     pub fn resume(&mut self) {
         for place in &mut self.places {
             if let Some(resume) = place.resume.take() {
-                if !place.activate(resume) {
+                // A device that has given up on its driver stays so until the driver resets it.
+                if !place.interrupt.needs_reset() && !place.activate(resume) {
                     place.interrupt.raise_needs_reset();
                 }
-                // A doorbell that rang just before the save is not in the image; what waits in the queue is.
-                (0..place.doorbells.len()).for_each(|queue| place.ring(queue));
             }
             place.interrupt.raise_again_if_pending();
+        }
+    }
+
+    /// Serves once what the driver has asked for: before the machine ends, so that its last request is not lost.
+    pub fn serve_last(&mut self) {
+        for device in 0..self.places.len() {
+            let queues = self
+                .places
+                .get(device)
+                .map_or(0, |place| place.doorbells.len());
+            (0..queues).for_each(|queue| self.process_queue(device, queue));
         }
     }
 
@@ -392,7 +402,11 @@ impl Place {
             acked_features: resume.acked_features,
         };
         match self.device.activate(activation) {
-            Ok(()) => true,
+            Ok(()) => {
+                // For what waits already: a doorbell that rang before, or before a save, is forgotten.
+                (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
+                true
+            }
             Err(error) => {
                 self.report(&error);
                 false
@@ -592,13 +606,17 @@ fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, DeviceSetError> {
     Ok(irqfd)
 }
 
-/// A serial port on standard output, in the state `saved` if there is one.
+/// A serial port on `output`, in the state `saved` if there is one.
 ///
 /// # Errors
 /// [`DeviceSetError`].
-pub fn make_serial(vm: &Vm, saved: Option<&SerialStateV1>) -> Result<Serial, DeviceSetError> {
+pub fn make_serial(
+    vm: &Vm,
+    saved: Option<&SerialStateV1>,
+    output: &GuestOutput,
+) -> Result<Serial, DeviceSetError> {
     let irqfd = interrupt(vm, layout::SERIAL_GSI)?;
-    let output = Box::new(StandardStream::Stdout);
+    let output = Box::new(output.clone());
     match saved {
         None => Ok(Serial::new(irqfd, output)),
         Some(state) => {

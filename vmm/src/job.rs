@@ -12,7 +12,7 @@ use lightv_api::exit;
 use crate::args::{Origin, RunJob};
 use crate::boot::{BuildError, boot};
 use crate::config::{ConfigFaults, MachineConfig};
-use crate::control::{ControlError, Ending, SaveMoment, describe_stop};
+use crate::control::{ControlError, Ending, SaveFailure, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
 use crate::event::StopReason;
@@ -24,7 +24,7 @@ use crate::memory::GuestRam;
 use crate::overrides::Overrides;
 use crate::restore::restore;
 use crate::sandbox::{self, SandboxError};
-use crate::save::ensure_target;
+use crate::save::{SaveError, ensure_target};
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
 use crate::stamps::{Stamps, Step};
 use crate::sys::file::StandardStream;
@@ -357,20 +357,41 @@ fn read_config(path: &Path) -> Result<VmSpec, RunError> {
 
 fn exit_status(ending: &Ending) -> u8 {
     match ending {
-        Ending::Saved | Ending::Stopped(StopReason::Reset | StopReason::PowerOff) => exit::OK,
-        Ending::Stopped(StopReason::GuestExit(status)) => *status,
+        Ending::Saved => exit::OK,
+        Ending::Stopped(reason) => stop_status(reason),
+        // What was lost has been said; a guest that is content does not know of it.
+        Ending::OutputLost(reason) => match stop_status(reason) {
+            exit::OK => exit::FAILURE,
+            status => status,
+        },
         Ending::Signal(number) => exit::by_signal(*number),
+        Ending::SaveFailed(SaveFailure::Save(SaveError::Write(WriteImageError::Interrupted {
+            signal,
+            ..
+        }))) => exit::by_signal(*signal),
         Ending::SaveFailed(failure) => {
             report::warn(failure);
             exit::SAVE_FAILED
         }
-        Ending::Stopped(reason) => {
-            report::say(&format!("the guest ended: {}", describe_stop(reason)));
-            match reason {
-                StopReason::GuestPanic => exit::GUEST_PANIC,
-                StopReason::TripleFault { .. } => exit::TRIPLE_FAULT,
-                _ => exit::KVM_ERROR,
-            }
+    }
+}
+
+fn stop_status(reason: &StopReason) -> u8 {
+    let say = || report::say(&format!("the guest ended: {}", describe_stop(reason)));
+    match reason {
+        StopReason::Reset | StopReason::PowerOff => exit::OK,
+        StopReason::GuestExit(status) => *status,
+        StopReason::GuestPanic => {
+            say();
+            exit::GUEST_PANIC
+        }
+        StopReason::TripleFault { .. } => {
+            say();
+            exit::TRIPLE_FAULT
+        }
+        StopReason::KvmError { .. } => {
+            say();
+            exit::KVM_ERROR
         }
     }
 }

@@ -17,11 +17,16 @@ pub const ID_BYTES_MAX: usize = 64;
 /// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;
+/// Stretches of a working set: each is a call at every start.
+pub const WORKING_SET_RUNS_MAX: usize = 256;
+/// Bytes of a working set: all of it is given to every clone at once.
+pub const WORKING_SET_BYTES_MAX: u64 = 64 << 20;
 /// Sections of an image.
 pub const SECTIONS_MAX: u32 = 4096;
 /// Bytes of a section that is decoded (all but kernel, initrd and memory).
 pub const STATE_SECTION_BYTES_MAX: u64 = 1 << 20;
-/// CPUID leaves and MSRs that a snapshot may carry a vCPU; KVM's own limit is 256 of each.
+/// CPUID leaves and MSRs that a snapshot may carry a vCPU: KVM's own limit of CPUID entries, and more MSRs than any host
+/// lists.
 pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
 /// How long a vCPU may take to come out of the guest before a pause fails.
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;

@@ -5,14 +5,14 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::event::EventReceiver;
 use crate::sys::signal::SignalFd;
 
 /// What has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
-    /// A vCPU has said something.
+    /// Something has come by the channel.
     Events,
     /// A signal waits.
     Signals,
@@ -81,17 +81,17 @@ pub struct Poller {
 }
 
 impl Poller {
-    /// Watches the vCPUs' channel and signals.
+    /// Watches a channel, by the descriptor that its sender writes, and signals.
     ///
     /// # Errors
     /// [`PollError`].
-    pub fn new(events: &EventReceiver, signals: &SignalFd) -> Result<Self, PollError> {
+    pub fn new(events: &EventFd, signals: &SignalFd) -> Result<Self, PollError> {
         let epoll = Epoll::new().map_err(|cause| PollError {
             what: "be opened",
             cause,
         })?;
         let poller = Self { epoll };
-        poller.watch(events.wake_fd().as_raw_fd(), Token::Events)?;
+        poller.watch(events.as_raw_fd(), Token::Events)?;
         poller.watch(signals.as_raw_fd(), Token::Signals)?;
         Ok(poller)
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::arch::host::{generation, layout, msr};
+use crate::arch::host::{generation, layout};
 use crate::boot::{BuildError, GuestClock, run_facts};
 use crate::bus::Bus;
 use crate::config::MachineConfig;
@@ -16,8 +16,8 @@ use crate::image::read::Image;
 use crate::kernel::BootFiles;
 use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
+use crate::output::GuestOutput;
 use crate::snapshot::saved::SavedMachine;
-use crate::snapshot::vcpu_state::VcpuStateV1;
 use crate::snapshot::{irqchip_state, vcpu_state};
 use crate::stamps::{Stamps, Step};
 use crate::vm::Vm;
@@ -55,21 +55,23 @@ pub fn restore(
     let vcpus = vcpus.map_err(BuildError::Vm)?;
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
-    apply_state(&vm, &vcpus, saved)?;
+    apply_state(&kvm, &vm, &vcpus, saved)?;
     renew_generation(&vm, &ram, saved)?;
     stamps.mark("vcpu state");
     let devices =
         DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
-    let serial = make_serial(&vm, Some(&saved.serial)).map_err(BuildError::Devices)?;
+    let output = GuestOutput::stdout();
+    let serial = make_serial(&vm, Some(&saved.serial), &output).map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
-    let clock = guest_clock(saved.vcpus.first());
+    let clock = GuestClock::of(vcpus.first());
     control_page
         .tell(run_facts(&config, restores, clock))
         .map_err(BuildError::ControlPage)?;
     let bus = Arc::new(Bus::new(
         devices.fronts(),
         serial,
+        output,
         Arc::clone(ram.mem()),
         Arc::clone(&stamps),
     ));
@@ -107,11 +109,17 @@ fn map_ram(saved: &SavedMachine, image: &Image) -> Result<GuestRam, RamError> {
     Ok(ram)
 }
 
-/// Interrupt controllers before the vCPUs: a vCPU's local APIC takes its pending interrupts from them.
-fn apply_state(vm: &Vm, vcpus: &[VcpuFd], saved: &SavedMachine) -> Result<(), BuildError> {
+/// Interrupt controllers before the vCPUs: what they inject when they are set is overwritten by the local APICs' own
+/// state, which has it already.
+fn apply_state(
+    kvm: &Kvm,
+    vm: &Vm,
+    vcpus: &[VcpuFd],
+    saved: &SavedMachine,
+) -> Result<(), BuildError> {
     irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
     for ((index, vcpu), state) in (0..).zip(vcpus).zip(&saved.vcpus) {
-        vcpu_state::apply(vcpu, state).map_err(|cause| BuildError::Vcpu { index, cause })?;
+        vcpu_state::apply(kvm, vcpu, state).map_err(|cause| BuildError::Vcpu { index, cause })?;
     }
     Ok(())
 }
@@ -124,19 +132,4 @@ fn renew_generation(vm: &Vm, ram: &GuestRam, saved: &SavedMachine) -> Result<(),
     }
     generation::write_fresh(ram.mem()).map_err(BuildError::Generation)?;
     vm.interrupt_once(layout::EVENT_GSI).map_err(BuildError::Vm)
-}
-
-/// The guest's time stamp counter has just been set to what was saved.
-fn guest_clock(first: Option<&VcpuStateV1>) -> GuestClock {
-    let tsc = |state: &VcpuStateV1| {
-        state
-            .msrs
-            .iter()
-            .find(|(index, _)| *index == msr::TSC)
-            .map_or(0, |(_, value)| *value)
-    };
-    GuestClock {
-        khz: first.map_or(0, |state| state.tsc_khz),
-        value: first.map_or(0, tsc),
-    }
 }

@@ -87,8 +87,9 @@ pub struct VcpuContext {
 
 /// A vCPU that is ready to run, and what the loop holds of it.
 #[must_use]
-pub fn prepare(id: VcpuId, mut fd: VcpuFd, context: VcpuContext) -> (Vcpu, VcpuHandle) {
-    let immediate_exit = ImmediateExit::of(&mut fd);
+pub fn prepare(id: VcpuId, fd: VcpuFd, context: VcpuContext) -> (Vcpu, VcpuHandle) {
+    // A vCPU is there as long as the process, so that its handle may point into it.
+    let (immediate_exit, fd) = ImmediateExit::of(Box::leak(Box::new(fd)));
     let shared = Arc::new(Shared::default());
     let (sender, commands) = channel();
     let handle = VcpuHandle {
@@ -115,7 +116,7 @@ const STACK_BYTES: usize = 256 << 10;
 /// A vCPU, run by the thread that holds it.
 pub struct Vcpu {
     id: VcpuId,
-    fd: VcpuFd,
+    fd: &'static mut VcpuFd,
     context: VcpuContext,
     shared: Arc<Shared>,
     immediate_exit: ImmediateExit,
@@ -142,8 +143,7 @@ impl Vcpu {
         thread.spawn(move || self.run()).map(|_detached| ())
     }
 
-    /// Runs until the process ends. Never returns, so that the vCPU's `kvm_run` page, which [`ImmediateExit`] points
-    /// to, is never unmapped.
+    /// Runs until the process ends.
     pub fn run(mut self) -> ! {
         let _ = self.shared.thread.set(KickTarget::current_thread());
         let reason = loop {
@@ -163,11 +163,7 @@ impl Vcpu {
             Ok(exit) => match serve(exit, &self.context.bus) {
                 Served::Done(effect) => effect,
                 Served::Failed(kind) => {
-                    return Some(stop_text::describe(
-                        kind,
-                        &mut self.fd,
-                        self.context.bus.mem(),
-                    ));
+                    return Some(stop_text::describe(kind, self.fd, self.context.bus.mem()));
                 }
             },
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -186,7 +182,7 @@ impl Vcpu {
             Effect::None => None,
             Effect::Stop(reason) => Some(reason),
             Effect::RefreshClock => {
-                self.context.control_page.refresh_clock(&self.fd);
+                self.context.control_page.refresh_clock(self.fd);
                 None
             }
             Effect::Park => {
@@ -213,7 +209,7 @@ impl Vcpu {
             match self.commands.recv() {
                 Ok(Command::Run) => break,
                 Ok(Command::Capture(msr_indices)) => {
-                    let state = vcpu_state::capture(self.id, &self.fd, &msr_indices).map(Box::new);
+                    let state = vcpu_state::capture(self.id, self.fd, &msr_indices).map(Box::new);
                     self.context.events.send(Event::Captured(self.id, state));
                 }
                 // The loop is gone: the process ends.

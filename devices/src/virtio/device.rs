@@ -111,7 +111,8 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Device-specific configuration, little-endian (virtio 1.2 §5.x.4). Reads past the end give zeros.
     fn config(&self) -> &[u8];
 
-    /// Starts work on `env.queues`, beginning with what already waits in them.
+    /// Takes `env.queues` to work on. What already waits in them is served when the caller processes each queue once
+    /// ([`process_queue`](Self::process_queue)), as it does after a notification: in bounded turns.
     ///
     /// # Errors
     /// The device stays idle and the transport sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1).

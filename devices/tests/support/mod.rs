@@ -94,6 +94,12 @@ impl Rings {
     }
 }
 
+/// What the monitor does after an activation: each queue once, to its end.
+fn process_all(device: &SharedDevice) {
+    let queues = device.lock().unwrap().queue_sizes().len();
+    (0..queues).for_each(|queue| process(device, queue));
+}
+
 struct DirectLink {
     device: SharedDevice,
     mem: Arc<GuestMem>,
@@ -108,11 +114,10 @@ impl DeviceLink for DirectLink {
             interrupt: self.interrupt.clone(),
             acked_features,
         };
-        self.device
-            .lock()
-            .unwrap()
-            .activate(activation)
-            .map_err(|_| ActivateRefused)
+        let activated = self.device.lock().unwrap().activate(activation);
+        activated.map_err(|_| ActivateRefused)?;
+        process_all(&self.device);
+        Ok(())
     }
 
     fn reset(&self) {
@@ -199,6 +204,7 @@ impl Machine {
                         acked_features: resume.acked_features,
                     };
                     device.lock().unwrap().activate(activation).unwrap();
+                    process_all(&device);
                 }
                 interrupt.raise_again_if_pending();
                 front

@@ -1,5 +1,7 @@
 //! Header and section table: fixed layout, little-endian, readable without decoding.
 
+use std::collections::BTreeSet;
+
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::limits;
@@ -14,6 +16,8 @@ pub const ARCH_X86_64: u16 = 1;
 pub const HEADER_BYTES: usize = 64;
 /// Length of one entry of the section table in bytes.
 pub const ENTRY_BYTES: usize = 64;
+/// Bytes between two sections, which nobody reads: less than the largest alignment, a page.
+const GAP_BYTES_MAX: u64 = 4096;
 /// Longest name of a kind.
 pub const KIND_BYTES: usize = 24;
 
@@ -114,6 +118,9 @@ pub enum HeaderError {
         /// What the header says.
         found: u32,
     },
+    /// A use of the format that this build does not know.
+    #[error("its header uses a field that this build does not know; it may be from a newer LightV")]
+    Reserved,
     /// The header or the table was changed.
     #[error("its header or section table is damaged (checksum)")]
     Checksum,
@@ -169,6 +176,9 @@ impl Header {
             file_bytes: u64::from_le_bytes(field(front, 16)),
             checksum: u64::from_le_bytes(field(front, Self::CHECKSUM_AT)),
         };
+        if field::<32>(front, 24) != [0; 32] {
+            return Err(HeaderError::Reserved);
+        }
         if header.sections > limits::SECTIONS_MAX {
             return Err(HeaderError::TooManySections {
                 found: header.sections,
@@ -210,13 +220,16 @@ impl Header {
         }
         let table = front.get(HEADER_BYTES..).unwrap_or_default();
         let mut end = self.front_bytes();
+        let mut names = BTreeSet::new();
         let mut entries = Vec::with_capacity(table.len() / ENTRY_BYTES);
         for (number, bytes) in (0_u32..).zip(table.chunks_exact(ENTRY_BYTES)) {
             let bad = |what| HeaderError::Entry {
                 entry: number,
                 what,
             };
-            let entry = SectionEntry::decode(bytes).ok_or(bad("its kind is no name"))?;
+            let entry = SectionEntry::decode(bytes).ok_or(bad(
+                "its kind is no name, or it uses a field that this build does not know",
+            ))?;
             let entry_end = entry
                 .offset
                 .checked_add(entry.bytes)
@@ -224,11 +237,23 @@ impl Header {
             if entry.offset < end {
                 return Err(bad("it overlaps the entry before it"));
             }
+            if entry.offset - end >= GAP_BYTES_MAX {
+                return Err(bad("there is a gap before it"));
+            }
+            if !names.insert((entry.kind.clone(), entry.index)) {
+                return Err(bad("its section is there twice"));
+            }
             if entry_end > self.file_bytes {
                 return Err(bad("it ends after the file"));
             }
             end = entry_end;
             entries.push(entry);
+        }
+        if end != self.file_bytes {
+            return Err(HeaderError::Length {
+                found: self.file_bytes,
+                expected: end,
+            });
         }
         Ok(entries)
     }
@@ -275,6 +300,10 @@ impl SectionEntry {
         let plain = name
             .iter()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+        let reserved = (field::<2>(bytes, 30), field::<8>(bytes, 56));
+        if reserved != ([0; 2], [0; 8]) {
+            return None;
+        }
         if name.is_empty() || !plain || rest.iter().any(|b| *b != 0) {
             return None;
         }
@@ -345,6 +374,8 @@ mod tests {
             vec![entry("a", 192, 100), entry("b", 200, 10)],
             vec![entry("a", 128, 12_288)],
             vec![entry("a", u64::MAX, 2)],
+            vec![entry("a", 192, 10), entry("a", 208, 12_080)],
+            vec![entry("a", 128, 10), entry("b", 8192, 4096)],
         ] {
             let front = Header::encode(12_288, &entries);
             let header = Header::decode(&front, 12_288).unwrap();

@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::header::{HEADER_BYTES, Header, HeaderError, SectionEntry, kind};
 use crate::limits;
 use crate::sys::mapping::PAGE_BYTES;
+use crate::sys::process::host_memory_bytes;
 
 /// How much is read first: header, table and the state of a small machine in one call.
 const FRONT_BYTES: u64 = 32 << 10;
@@ -125,6 +126,14 @@ impl Image {
     pub fn open(path: &Path) -> Result<Self, OpenImageError> {
         let image = Self::open_unproved(path)?;
         let mut chunk = Vec::new();
+        // Sizes first: a section that nothing here takes is not read either.
+        for entry in &image.entries {
+            let bytes_max = bytes_max(&entry.kind);
+            if entry.bytes > bytes_max {
+                let what = format!("has {} bytes, more than {bytes_max}", entry.bytes);
+                return Err(image.contents_error(&entry.name(), what));
+            }
+        }
         for entry in &image.entries {
             if !image.is_intact(entry, &mut chunk)? {
                 return Err(OpenImageError::Checksum {
@@ -388,6 +397,16 @@ impl Image {
             section: section.to_owned(),
             what: what.into(),
         }
+    }
+}
+
+/// The most that a section of `kind` may have.
+fn bytes_max(kind: &str) -> u64 {
+    match kind {
+        kind::KERNEL => limits::KERNEL_BYTES_MAX,
+        kind::INITRD => limits::INITRD_BYTES_MAX,
+        kind::MEMORY => host_memory_bytes(),
+        _ => limits::STATE_SECTION_BYTES_MAX,
     }
 }
 

@@ -19,7 +19,8 @@ use super::manifest::MemoryRunV1;
 use super::read::Image;
 use crate::sys::file::{link_unnamed, open_unnamed};
 use crate::sys::mapping::PAGE_BYTES;
-use crate::sys::signal::end_is_wanted;
+use crate::sys::process::random;
+use crate::sys::signal::waiting_end;
 
 /// Alignment of sections in the file.
 const ALIGNMENT: u64 = 8;
@@ -64,10 +65,12 @@ pub enum WriteImageError {
         address: u64,
     },
     /// A signal asked the process to end.
-    #[error("Saving image {} was interrupted by a signal", path.display())]
+    #[error("Saving image {} was interrupted by signal {signal}", path.display())]
     Interrupted {
         /// Which path.
         path: PathBuf,
+        /// Number of the signal.
+        signal: u8,
     },
 }
 
@@ -238,9 +241,10 @@ struct SectionWriter<'a> {
 
 impl SectionWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), WriteImageError> {
-        if end_is_wanted() {
+        if let Some(signal) = waiting_end() {
             return Err(WriteImageError::Interrupted {
                 path: self.target.path.clone(),
+                signal,
             });
         }
         self.hash.update(bytes);
@@ -322,23 +326,14 @@ impl Target {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let mut name = None;
-        let file = match open_unnamed(&directory) {
+        let opened = open_unnamed(&directory).map(|file| (file, None));
+        let opened = match opened {
             Err(cause) if matches!(cause.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-                let temporary = temporary_name(path);
-                let mut options = OpenOptions::new();
-                let file = options
-                    .read(true)
-                    .write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&temporary);
-                name = file.is_ok().then_some(temporary);
-                file
+                open_temporary(path)
             }
             other => other,
         };
-        let file = file.map_err(|cause| WriteImageError::Io {
+        let (file, name) = opened.map_err(|cause| WriteImageError::Io {
             path: path.into(),
             what: "create",
             cause,
@@ -361,15 +356,27 @@ impl Target {
         self.file
             .sync_all()
             .map_err(|cause| self.io("sync", cause))?;
-        let temporary = temporary_name(&self.path);
-        if self.name.is_none() {
-            link_unnamed(&self.file, &temporary).map_err(|cause| self.io("name", cause))?;
-            self.name = Some(temporary.clone());
-        }
-        fs::rename(&temporary, &self.path).map_err(|cause| self.io("name", cause))?;
-        self.name = None;
+        self.take_name()?;
         let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
         directory.map_err(|cause| self.io("sync the directory of", cause))
+    }
+
+    /// A free name is taken at once. An image that is there is replaced by rename, from a name beside it.
+    fn take_name(&mut self) -> Result<(), WriteImageError> {
+        if self.name.is_none() {
+            match link_unnamed(&self.file, &self.path) {
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other.map_err(|cause| self.io("name", cause)),
+            }
+            let temporary = temporary_name(&self.path).map_err(|cause| self.io("name", cause))?;
+            link_unnamed(&self.file, &temporary).map_err(|cause| self.io("name", cause))?;
+            self.name = Some(temporary);
+        }
+        if let Some(temporary) = &self.name {
+            fs::rename(temporary, &self.path).map_err(|cause| self.io("name", cause))?;
+        }
+        self.name = None;
+        Ok(())
     }
 
     fn io(&self, what: &'static str, cause: io::Error) -> WriteImageError {
@@ -390,7 +397,18 @@ impl Drop for Target {
     }
 }
 
-fn temporary_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+/// A file with a temporary name beside `path`.
+fn open_temporary(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
+    let temporary = temporary_name(path)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    Ok((options.open(&temporary)?, Some(temporary)))
+}
+
+/// A name beside `path` that nobody else takes, of a length that every file system allows.
+fn temporary_name(path: &Path) -> io::Result<PathBuf> {
+    let mut number = [0; 8];
+    random(&mut number)?;
+    let number = u64::from_le_bytes(number);
+    Ok(path.with_file_name(format!(".lightv-{number:016x}.tmp")))
 }

@@ -10,12 +10,13 @@ use super::vcpu_state::VcpuStateV1;
 use super::working_set::WorkingSetV1;
 use crate::arch::host::layout;
 use crate::image::header::kind;
-use crate::image::manifest::{Manifest, MemoryMapV1};
+use crate::image::manifest::{Manifest, MemoryMapV1, MemoryRunV1};
 use crate::image::read::{Image, OpenImageError};
 use crate::kernel::BootFiles;
 use crate::limits;
 use crate::memory::RamRun;
 use crate::sys::mapping::PAGE_BYTES;
+use crate::sys::process::host_memory_bytes;
 
 /// A device as it was saved.
 #[derive(Debug)]
@@ -61,6 +62,7 @@ impl SavedMachine {
     /// [`OpenImageError`] names the section that is missing, unknown, or makes no sense.
     pub fn decode(image: &mut Image) -> Result<Self, OpenImageError> {
         let manifest = image.take_manifest()?;
+        prove_ram(image, &manifest)?;
         if image.count(VcpuStateV1::KIND) == 0 {
             return Err(image.missing(
                 VcpuStateV1::KIND,
@@ -73,7 +75,7 @@ impl SavedMachine {
         let devices = take_devices(image)?;
         let serial = image.take_needed(0)?;
         let runs = take_memory(image, manifest.ram_bytes)?;
-        let working_set = image.take(0)?.unwrap_or_default();
+        let working_set = take_working_set(image, manifest.ram_bytes)?;
         for kind in [kind::KERNEL, kind::INITRD] {
             image.take_entry(kind, 0, kind::BYTES_VERSION)?;
         }
@@ -102,6 +104,25 @@ pub fn take_boot_files(image: &mut Image) -> Result<BootFiles, OpenImageError> {
     let kernel = take(kind::KERNEL, limits::KERNEL_BYTES_MAX)?;
     let initrd = take(kind::INITRD, limits::INITRD_BYTES_MAX)?;
     Ok(BootFiles { kernel, initrd })
+}
+
+/// The configuration's own rules are checked where it is proved; here only that the manifest does not contradict itself,
+/// so that sizes can be counted with.
+fn prove_ram(image: &Image, manifest: &Manifest) -> Result<(), OpenImageError> {
+    let configured = manifest
+        .config
+        .machine_config
+        .mem_size_mib
+        .checked_mul(1 << 20);
+    let is_possible = manifest.ram_bytes <= host_memory_bytes();
+    if configured == Some(manifest.ram_bytes) && is_possible {
+        return Ok(());
+    }
+    let what = format!(
+        "names RAM of {} bytes; it must be what its configuration says, and at most the host's memory",
+        manifest.ram_bytes
+    );
+    Err(image.contents_error(kind::MANIFEST, what))
 }
 
 fn take_vcpus(image: &mut Image, config: &VmSpec) -> Result<Vec<VcpuStateV1>, OpenImageError> {
@@ -138,49 +159,55 @@ fn take_memory(image: &mut Image, ram_bytes: u64) -> Result<Vec<RamRun>, OpenIma
     let map: MemoryMapV1 = image.take_needed(0)?;
     let memory = image.take_entry(kind::MEMORY, 0, kind::BYTES_VERSION)?;
     let name = format!("{}[0]", MemoryMapV1::KIND);
-    if map.runs.len() > limits::MEMORY_RUNS_MAX {
-        let what = format!(
-            "has {} runs, more than {}",
-            map.runs.len(),
-            limits::MEMORY_RUNS_MAX
-        );
-        return Err(image.contents_error(&name, what));
+    prove_runs(&map.runs, limits::MEMORY_RUNS_MAX, ram_bytes)
+        .map_err(|what| image.contents_error(&name, what))?;
+    let (mut file_offset, bytes) = memory.map_or((0, 0), |entry| (entry.offset, entry.bytes));
+    // Runs are disjoint and in RAM, so the sum does not wrap.
+    if map.runs.iter().map(|run| run.bytes).sum::<u64>() != bytes || file_offset % PAGE != 0 {
+        return Err(image.contents_error(&name, "does not fit section memory"));
     }
-    let (offset, bytes) = memory.map_or((0, 0), |entry| (entry.offset, entry.bytes));
-    let page = PAGE_BYTES as u64;
-    let (mut file_offset, mut left, mut after) = (offset, bytes, 0);
     let mut runs = Vec::with_capacity(map.runs.len());
     for run in map.runs {
-        let end = run.address.checked_add(run.bytes);
-        let whole = run.bytes > 0
-            && run.bytes % page == 0
-            && run.address % page == 0
-            && file_offset % page == 0;
-        let Some(end) =
-            end.filter(|end| whole && run.address >= after && is_ram(run.address, *end, ram_bytes))
-        else {
-            return Err(image.contents_error(
-                &name,
-                format!("has an impossible run at {:#x}", run.address),
-            ));
-        };
-        left = left.checked_sub(run.bytes).ok_or_else(|| {
-            image.contents_error(&name, "names more bytes than section memory has")
-        })?;
         runs.push(RamRun {
             address: run.address,
             bytes: run.bytes,
             file_offset,
         });
         file_offset += run.bytes;
-        after = end;
-    }
-    if left > 0 {
-        return Err(
-            image.contents_error(&name, format!("leaves {left} bytes of section memory over"))
-        );
     }
     Ok(runs)
+}
+
+fn take_working_set(image: &mut Image, ram_bytes: u64) -> Result<WorkingSetV1, OpenImageError> {
+    let working_set: WorkingSetV1 = image.take(0)?.unwrap_or_default();
+    let name = format!("{}[0]", WorkingSetV1::KIND);
+    let written = &working_set.written;
+    prove_runs(written, limits::WORKING_SET_RUNS_MAX, ram_bytes)
+        .map_err(|what| image.contents_error(&name, what))?;
+    if written.iter().map(|run| run.bytes).sum::<u64>() > limits::WORKING_SET_BYTES_MAX {
+        let what = format!("names more than {} bytes", limits::WORKING_SET_BYTES_MAX);
+        return Err(image.contents_error(&name, what));
+    }
+    Ok(working_set)
+}
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// Proves that `runs` are at most `max`, of whole pages, in order, disjoint, and in RAM.
+fn prove_runs(runs: &[MemoryRunV1], max: usize, ram_bytes: u64) -> Result<(), String> {
+    if runs.len() > max {
+        return Err(format!("has {} runs, more than {max}", runs.len()));
+    }
+    let mut after = 0;
+    for run in runs {
+        let is_whole = run.bytes > 0 && run.bytes % PAGE == 0 && run.address % PAGE == 0;
+        let end = run
+            .address
+            .checked_add(run.bytes)
+            .filter(|end| is_whole && run.address >= after && is_ram(run.address, *end, ram_bytes));
+        after = end.ok_or_else(|| format!("has an impossible run at {:#x}", run.address))?;
+    }
+    Ok(())
 }
 
 fn is_ram(start: u64, end: u64, ram_bytes: u64) -> bool {

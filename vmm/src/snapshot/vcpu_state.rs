@@ -1,11 +1,12 @@
 //! The saved vCPU.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use lightv_devices::state::Section;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::VcpuId;
+use crate::arch::host::cpuid::{self, CpuMismatch};
 use crate::arch::host::msr::{self, MsrError};
 use crate::limits;
 use crate::sys::bytes::{AbiBytes, from_bytes, to_bytes};
@@ -62,6 +63,19 @@ pub enum VcpuStateError {
     /// Model-specific registers could not be read or written.
     #[error("The vCPU's model-specific registers do not fit this host")]
     Msrs(#[source] MsrError),
+    /// The guest uses what this CPU has not.
+    #[error(transparent)]
+    Cpu(CpuMismatch),
+    /// The guest has measured another frequency, and this CPU cannot scale.
+    #[error(
+        "The guest's time stamp counter runs at {saved_khz} kHz, this host's at {host_khz}, and its CPU cannot scale it; build the image on such a host, or run it with --cold"
+    )]
+    TscFrequency {
+        /// In the image.
+        saved_khz: u32,
+        /// Here.
+        host_khz: u32,
+    },
     /// A structure has another length than the kernel's.
     #[error("Saved {field} has {found} bytes; the kernel's structure has {expected}")]
     Length {
@@ -84,8 +98,8 @@ pub enum VcpuStateError {
     },
 }
 
-/// Reads the whole state of a paused vCPU. KVM keeps pending work in several places, so the order matters: the
-/// multiprocessor state first (reading it delivers pending INIT and SIPI), events last.
+/// Reads the whole state of a paused vCPU. The order matters: reading the multiprocessor state delivers a pending INIT or
+/// SIPI, and reading events a pending fault's address, so both come before the registers that they change.
 ///
 /// # Errors
 /// [`VcpuStateError`].
@@ -98,6 +112,7 @@ pub fn capture(
     let mp_state = vcpu
         .get_mp_state()
         .map_err(kvm("read the multiprocessor state"))?;
+    let events = vcpu.get_vcpu_events().map_err(kvm("read pending events"))?;
     let regs = vcpu.get_regs().map_err(kvm("read registers"))?;
     let sregs = vcpu.get_sregs().map_err(kvm("read segment registers"))?;
     let xsave = vcpu.get_xsave().map_err(kvm("read the extended state"))?;
@@ -110,7 +125,6 @@ pub fn capture(
     let cpuid = vcpu
         .get_cpuid2(limits::CPU_TABLE_ENTRIES_MAX)
         .map_err(kvm("read CPUID"))?;
-    let events = vcpu.get_vcpu_events().map_err(kvm("read pending events"))?;
     Ok(VcpuStateV1 {
         tsc_khz: vcpu.get_tsc_khz().unwrap_or(0),
         cpuid: cpuid.as_slice().iter().flat_map(to_bytes).collect(),
@@ -133,14 +147,12 @@ pub fn capture(
 ///
 /// # Errors
 /// [`VcpuStateError`]; the vCPU is then not to be run.
-pub fn apply(vcpu: &VcpuFd, state: &VcpuStateV1) -> Result<(), VcpuStateError> {
+pub fn apply(kvm_device: &Kvm, vcpu: &VcpuFd, state: &VcpuStateV1) -> Result<(), VcpuStateError> {
     let kvm = |what| move |cause| VcpuStateError::Kvm { what, cause };
-    if state.tsc_khz != 0 && vcpu.get_tsc_khz().unwrap_or(0) != state.tsc_khz {
-        vcpu.set_tsc_khz(state.tsc_khz)
-            .map_err(kvm("set the time stamp counter's frequency"))?;
-    }
-    vcpu.set_cpuid2(&decode_cpuid(&state.cpuid)?)
-        .map_err(kvm("set CPUID"))?;
+    set_tsc_frequency(kvm_device, vcpu, state.tsc_khz)?;
+    let cpuid = decode_cpuid(&state.cpuid)?;
+    cpuid::ensure_supported(kvm_device, &cpuid).map_err(VcpuStateError::Cpu)?;
+    vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
     if let Some(mp_state) = decode_changed("mp_state", &state.mp_state)? {
         vcpu.set_mp_state(mp_state)
             .map_err(kvm("set the multiprocessor state"))?;
@@ -235,6 +247,34 @@ mod fresh {
             && events.triple_fault.pending == 0
             && events.sipi_vector == 0
     }
+}
+
+/// How far two frequencies may lie apart to be the same, in parts per million: what time keeping evens out, and KVM's own
+/// tolerance (its parameter `tsc_tolerance_ppm`).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// The guest goes on with the frequency that it has measured: the host's, or one that the CPU can scale to.
+fn set_tsc_frequency(
+    kvm_device: &Kvm,
+    vcpu: &VcpuFd,
+    saved_khz: u32,
+) -> Result<(), VcpuStateError> {
+    let host_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let distance = u64::from(host_khz.abs_diff(saved_khz));
+    if saved_khz == 0 || distance * 1_000_000 <= u64::from(saved_khz) * TSC_TOLERANCE_PPM {
+        return Ok(());
+    }
+    if !kvm_device.check_extension(Cap::TscControl) {
+        return Err(VcpuStateError::TscFrequency {
+            saved_khz,
+            host_khz,
+        });
+    }
+    vcpu.set_tsc_khz(saved_khz)
+        .map_err(|cause| VcpuStateError::Kvm {
+            what: "set the time stamp counter's frequency",
+            cause,
+        })
 }
 
 /// Writes the registers in one call. The TSC deadline goes last in it: it is taken only once the local APIC's timer

@@ -10,6 +10,7 @@ use lightv_devices::state::Section;
 use serde::{Deserialize, Serialize};
 
 use crate::image::manifest::MemoryRunV1;
+use crate::limits;
 use crate::memory::GuestRam;
 use crate::sys::mapping::PAGE_BYTES;
 
@@ -57,5 +58,14 @@ pub fn written_pages(ram: &GuestRam) -> std::io::Result<WorkingSetV1> {
             address += page_bytes;
         }
     }
+    // A hint may leave something out: the longest stretches bring most.
+    written.sort_by_key(|run| std::cmp::Reverse(run.bytes));
+    written.truncate(limits::WORKING_SET_RUNS_MAX);
+    let mut bytes = 0;
+    written.retain(|run| {
+        bytes += run.bytes;
+        bytes <= limits::WORKING_SET_BYTES_MAX
+    });
+    written.sort_by_key(|run| run.address);
     Ok(WorkingSetV1 { written })
 }

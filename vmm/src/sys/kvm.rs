@@ -67,16 +67,15 @@ unsafe impl Send for ImmediateExit {}
 unsafe impl Sync for ImmediateExit {}
 
 impl ImmediateExit {
-    /// The byte of `vcpu`, which must live until the process ends: [`crate::vcpu`] keeps every vCPU in a thread that
-    /// ends only with the process.
-    pub fn of(vcpu: &mut VcpuFd) -> Self {
+    /// The byte of `vcpu`, which lives until the process ends, and the vCPU back.
+    pub fn of(vcpu: &'static mut VcpuFd) -> (Self, &'static mut VcpuFd) {
         let byte: *mut u8 = &raw mut vcpu.get_kvm_run().immediate_exit;
-        Self(byte.cast_const().cast::<AtomicU8>())
+        (Self(byte.cast_const().cast::<AtomicU8>()), vcpu)
     }
 
     /// Asks for an exit, or takes the request back.
     pub fn set(self, wanted: bool) {
-        // SAFETY: `of` has it that the mapping outlives this; a u8 has no alignment to get wrong, and KVM reads the
+        // SAFETY: the `VcpuFd` is never dropped (`of` took it for 'static), so its mapping outlives this; a u8 has no alignment to get wrong, and KVM reads the
         // byte with READ_ONCE.
         let byte = unsafe { &*self.0 };
         byte.store(u8::from(wanted), Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! The only place of this crate with `unsafe`: one operation a block, each with its reason.
 
 pub mod bytes;
+pub mod cpu;
 pub mod file;
 pub mod kvm;
 pub mod mapping;

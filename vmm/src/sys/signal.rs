@@ -109,23 +109,22 @@ impl AsRawFd for SignalFd {
     }
 }
 
-/// Whether one of the signals that end the process waits for this thread: a long job asks now and then.
+/// The signal that waits for this process and ends it, if any: a long job asks now and then.
 #[must_use]
-pub fn end_is_wanted() -> bool {
+pub fn waiting_end() -> Option<u8> {
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: `set` is valid for a write.
     if unsafe { libc::sigpending(set.as_mut_ptr()) } != 0 {
-        return false;
+        return None;
     }
     // SAFETY: `sigpending` has filled it.
     let set = unsafe { set.assume_init() };
-    SERVED
-        .iter()
-        .filter(|signal| **signal != libc::SIGUSR1)
-        .any(|signal| {
-            // SAFETY: `set` is initialised and `signal` is a valid number.
-            unsafe { libc::sigismember(&raw const set, *signal) == 1 }
-        })
+    let ends = SERVED.iter().filter(|signal| **signal != libc::SIGUSR1);
+    let waiting = ends.copied().find(|signal| {
+        // SAFETY: `set` is initialised and `signal` is a valid number.
+        unsafe { libc::sigismember(&raw const set, *signal) == 1 }
+    });
+    waiting.and_then(|signal| u8::try_from(signal).ok())
 }
 
 /// A thread that can be kicked.

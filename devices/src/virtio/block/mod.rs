@@ -375,12 +375,6 @@ impl VirtioDevice for Block {
             buffers,
             is_write_through,
         });
-        // What waits is at most the queue; what a driver adds meanwhile it notifies.
-        for _ in 0..BLOCK_QUEUE_SIZE {
-            if self.serve_turn() == Progress::Done {
-                break;
-            }
-        }
         Ok(())
     }
 

@@ -152,12 +152,6 @@ impl VirtioDevice for Entropy {
         }
         let [ring] = env.into_rings(&self.id, &self.counters)?;
         self.ring = Some(ring);
-        // What waits is at most the queue; a failure of the host shows itself again at the next request.
-        for _ in 0..ENTROPY_QUEUE_SIZE {
-            if !matches!(self.serve_turn(), Ok(Progress::More)) {
-                break;
-            }
-        }
         Ok(())
     }
 

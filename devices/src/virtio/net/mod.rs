@@ -180,12 +180,6 @@ impl VirtioDevice for Net {
             receiver,
             transmitter,
         });
-        // What waits is at most the queue; what a driver adds meanwhile it notifies.
-        for _ in 0..NET_QUEUE_SIZE {
-            if self.transmit() == Progress::Done {
-                break;
-            }
-        }
         Ok(())
     }
 

@@ -56,7 +56,11 @@ pub fn set_boot_values(vcpu: &VcpuFd) -> Result<(), MsrError> {
     )
 }
 
-/// Numbers of the registers that KVM says a snapshot needs (KVM_GET_MSR_INDEX_LIST).
+/// MSR_KVM_WALL_CLOCK and its new number: a write is an order to store the wall clock at an address, once. What was
+/// ordered at the guest's boot must not be done again, to memory that has long become something else.
+const WALL_CLOCK_ORDERS: [u32; 2] = [0x11, 0x4b56_4d00];
+
+/// Numbers of the registers that KVM says a snapshot needs (KVM_GET_MSR_INDEX_LIST), without those that are orders.
 ///
 /// # Errors
 /// [`MsrError::Kvm`].
@@ -65,7 +69,8 @@ pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
         what: "list",
         cause,
     })?;
-    Ok(list.as_slice().to_vec())
+    let is_state = |index: &u32| !WALL_CLOCK_ORDERS.contains(index);
+    Ok(list.as_slice().iter().copied().filter(is_state).collect())
 }
 
 /// Reads those of `indices` that this vCPU has and would take back, in order.
@@ -106,20 +111,25 @@ pub fn get(vcpu: &VcpuFd, index: u32) -> Result<Option<u64>, MsrError> {
     }
 }
 
-/// Writes registers in the order given, in one call.
+/// Writes registers in the order given, in as few calls as KVM allows (it takes fewer than 256 at a time).
 ///
 /// # Errors
 /// [`MsrError::Refused`] names the first that KVM does not take.
 pub fn set(vcpu: &VcpuFd, registers: &[(u32, u64)]) -> Result<(), MsrError> {
-    let done = try_set(vcpu, registers)?;
-    match registers.get(done) {
-        None => Ok(()),
-        Some((index, value)) => Err(MsrError::Refused {
-            index: *index,
-            value: *value,
-        }),
+    for part in registers.chunks(REGISTERS_PER_CALL) {
+        let done = try_set(vcpu, part)?;
+        if let Some((index, value)) = part.get(done) {
+            return Err(MsrError::Refused {
+                index: *index,
+                value: *value,
+            });
+        }
     }
+    Ok(())
 }
+
+/// Registers that are written by one call.
+const REGISTERS_PER_CALL: usize = 128;
 
 /// Writes registers until KVM refuses one; says how many it took.
 fn try_set(vcpu: &VcpuFd, registers: &[(u32, u64)]) -> Result<usize, MsrError> {
