@@ -11,7 +11,7 @@ use lightv_tests::host::has_kvm;
 use lightv_tests::process::{Finished, Process, after_script, run, wait_for};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::{disk, machine};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 /// Runs an image both ways.
@@ -313,4 +313,50 @@ fn the_end_of_lightv_killed_is_the_end_of_the_machine() {
     process.signal(Signal::KILL);
     assert_eq!(process.finish().code, 137);
     scratch.assert_nothing_left(&before);
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_configuration() {
+    let scratch = Scratch::new();
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut command = scratch.vmm(&["--config", "-"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("lightv-vmm");
+        // Until the signal is blocked it ends the process by itself: then there is no exit code.
+        let blocked = wait_for("blocked signals", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigBlk:"))?;
+            let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+            (mask & (1 << (15 - 1)) != 0).then_some(mask)
+        });
+        assert_ne!(blocked, 0);
+        kill_process(Pid::from_child(&child), signal).expect("a signal");
+        let status = wait_for("its end", || child.try_wait().expect("a child"));
+        assert_eq!(status.code(), Some(code), "{signal:?}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_said_and_is_no_success() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    for options in [&[][..], &["--cmdline", "console=serial"]] {
+        let image = scratch.build("hello", options);
+        let mut command = scratch.lightv(&["run", &image]);
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("/dev/full");
+        let output = command.stdout(full).output().expect("lightv");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(
+            stderr.matches("No space left on device").count(),
+            1,
+            "{stderr}"
+        );
+    }
 }

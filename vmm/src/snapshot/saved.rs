@@ -214,3 +214,7 @@ fn is_ram(start: u64, end: u64, ram_bytes: u64) -> bool {
     let (low, high) = layout::ram_ranges(ram_bytes);
     end <= low || (start >= layout::HOLE_END && end <= layout::HOLE_END + high)
 }
+
+#[cfg(test)]
+#[path = "saved_tests.rs"]
+mod tests;

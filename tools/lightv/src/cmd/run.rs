@@ -21,6 +21,9 @@ use crate::{cache, embedded, monitor};
 ///
 /// The guest's output goes to standard output, and its exit status becomes ours. The process itself is the monitor, under
 /// the name lightv-vmm.
+///
+/// An image is as trusted as a program: it names the disks and taps that its machine opens, with your rights.
+/// `lightv inspect` lists them; --disk and --net replace them.
 #[derive(Debug, Default, PartialEq, Parser)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RunArgs {
