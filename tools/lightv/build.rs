@@ -26,6 +26,38 @@ fn main() {
         "cargo:rustc-env=LIGHTV_EMBEDDED_GUEST_HASH={:016x}",
         fnv1a(&bytes)
     );
+    println!(
+        "cargo:rustc-env=LIGHTV_MONITOR_HASH={:016x}",
+        monitor_hash()
+    );
+}
+
+/// Changes with the sources that decide what an image holds: images that another build has kept are not taken up.
+fn monitor_hash() -> u64 {
+    let mut files = Vec::new();
+    for part in ["vmm/src", "devices/src"] {
+        let folder = repository().join(part);
+        println!("cargo:rerun-if-changed={}", folder.display());
+        list_files(&folder, &mut files);
+    }
+    files.sort();
+    let read = |path: &PathBuf| fs::read(path).unwrap_or_default();
+    let hashes = files
+        .iter()
+        .map(read)
+        .flat_map(|bytes| fnv1a(&bytes).to_le_bytes());
+    fnv1a(&hashes.collect::<Vec<u8>>())
+}
+
+fn list_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            list_files(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
 }
 
 fn build_guest() -> PathBuf {

@@ -27,6 +27,7 @@ use crate::sandbox::{self, SandboxError};
 use crate::save::{SaveError, ensure_target};
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
 use crate::stamps::{Stamps, Step};
+use crate::sys::cpu;
 use crate::sys::file::StandardStream;
 use crate::sys::process;
 use crate::sys::signal;
@@ -106,6 +107,13 @@ impl RunError {
 /// Gives the process the name by which VMs are found, whatever program it was started as.
 pub fn name_process() {
     process::set_name(PROCESS_NAME);
+}
+
+/// Family, model and stepping of this CPU, as CPUID gives them: snapshots are for the CPU that made them.
+#[must_use]
+pub fn cpu_signature() -> u32 {
+    let [.., signature] = cpu::model();
+    signature
 }
 
 /// A run that has begun: the process is limited and the control thread makes KVM's VM. Flags need not be read yet.

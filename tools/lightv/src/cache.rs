@@ -55,13 +55,19 @@ pub(crate) fn folder() -> Option<PathBuf> {
     Some(cache.join("lightv").join("images"))
 }
 
+/// An image belongs to the guest, the monitor and the CPU that made it; a home may be shared by several.
+fn file_name(name: &str) -> String {
+    let (guest, monitor) = (embedded::GUEST_HASH, env!("LIGHTV_MONITOR_HASH"));
+    let cpu = lightv_vmm::job::cpu_signature();
+    format!("{name}-{guest}-{monitor}-{cpu:x}.lv")
+}
+
 /// The image of the embedded app that users call `name`: the one that is kept, or else one built now.
 pub(crate) fn image(name: &str, app: &str) -> Result<PathBuf, CacheError> {
     let folder = folder().ok_or_else(|| CacheError::NoPlace {
         name: name.to_owned(),
     })?;
-    let version = env!("CARGO_PKG_VERSION");
-    let path = folder.join(format!("{name}-{version}-{}.lv", embedded::GUEST_HASH));
+    let path = folder.join(file_name(name));
     if path.is_file() {
         return Ok(path);
     }
