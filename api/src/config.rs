@@ -73,6 +73,10 @@ pub struct BootSource {
     /// LightV's own: `auto` (default: PVH where an ELF offers it, else Linux), `linux`, `pvh`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_protocol: Option<String>,
+    /// LightV's own: whether a Linux kernel is given the options that it needs on software KVM, on such a host. Default:
+    /// yes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub software_kvm_options: Option<bool>,
 }
 
 /// Kernel command line when none is given: Firecracker's default.

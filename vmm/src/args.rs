@@ -54,6 +54,9 @@ pub struct Cli {
     /// Add text to the kernel command line (boot only).
     #[arg(long, value_name = "TEXT")]
     append: Option<String>,
+    /// Do not add the options that a Linux kernel needs on software KVM (boot only).
+    #[arg(long, conflicts_with = "restore")]
+    no_software_kvm_options: bool,
     /// Save the VM as this image.
     #[arg(long, value_name = "IMAGE")]
     save: Option<PathBuf>,
@@ -177,6 +180,7 @@ impl Cli {
             memory_mib: self.memory,
             vcpus: self.vcpus,
             append: self.append,
+            no_software_kvm_options: self.no_software_kvm_options,
         };
         let moment = match self.save_at {
             SaveAt::Ready => SaveMoment::Ready,

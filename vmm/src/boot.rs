@@ -11,7 +11,7 @@ use crate::arch::host::boot_tables::{self, WriteTablesError};
 use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
-use crate::arch::host::{cpuid, layout};
+use crate::arch::host::{cpuid, layout, software_kvm};
 use crate::bus::Bus;
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
@@ -184,6 +184,9 @@ fn load(
             .first()
             .and_then(|drive| root_argument(drive.root.as_ref(), drive.read_only)),
     );
+    if boot.software_kvm_options {
+        additions.extend(software_kvm::options(kernel_bytes, &boot.args));
+    }
     additions.push(format!("lightv.control={:#x}", layout::CONTROL_START));
     additions.extend(devices.cmdline());
     let mut line = cmdline::assemble(&boot.args, &additions)

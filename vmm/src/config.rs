@@ -72,6 +72,8 @@ pub struct BootConfig {
     pub args: String,
     /// How the kernel is entered.
     pub protocol: BootProtocol,
+    /// Whether a Linux kernel is given what it needs on software KVM.
+    pub software_kvm_options: bool,
 }
 
 /// A disk.
@@ -315,6 +317,7 @@ fn prove_boot(boot: &BootSource, faults: &mut Faults) -> Option<BootConfig> {
         initrd,
         args,
         protocol,
+        software_kvm_options: boot.software_kvm_options.unwrap_or(true),
     })
 }
 

@@ -99,7 +99,7 @@ fn kind_check(kind: &str) -> HostCheck {
         name: "CPU virtualization".into(),
         verdict: Verdict::Warning,
         found: "none: software KVM. Guest user code runs natively, guest kernel code is emulated".into(),
-        remedy: "nothing, for guests that work in user mode; a Linux kernel boots slowly here, so use snapshots".into(),
+        remedy: "nothing, for guests that work in user mode. A Linux kernel boots slowly, so use snapshots; it is given the options that it needs here, unless --no-software-kvm-options is set".into(),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Overrides {
     pub memory_mib: Option<u64>,
     /// Number of vCPUs.
     pub vcpus: Option<u64>,
+    /// A Linux kernel is not given options for software KVM.
+    pub no_software_kvm_options: bool,
     /// Kernel command line added before a stand-alone `--`.
     pub append: Option<String>,
 }
@@ -65,6 +67,9 @@ impl Overrides {
             spec.machine_config.mem_size_mib =
                 self.memory_mib.unwrap_or(spec.machine_config.mem_size_mib);
             spec.machine_config.vcpu_count = self.vcpus.unwrap_or(spec.machine_config.vcpu_count);
+            if let (true, Some(boot)) = (self.no_software_kvm_options, &mut spec.boot_source) {
+                boot.software_kvm_options = Some(false);
+            }
             if let (Some(text), Some(boot)) = (&self.append, &mut spec.boot_source) {
                 let args = boot
                     .boot_args

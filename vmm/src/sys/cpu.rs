@@ -2,6 +2,14 @@
 
 use std::arch::x86_64::__cpuid;
 
+/// Whether this CPU has VMX or SVM: KVM without either runs guests by shadow paging, and their kernel code by emulation.
+#[must_use]
+pub fn has_virtualization() -> bool {
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    __cpuid(1).ecx & VMX != 0 || __cpuid(0x8000_0001).ecx & SVM != 0
+}
+
 /// Vendor (leaf 0 EBX, ECX, EDX) and family, model, stepping (leaf 1 EAX): two CPUs for which they are the same have, under
 /// one kernel, the same features.
 #[must_use]

@@ -171,6 +171,7 @@ impl RunArgs {
             memory_mib: self.memory.map(u64::from),
             vcpus: self.vcpus.map(u64::from),
             append: None,
+            no_software_kvm_options: false,
         };
         let origin = if self.cold {
             Origin::Boot(image)

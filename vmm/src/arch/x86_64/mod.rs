@@ -9,4 +9,5 @@ pub mod generation;
 pub mod layout;
 pub mod mptable;
 pub mod msr;
+pub mod software_kvm;
 pub mod start_state;
