@@ -8,6 +8,7 @@
 pub mod disk;
 pub mod host;
 pub mod http;
+pub mod linux;
 pub mod machine;
 pub mod netns;
 pub mod process;

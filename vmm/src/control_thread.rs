@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -40,6 +41,9 @@ pub struct Assignment {
 /// The main thread's end.
 #[derive(Debug)]
 pub struct ControlThread {
+    kvm_path: PathBuf,
+    /// Whoever sets it makes the VM.
+    is_taken: Arc<AtomicBool>,
     vm: Receiver<Result<EmptyVm, VmError>>,
     assignments: Sender<Assignment>,
     wake: Arc<EventFd>,
@@ -67,9 +71,13 @@ impl ControlThread {
             wake: Arc::clone(&wake),
             signals,
         };
+        let is_taken = Arc::new(AtomicBool::new(false));
+        let (taken, path) = (Arc::clone(&is_taken), kvm_path.clone());
         let body = move || {
-            // A main thread that is gone takes the process with it.
-            let _ = vm_sender.send(make_vm(&kvm_path));
+            if !taken.swap(true, Ordering::SeqCst) {
+                // A main thread that is gone takes the process with it.
+                let _ = vm_sender.send(make_vm(&path));
+            }
             finish(waiting.run());
         };
         thread::Builder::new()
@@ -77,17 +85,22 @@ impl ControlThread {
             .stack_size(STACK_BYTES)
             .spawn(body)?;
         Ok(Self {
+            kvm_path,
+            is_taken,
             vm,
             assignments,
             wake,
         })
     }
 
-    /// The empty VM; waits until it is made.
+    /// The empty VM: made by the thread, or here, when all CPUs are busy and the thread has not had its turn yet.
     ///
     /// # Errors
     /// [`VmError`].
     pub fn take_vm(&self) -> Result<EmptyVm, VmError> {
+        if !self.is_taken.swap(true, Ordering::SeqCst) {
+            return make_vm(&self.kvm_path);
+        }
         self.vm.recv().unwrap_or(Err(VmError::Call {
             what: "create a VM twice",
             cause: kvm_ioctls::Error::new(libc::EBUSY),

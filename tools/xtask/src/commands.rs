@@ -29,6 +29,8 @@ pub(crate) enum TaskError {
     Prerequisites,
     #[error("Cannot read or write {}: {cause}", path.display())]
     File { path: PathBuf, cause: io::Error },
+    #[error("Neither XDG_CACHE_HOME nor HOME says where a cache can be")]
+    NoCache,
     #[error("`cargo metadata` answered with something that is not its format")]
     Metadata,
     #[error("The guest printed {found:?} instead of `Hello, world!`")]

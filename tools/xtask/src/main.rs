@@ -3,6 +3,7 @@
 mod build;
 mod check;
 mod commands;
+mod linux;
 mod prerequisites;
 mod suite;
 mod tidy;
@@ -54,6 +55,16 @@ const TASKS: &[Task] = &[
         name: "golden",
         about: "write the golden files of new section versions (never of old ones)",
         run: |_| build::golden(),
+    },
+    Task {
+        name: "linux",
+        about: "build the Linux guest kernel unless it is in the cache; prints its path",
+        run: linux::linux,
+    },
+    Task {
+        name: "linux-test",
+        about: "boot that kernel, save and restore it; minutes more when it has to be built",
+        run: |_| suite::linux_test(),
     },
     Task {
         name: "man",

@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
 use crate::commands::{self, TaskError};
-use crate::{build, prerequisites};
+use crate::{build, linux, prerequisites};
 
 /// The crate whose tests boot real guests.
 const GUEST_TESTS: &str = "lightv-tests";
@@ -135,6 +135,29 @@ fn guest_tests(skip_log: &std::path::Path) -> Result<Run, TaskError> {
         .env("LIGHTV_BIN_DIR", commands::release_dir())
         .env(SKIP_LOG, skip_log);
     count(&mut command)
+}
+
+/// The tests that need the Linux guest kernel, which takes minutes to build; ends with the closing line.
+pub(crate) fn linux_test() -> Result<(), TaskError> {
+    build::release()?;
+    let kernel = linux::kernel(&[])?;
+    let mut command = runner(
+        &[
+            "--package",
+            GUEST_TESTS,
+            "--features",
+            "linux",
+            "--test",
+            "linux",
+        ],
+        commands::cargo,
+    );
+    command
+        .env("LIGHTV_BIN_DIR", commands::release_dir())
+        .env("LIGHTV_LINUX_KERNEL", kernel);
+    let run = count(&mut command)?;
+    println!("{}", run.tally.closing_line());
+    run.verdict()
 }
 
 fn runner(packages: &[&str], cargo: fn(&[&str]) -> Command) -> Command {

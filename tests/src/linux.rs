@@ -1,0 +1,73 @@
+//! A Linux kernel of ours, and an initial RAM disk with one program in it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::scratch::Scratch;
+
+/// The kernel that `cargo xtask linux` builds: the one that the test run names, or else asked for.
+///
+/// # Panics
+/// When there is none, and none can be built.
+#[must_use]
+pub fn kernel() -> PathBuf {
+    if let Some(path) = env::var_os("LIGHTV_LINUX_KERNEL") {
+        return path.into();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace");
+    let output = Command::new("cargo")
+        .args(["xtask", "linux"])
+        .current_dir(root)
+        .output()
+        .expect("cargo");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let path = stdout.lines().last().map(PathBuf::from);
+    path.filter(|path| path.is_file())
+        .unwrap_or_else(|| panic!("no kernel: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Writes an initial RAM disk whose `/init` is the C program `source`, linked statically. Returns its name.
+///
+/// # Panics
+/// When the program does not compile.
+#[must_use]
+pub fn initrd(scratch: &Scratch, source: &str) -> String {
+    let (file, program) = (scratch.write("init.c", source), scratch.path("init"));
+    let status = Command::new("cc")
+        .args(["-static", "-Os", "-o"])
+        .args([&program, &file])
+        .status();
+    assert!(status.expect("cc").success(), "init.c does not compile");
+    let mut archive = Vec::new();
+    push(&mut archive, "dev", 0o40755, &[]);
+    push(&mut archive, "dev/console", 0o20600, &[]);
+    push(&mut archive, "init", 0o100_755, &scratch.read("init"));
+    push(&mut archive, "TRAILER!!!", 0, &[]);
+    scratch.write("initrd.cpio", archive);
+    "initrd.cpio".to_owned()
+}
+
+/// Adds an entry in the format that Linux reads (Documentation/driver-api/early-userspace/buffer-format.rst, "newc"). A
+/// device is the console, 5:1.
+fn push(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let is_device = mode & 0o170_000 == 0o20000;
+    let (major, minor) = if is_device { (5, 1) } else { (0, 0) };
+    let (inode, bytes, name_bytes) = (archive.len(), content.len(), name.len() + 1);
+    let mut header = format!(
+        "070701{inode:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}",
+        0, 0, 1, 0
+    );
+    header += &format!(
+        "{bytes:08x}{:08x}{:08x}{major:08x}{minor:08x}{name_bytes:08x}{:08x}",
+        0, 0, 0
+    );
+    archive.extend_from_slice(header.as_bytes());
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
