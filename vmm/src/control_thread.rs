@@ -146,6 +146,7 @@ impl Waiting {
                         signals: self.signals,
                         save_is_wanted,
                     };
+                    drop(poller);
                     return control::run(running, plan, inherited);
                 }
             }
