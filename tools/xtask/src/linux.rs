@@ -141,6 +141,9 @@ fn build(
     remove_dir(&unfinished)?;
     let mut command = script(recipe);
     command.arg("build").arg(&unfinished);
+    // The lock is held as long as any process of the build has it open, also when this one is killed.
+    let held = lock.try_clone();
+    command.stdin(held.map_err(|cause| file_error(&lock_path, cause))?);
     for fragment in fragments {
         command.arg(absolute(fragment)?);
     }
