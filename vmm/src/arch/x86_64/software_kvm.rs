@@ -4,12 +4,11 @@
 use crate::sys::cpu;
 
 /// The options, in the order in which they are given.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 7] = [
     "mitigations=off",
     "nopcid",
     "clearcpuid=308,295,151,158,306,298,534,514,141,154,297,580",
     "lightv_pf_syscall",
-    "nopvspin",
     "noreplace-smp",
     "percpu_alloc=page",
     "rodata=off",
