@@ -11,7 +11,7 @@ use lightv_api::exit;
 
 use crate::args::{Origin, RunJob};
 use crate::boot::{BuildError, boot};
-use crate::config::{ConfigFaults, MachineConfig};
+use crate::config::{BootConfig, ConfigFaults, MachineConfig};
 use crate::control::{ControlError, Ending, SaveFailure, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
@@ -249,20 +249,11 @@ impl Builder<'_> {
             .as_deref()
             .map(|initrd| read_file("initrd", initrd, limits::INITRD_BYTES_MAX));
         let initrd = initrd.transpose().map_err(RunError::ReadFile)?;
-        self.stamps.step(Step::ImageLoad);
         let files = BootFiles {
             kernel: Some(kernel),
             initrd,
         };
-        let machine = boot(
-            config,
-            &boot_config,
-            files,
-            self.control,
-            Arc::clone(self.stamps),
-        )
-        .map_err(RunError::Build)?;
-        Ok(self.keep_or_drop_files(machine))
+        self.boot_loaded(config, &boot_config, files)
     }
 
     fn boot_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
@@ -278,16 +269,20 @@ impl Builder<'_> {
             RunError::Image(image.missing("kernel", 0, "it can only be restored; leave --cold out"))
         };
         let boot_config = boot_config.ok_or_else(missing)?;
+        self.boot_loaded(config, &boot_config, files)
+    }
+
+    /// Boots what has been read and proved.
+    fn boot_loaded(
+        &self,
+        config: MachineConfig,
+        boot_config: &BootConfig,
+        files: BootFiles,
+    ) -> Result<Machine, RunError> {
         self.stamps.step(Step::ImageLoad);
-        let machine = boot(
-            config,
-            &boot_config,
-            files,
-            self.control,
-            Arc::clone(self.stamps),
-        )
-        .map_err(RunError::Build)?;
-        Ok(self.keep_or_drop_files(machine))
+        let stamps = Arc::clone(self.stamps);
+        let machine = boot(config, boot_config, files, self.control, stamps);
+        Ok(self.keep_or_drop_files(machine.map_err(RunError::Build)?))
     }
 
     fn restore_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
