@@ -9,15 +9,31 @@ use super::tree::Tree;
 
 /// Which of our crates each of our crates may use (docs/architecture.md). A new edge needs an ADR.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("lightv-api", &[]),
-    ("lightv-devices", &[]),
+    // What a guest's agent is told and where: the smallest of our crates, shared with the guest.
+    ("lightv-contract", &[]),
+    ("lightv-api", &["lightv-contract"]),
+    ("lightv-devices", &["lightv-contract"]),
+    // Root file systems from folders, archives and OCI images (docs/adr/0010-linux-images.md).
+    ("lightv-rootfs", &["lightv-contract"]),
     ("lightv-workloads", &[]),
-    ("lightv-vmm", &["lightv-api", "lightv-devices"]),
+    (
+        "lightv-vmm",
+        &["lightv-api", "lightv-contract", "lightv-devices"],
+    ),
     ("lightv-bench", &["lightv-api", "lightv-workloads"]),
     // The monitor for `lightv run` alone: docs/adr/0007-run-is-the-monitor.md.
-    ("lightv", &["lightv-api", "lightv-bench", "lightv-vmm"]),
-    ("lightv-tests", &["lightv-api"]),
-    ("xtask", &[]),
+    (
+        "lightv",
+        &[
+            "lightv-api",
+            "lightv-bench",
+            "lightv-contract",
+            "lightv-rootfs",
+            "lightv-vmm",
+        ],
+    ),
+    ("lightv-tests", &["lightv-api", "lightv-contract"]),
+    ("xtask", &["lightv-rootfs"]),
 ];
 
 /// Crates whose types cross our interfaces: two versions of one would not fit together.
