@@ -23,6 +23,9 @@
 #define LIGHTV_R_ENV_OFFSET 0x06c
 #define LIGHTV_R_ENV_LEN 0x070
 #define LIGHTV_R_ENV_COUNT 0x074
+#define LIGHTV_R_FLAGS 0x078
+#define LIGHTV_R_AGENT_OFFSET 0x07c
+#define LIGHTV_R_AGENT_LEN 0x080
 
 /* Write side: doorbells. */
 #define LIGHTV_W_READY 0x800     /* 32 bit */

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use lightv_contract::agent::{AgentSpec, InterfaceSpec, Ready, Writable};
+
 /// Top level of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -178,7 +180,8 @@ pub struct EntropySpec {
     pub rate_limiter: Option<Value>,
 }
 
-/// `run`: LightV's own addition. Arguments and environment together are at most 61,440 bytes.
+/// `run`: LightV's own addition. Arguments, environment and the agent's orders together are at most 61,440
+/// bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSpec {
@@ -188,4 +191,8 @@ pub struct RunSpec {
     /// Environment of this run.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// What LightV's agent in a Linux guest is to do. Without it, the guest's init gets arguments and environment and does
+    /// with them what it likes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentSpec>,
 }

@@ -41,6 +41,10 @@ pub mod field {
     pub const ARGS: usize = 0x060;
     /// `ENV_OFFSET`, `ENV_LEN` and `ENV_COUNT`, 32 bits each.
     pub const ENV: usize = 0x06c;
+    /// `FLAGS`, 32 bits.
+    pub const FLAGS: usize = 0x078;
+    /// `AGENT_OFFSET` and `AGENT_LEN`, 32 bits each.
+    pub const AGENT: usize = 0x07c;
     /// Where strings stand when they end before [`DOORBELLS`].
     pub const STRINGS_SHORT: usize = 0x100;
     /// First doorbell: nothing is read from here to [`STRINGS_LONG`].
@@ -67,6 +71,9 @@ pub mod doorbell {
     pub const PANIC: u64 = 0x830;
 }
 
+/// Bit 0 of `FLAGS`: the run has a terminal, which the guest's program gets as its own.
+pub const FLAG_TTY: u32 = 1;
+
 /// What a run is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunData {
@@ -90,13 +97,17 @@ pub struct RunData {
     pub args: Vec<String>,
     /// Environment, in order.
     pub env: Vec<(String, String)>,
+    /// [`FLAG_TTY`].
+    pub flags: u32,
+    /// What the guest's agent is to do: JSON, or nothing.
+    pub agent: String,
 }
 
 /// Why a run cannot be told to the guest. Nothing has been written then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlPageError {
     /// Too many bytes.
-    #[error("Arguments and environment have {bytes} bytes, more than {max}")]
+    #[error("Arguments, environment and the agent's orders have {bytes} bytes, more than {max}")]
     TooLong {
         /// How many, NUL bytes included.
         bytes: usize,
@@ -139,6 +150,8 @@ pub struct ControlPage<'a> {
 struct Strings {
     bytes: Vec<u8>,
     args_bytes: usize,
+    env_bytes: usize,
+    agent_bytes: usize,
 }
 
 impl<'a> ControlPage<'a> {
@@ -174,10 +187,12 @@ impl<'a> ControlPage<'a> {
         self.put(field::TSC_KHZ, &run.tsc_khz.to_le_bytes());
         self.put(field::VCPUS, &run.vcpus.to_le_bytes());
         self.put(field::RAM_BYTES, &run.ram_bytes.to_le_bytes());
-        let env_bytes = strings.bytes.len().saturating_sub(strings.args_bytes);
         let env_start = start.saturating_add(strings.args_bytes);
-        self.put_extent(field::ARGS, [start, strings.args_bytes, run.args.len()]);
-        self.put_extent(field::ENV, [env_start, env_bytes, run.env.len()]);
+        let agent_start = env_start.saturating_add(strings.env_bytes);
+        self.put_words(field::ARGS, &[start, strings.args_bytes, run.args.len()]);
+        self.put_words(field::ENV, &[env_start, strings.env_bytes, run.env.len()]);
+        self.put(field::FLAGS, &run.flags.to_le_bytes());
+        self.put_words(field::AGENT, &[agent_start, strings.agent_bytes]);
         self.set_wall_clock(run.wall_clock_ns, run.wall_clock_tsc);
         std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
         self.put(field::GENERATION, &run.generation);
@@ -190,12 +205,10 @@ impl<'a> ControlPage<'a> {
         self.put(field::WALL_CLOCK_TSC, &tsc.to_le_bytes());
     }
 
-    fn put_extent(&self, offset: usize, extent: [usize; 3]) {
-        let mut bytes = [0; 12];
-        for (target, value) in bytes.chunks_exact_mut(4).zip(extent) {
-            // All three are below 2^16.
-            target.copy_from_slice(&u32::try_from(value).unwrap_or(0).to_le_bytes());
-        }
+    /// Words of 32 bits: offsets, lengths and counts of strings, all below 2^16.
+    fn put_words(&self, offset: usize, words: &[usize]) {
+        let word = |value: &usize| u32::try_from(*value).unwrap_or(0).to_le_bytes();
+        let bytes: Vec<u8> = words.iter().flat_map(word).collect();
         self.put(offset, &bytes);
     }
 
@@ -227,11 +240,18 @@ impl Strings {
                 bytes.extend_from_slice(part.as_bytes());
             }
         }
+        let env_bytes = bytes.len().saturating_sub(args_bytes);
+        bytes.extend_from_slice(run.agent.as_bytes());
         if bytes.len() > CONTROL_STRINGS_BYTES_MAX {
             let (bytes, max) = (bytes.len(), CONTROL_STRINGS_BYTES_MAX);
             return Err(ControlPageError::TooLong { bytes, max });
         }
-        Ok(Self { bytes, args_bytes })
+        Ok(Self {
+            bytes,
+            args_bytes,
+            env_bytes,
+            agent_bytes: run.agent.len(),
+        })
     }
 }
 

@@ -18,6 +18,8 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> RunData {
             .iter()
             .map(|&(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
+        flags: 0,
+        agent: String::new(),
     }
 }
 
@@ -54,7 +56,31 @@ fn a_short_run_stands_in_the_first_page() {
         [0x109, 7, 1]
     );
     assert_eq!(&page[0x100..0x110], "echo\0ä\0\0HOME=/\0".as_bytes());
+    assert_eq!(
+        [0x78, 0x7c, 0x80].map(|offset| word(&page, offset)),
+        [0, 0x110, 0]
+    );
     assert!(page[0x110..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn the_agents_orders_follow_the_environment() {
+    let mut run = run(&["a"], &[("B", "c")]);
+    run.flags = FLAG_TTY;
+    run.agent = r#"{"hostname":"h"}"#.into();
+    let page = published(&run).unwrap();
+    assert_eq!(
+        [0x78, 0x7c, 0x80].map(|offset| word(&page, offset)),
+        [1, 0x106, 16]
+    );
+    assert_eq!(&page[0x100..0x116], b"a\0B=c\0{\"hostname\":\"h\"}");
+    let (len, max) = (CONTROL_STRINGS_BYTES_MAX, CONTROL_STRINGS_BYTES_MAX);
+    run.agent = "x".repeat(len - 5);
+    let bytes = len + 1;
+    assert_eq!(
+        published(&run),
+        Err(ControlPageError::TooLong { bytes, max })
+    );
 }
 
 #[test]

@@ -273,5 +273,7 @@ pub fn run_facts(config: &MachineConfig, restores: u64, clock: GuestClock) -> Ru
         tsc: clock.value,
         args: config.args().to_vec(),
         env: config.env(),
+        is_tty: false,
+        agent: config.agent_json(),
     }
 }

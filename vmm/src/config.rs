@@ -4,6 +4,8 @@
 //! value. [`MachineConfig::prove`] reports every fault at once. Files and taps are opened later: whether a path can
 //! be opened is known only by opening it.
 
+mod agent;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -139,6 +141,9 @@ impl MachineConfig {
         let vcpus = prove_machine(&spec, host_memory_bytes, &mut faults);
         let drives = prove_drives(&spec.drives, &mut faults);
         let nets = prove_nets(&spec.network_interfaces, &mut faults);
+        if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
+            agent::prove(agent, nets.len(), &mut faults);
+        }
         let devices = drives.len() + nets.len() + usize::from(spec.entropy.is_some());
         if devices > limits::DEVICES_MAX {
             faults.add(
@@ -210,6 +215,16 @@ impl MachineConfig {
             .run
             .as_ref()
             .map_or(&[], |run| run.args.as_slice())
+    }
+
+    /// What the guest's agent is to do, as JSON; empty when there is no agent.
+    #[must_use]
+    pub fn agent_json(&self) -> String {
+        let agent = self.spec.run.as_ref().and_then(|run| run.agent.as_ref());
+        // Strings, numbers and lists of them: nothing that JSON cannot say.
+        agent
+            .and_then(|agent| serde_json::to_string(agent).ok())
+            .unwrap_or_default()
     }
 
     /// Environment of this run.

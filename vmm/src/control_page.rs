@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use kvm_ioctls::VcpuFd;
-use lightv_devices::control::{ControlPage as Page, ControlPageError, RunData};
+use lightv_devices::control::{ControlPage as Page, ControlPageError, FLAG_TTY, RunData};
 use vm_memory::VolatileSlice;
 
 use crate::arch::host::layout;
@@ -19,7 +19,7 @@ pub enum ControlPageFailure {
     #[error("Cannot map the control device's page")]
     Map(#[source] MapError),
     /// Arguments or environment that it cannot hold.
-    #[error("Arguments and environment of this run (run.args, run.env) are refused")]
+    #[error("What this run is told (run.args, run.env, run.agent) is refused")]
     Strings(#[source] ControlPageError),
     /// No random bytes.
     #[error("Cannot get random bytes from the host")]
@@ -51,6 +51,10 @@ pub struct RunFacts {
     pub args: Vec<String>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// Whether the run has a terminal.
+    pub is_tty: bool,
+    /// What the guest's agent is to do: JSON, or nothing.
+    pub agent: String,
 }
 
 /// The page in this process.
@@ -99,6 +103,8 @@ impl ControlPage {
             ram_bytes: facts.ram_bytes,
             args: facts.args,
             env: facts.env,
+            flags: if facts.is_tty { FLAG_TTY } else { 0 },
+            agent: facts.agent,
         };
         Page::new(self.slice())
             .publish(&data)

@@ -14,6 +14,8 @@ pub const KERNEL_BYTES_MAX: u64 = 512 << 20;
 pub const INITRD_BYTES_MAX: u64 = 2 << 30;
 /// Length of an id of a drive or network interface.
 pub const ID_BYTES_MAX: usize = 64;
+/// Length of a guest's host name: Linux's own limit is 64 bytes with the NUL byte.
+pub const HOSTNAME_BYTES_MAX: usize = 63;
 /// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;

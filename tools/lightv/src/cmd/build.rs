@@ -148,6 +148,7 @@ impl BuildArgs {
         let run = RunSpec {
             args: self.args,
             env,
+            agent: None,
         };
         let spec = VmSpec {
             boot_source: Some(BootSource {
