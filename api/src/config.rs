@@ -144,6 +144,10 @@ pub struct DriveSpec {
     /// Not offered yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<Value>,
+    /// LightV's own: whether the bytes of the disk become part of an image that is saved of the machine. Only for disks
+    /// that are read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_image: Option<bool>,
     /// vhost-user: not offered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<Value>,

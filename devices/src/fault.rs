@@ -103,6 +103,10 @@ pub enum HostOperation {
     SendFrame,
     /// Tell a tap which offloads the guest accepted.
     SetOffload,
+    /// Read from a disk.
+    ReadDisk,
+    /// Write to a disk, or sync it.
+    WriteDisk,
     /// Get random bytes.
     GetRandom,
 }
@@ -113,6 +117,8 @@ impl std::fmt::Display for HostOperation {
             Self::ReceiveFrame => "receive a frame from its tap",
             Self::SendFrame => "send a frame to its tap",
             Self::SetOffload => "set the offloads of its tap",
+            Self::ReadDisk => "read from its disk",
+            Self::WriteDisk => "write to its disk",
             Self::GetRandom => "get random bytes",
         })
     }

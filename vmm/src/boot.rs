@@ -111,8 +111,8 @@ pub fn boot(
         .collect::<Result<Vec<_>, _>>();
     let vcpus = vcpus.map_err(BuildError::Vm)?;
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
-    let devices =
-        DeviceSet::create(&config, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
+    let devices = DeviceSet::create(&config, &files.disks, &vm, ram.mem(), &sender)
+        .map_err(BuildError::Devices)?;
     write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
     set_boot_state(&kvm, &vcpus, entry)?;

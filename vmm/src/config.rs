@@ -89,6 +89,8 @@ pub struct DriveConfig {
     pub read_only: bool,
     /// Whether the guest's flushes reach the disk.
     pub cache: CacheType,
+    /// Its number in the configuration, if its bytes are, or become, part of an image.
+    pub in_image: Option<u32>,
     /// Whether it is the root disk, and by which partition.
     pub root: Option<RootBy>,
 }
@@ -421,6 +423,13 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
                 "false: another drive is the root device",
             );
         }
+        if spec.in_image == Some(true) && !spec.is_read_only {
+            faults.add(
+                field("in_image"),
+                "true",
+                "false, or is_read_only: the guest cannot write into an image",
+            );
+        }
         let root = spec.is_root_device.then(|| {
             spec.partuuid
                 .clone()
@@ -432,6 +441,8 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
             path,
             read_only: spec.is_read_only,
             cache,
+            in_image: (spec.in_image == Some(true))
+                .then(|| u32::try_from(index).unwrap_or(u32::MAX)),
             root,
         });
     }

@@ -7,132 +7,50 @@
 //! lock, and calls the loop from there, waiting for the answer. So the loop must not take that lock while vCPUs run:
 //! it does in [`DeviceSet::pause`] alone, when all are parked.
 
-use std::io;
+mod error;
+
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
-use lightv_devices::serial::{RestoreSerialError, Serial, SerialStateV1};
-use lightv_devices::state::{DeviceState, RestoreDeviceError, TransportStateV1};
-use lightv_devices::virtio::block::{Block, Disk, OpenDiskError};
+use lightv_devices::serial::{Serial, SerialStateV1};
+use lightv_devices::state::{DeviceState, TransportStateV1};
+use lightv_devices::virtio::block::{Block, Disk};
 use lightv_devices::virtio::device::{Activation, Progress, VirtioDevice};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
 use lightv_devices::virtio::mmio::{
     ActivateRefused, DeviceLink, DeviceProfile, FrontParts, MmioFront, ResumePoint, reg,
 };
-use lightv_devices::virtio::net::{Net, NetOptions, OpenTapError, Tap};
-use lightv_devices::virtio::transport_state::RestoreTransportError;
+use lightv_devices::virtio::net::{Net, NetOptions, Tap};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use self::error::DeviceSetError;
 
 use crate::arch::host::board::MmioPlace;
 use crate::arch::host::layout;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::event::{DeviceCall, Event, EventSender};
+use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::lock::lock;
 use crate::output::GuestOutput;
 use crate::poller::{PollError, Poller, Token};
 use crate::report;
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
-use crate::vm::{Vm, VmError};
+use crate::vm::Vm;
 
 /// Host failures of one device that are reported; the rest are only counted.
 const REPORTS_PER_DEVICE: u32 = 10;
 /// Id of the entropy source.
 const ENTROPY_ID: &str = "entropy";
 
-/// Why devices could not be made. Nothing is left behind.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceSetError {
-    /// A disk could not be opened.
-    #[error("Drive {id}")]
-    Disk {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[source]
-        cause: OpenDiskError,
-    },
-    /// A tap could not be opened.
-    #[error("Network interface {id}")]
-    Tap {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[source]
-        cause: OpenTapError,
-    },
-    /// The image has other devices than its configuration.
-    #[error("The image holds {found} devices and its configuration names {expected}")]
-    Count {
-        /// Devices of the configuration.
-        expected: usize,
-        /// Devices of the image.
-        found: usize,
-    },
-    /// A saved device is of another kind than the configuration says.
-    #[error("The image's device {place} is not the one that its configuration names there, {id}")]
-    Kind {
-        /// Its place.
-        place: usize,
-        /// Id in the configuration.
-        id: String,
-    },
-    /// A saved device does not fit what it is given now.
-    #[error("Device {id} cannot be restored")]
-    Restore {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[source]
-        cause: RestoreDeviceError,
-    },
-    /// A disk does not fit what was saved.
-    #[error("Drive {id} cannot be restored with disk {}", path.display())]
-    RestoreDisk {
-        /// Its id.
-        id: String,
-        /// The disk that was to be used.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        cause: RestoreDeviceError,
-    },
-    /// Saved registers or queues make no sense.
-    #[error("The registers of device {id} cannot be restored")]
-    Transport {
-        /// Its id.
-        id: String,
-        /// Why.
-        #[source]
-        cause: RestoreTransportError,
-    },
-    /// The saved serial port makes no sense.
-    #[error("The serial port cannot be restored")]
-    Serial(#[source] RestoreSerialError),
-    /// No descriptors left.
-    #[error("Cannot make an eventfd")]
-    EventFd(#[source] io::Error),
-    /// KVM refused a connection.
-    #[error("Cannot connect a device")]
-    Connect(#[source] VmError),
-}
-
-impl DeviceSetError {
-    /// Whether the cause is what the user wrote, or an image, and not the host.
-    #[must_use]
-    pub const fn is_bad_config(&self) -> bool {
-        !matches!(self, Self::EventFd(_) | Self::Connect(_))
-    }
-}
-
 /// All devices, in the order of their places.
 #[derive(Debug)]
 pub struct DeviceSet {
     places: Vec<Place>,
+    stored: Vec<StoredDisk>,
 }
 
 #[derive(Debug)]
@@ -166,13 +84,17 @@ impl DeviceSet {
     /// [`DeviceSetError`].
     pub fn create(
         config: &MachineConfig,
+        disks: &[ImageDisk],
         vm: &Vm,
         mem: &Arc<GuestMem>,
         events: &EventSender,
     ) -> Result<Self, DeviceSetError> {
         let mut devices = Vec::new();
+        let mut stored = Vec::new();
         for drive in config.drives() {
-            let block = Block::new(drive.id.clone(), drive.cache, open_disk(drive)?);
+            let disk = open_disk(drive, disks)?;
+            stored.extend(stored_disk(drive, &disk));
+            let block = Block::new(drive.id.clone(), drive.cache, disk);
             devices.push(Unconnected {
                 id: drive.id.clone(),
                 device: Box::new(block),
@@ -204,6 +126,7 @@ impl DeviceSet {
             .map(|(place, device)| wiring.connect(place, device, None));
         Ok(Self {
             places: places.collect::<Result<_, _>>()?,
+            stored,
         })
     }
 
@@ -227,11 +150,26 @@ impl DeviceSet {
         }
         let wiring = Wiring { vm, mem, events };
         let mut places = Vec::with_capacity(expected);
-        for (place, saved) in saved.devices.iter().enumerate() {
-            let device = restore_device(config, place, &saved.state)?;
-            places.push(wiring.connect(place, device, Some(&saved.transport))?);
+        let mut stored = Vec::new();
+        for (place, device) in saved.devices.iter().enumerate() {
+            let opened = config
+                .drives()
+                .get(place)
+                .map(|drive| open_disk(drive, &saved.disks));
+            let disk = opened.transpose()?;
+            if let (Some(drive), Some(disk)) = (config.drives().get(place), &disk) {
+                stored.extend(stored_disk(drive, disk));
+            }
+            let unconnected = restore_device(config, place, disk, &device.state)?;
+            places.push(wiring.connect(place, unconnected, Some(&device.transport))?);
         }
-        Ok(Self { places })
+        Ok(Self { places, stored })
+    }
+
+    /// The disks that a save puts into the image.
+    #[must_use]
+    pub fn stored_disks(&self) -> &[StoredDisk] {
+        &self.stored
     }
 
     /// The register fronts, in order.
@@ -436,7 +374,17 @@ impl Place {
     }
 }
 
-fn open_disk(drive: &DriveConfig) -> Result<Disk, DeviceSetError> {
+/// The disk of `drive`: one of those in the image, else the file that it names.
+fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, DeviceSetError> {
+    let found = in_image
+        .iter()
+        .find(|disk| Some(disk.index) == drive.in_image);
+    if let Some(found) = found {
+        return Disk::in_image(found.part.clone()).ok_or_else(|| DeviceSetError::DiskInImage {
+            id: drive.id.clone(),
+            bytes: found.part.len_bytes,
+        });
+    }
     let disk = Disk::open(&drive.path, drive.read_only);
     let disk = disk.map_err(|cause| DeviceSetError::Disk {
         id: drive.id.clone(),
@@ -452,6 +400,16 @@ fn open_disk(drive: &DriveConfig) -> Result<Disk, DeviceSetError> {
     Ok(disk)
 }
 
+/// What a save puts into the image of `drive`.
+fn stored_disk(drive: &DriveConfig, disk: &Disk) -> Option<StoredDisk> {
+    Some(StoredDisk {
+        index: drive.in_image?,
+        file: Arc::clone(disk.file()),
+        base: disk.base(),
+        len_bytes: disk.len_bytes(),
+    })
+}
+
 fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
     Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
         id: net.id.clone(),
@@ -463,6 +421,7 @@ fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
 fn restore_device(
     config: &MachineConfig,
     place: usize,
+    disk: Option<Disk>,
     state: &DeviceState,
 ) -> Result<Unconnected, DeviceSetError> {
     let (drives, nets) = (config.drives(), config.nets());
@@ -471,14 +430,15 @@ fn restore_device(
         let id = id.to_owned();
         move |cause| DeviceSetError::Restore { id, cause }
     };
-    let (id, device): (&str, Box<dyn VirtioDevice>) = if let Some(drive) = drives.get(place) {
+    let (id, device): (&str, Box<dyn VirtioDevice>) = if let (Some(drive), Some(disk)) =
+        (drives.get(place), disk)
+    {
         let DeviceState::Block(state) = state else {
             return Err(DeviceSetError::Kind {
                 place,
                 id: drive.id.clone(),
             });
         };
-        let disk = open_disk(drive)?;
         let block = Block::from_state(drive.id.clone(), state, disk);
         let block = block.map_err(|cause| DeviceSetError::RestoreDisk {
             id: drive.id.clone(),

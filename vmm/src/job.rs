@@ -16,6 +16,7 @@ use crate::control::{ControlError, Ending, SaveFailure, SaveMoment, describe_sto
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
 use crate::event::StopReason;
+use crate::image::disk::take_disks;
 use crate::image::read::{Image, OpenImageError};
 use crate::image::write::WriteImageError;
 use crate::kernel::{BootFiles, ReadFileError, read_file};
@@ -252,6 +253,7 @@ impl Builder<'_> {
         let files = BootFiles {
             kernel: Some(kernel),
             initrd,
+            disks: Vec::new(),
         };
         self.boot_loaded(config, &boot_config, files)
     }
@@ -259,7 +261,8 @@ impl Builder<'_> {
     fn boot_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
         let mut image = Image::open(path).map_err(RunError::Image)?;
         let mut spec = image.take_manifest().map_err(RunError::Image)?.config;
-        let files = take_boot_files(&mut image).map_err(RunError::Image)?;
+        let mut files = take_boot_files(&mut image).map_err(RunError::Image)?;
+        files.disks = take_disks(&mut image, &spec).map_err(RunError::Image)?;
         overrides
             .apply(&mut spec, false)
             .map_err(RunError::Config)?;

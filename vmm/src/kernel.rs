@@ -14,15 +14,18 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 use crate::arch::host::layout;
 use crate::arch::host::start_state::Entry;
 use crate::config::BootProtocol;
+use crate::image::disk::ImageDisk;
 use crate::sys::mapping::PAGE_BYTES;
 
-/// The kernel and initial RAM disk as they were read, kept when the machine is to be saved.
+/// What is booted, as it was read; kept when the machine is to be saved.
 #[derive(Debug, Clone, Default)]
 pub struct BootFiles {
     /// The kernel.
     pub kernel: Option<Vec<u8>>,
     /// The initial RAM disk.
     pub initrd: Option<Vec<u8>>,
+    /// Disks of the image that is booted.
+    pub disks: Vec<ImageDisk>,
 }
 
 /// Why a file could not be read.

@@ -12,6 +12,8 @@ pub const CONFIG_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const KERNEL_BYTES_MAX: u64 = 512 << 20;
 /// Bytes of an initial RAM disk.
 pub const INITRD_BYTES_MAX: u64 = 2 << 30;
+/// Bytes of a section `disk-sums`: for a disk of 1 TiB.
+pub const DISK_SUMS_BYTES_MAX: u64 = 128 << 20;
 /// Length of an id of a drive or network interface.
 pub const ID_BYTES_MAX: usize = 64;
 /// Length of a guest's host name: Linux's own limit is 64 bytes with the NUL byte.

@@ -37,7 +37,10 @@ impl Overrides {
         let mut faults = Vec::new();
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
-                Some(drive) => drive.path_on_host = path,
+                Some(drive) => {
+                    drive.path_on_host = path;
+                    drive.in_image = None;
+                }
                 None => faults.push(unknown(
                     "--disk",
                     &id,

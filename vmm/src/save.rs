@@ -56,6 +56,9 @@ pub fn save(
     if let Some(initrd) = &machine.boot_files.initrd {
         contents.add_bytes(kind::INITRD, initrd.clone());
     }
+    for disk in machine.devices.stored_disks() {
+        contents.add_disk(disk.clone()).map_err(SaveError::Write)?;
+    }
     write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
 }
 
@@ -109,6 +112,11 @@ fn stored_config(machine: &Machine) -> VmSpec {
         }
         if machine.boot_files.initrd.is_some() {
             boot.initrd_path = Some(IN_IMAGE.into());
+        }
+    }
+    for drive in &mut spec.drives {
+        if drive.in_image == Some(true) {
+            drive.path_on_host = IN_IMAGE.into();
         }
     }
     spec

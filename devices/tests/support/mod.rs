@@ -132,9 +132,11 @@ impl DeviceLink for DirectLink {
 /// Serves queue `index` until nothing waits, as the control loop would.
 pub(crate) fn process(device: &SharedDevice, index: usize) {
     for _ in 0..1000 {
-        let progress = device.lock().unwrap().process_queue(index).unwrap();
-        if progress == Progress::Done {
-            return;
+        match device.lock().unwrap().process_queue(index) {
+            Ok(Progress::Done) => return,
+            Ok(Progress::More) => {}
+            // The loop tells the operator, and goes on.
+            Err(fault) => return eprintln!("{fault}: {}", fault.cause),
         }
     }
     panic!("the device does not come to an end");

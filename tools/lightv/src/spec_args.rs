@@ -67,7 +67,7 @@ fn id_and_tap(text: &str) -> Result<(&str, &str), ArgFault> {
     }
 }
 
-/// `ID=PATH[,ro][,root][,cache=writeback]`.
+/// `ID=PATH[,ro][,root][,in-image][,cache=writeback]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiskArg(pub(crate) DriveSpec);
 
@@ -89,6 +89,7 @@ impl FromStr for DiskArg {
             match option {
                 "ro" => drive.is_read_only = true,
                 "root" => drive.is_root_device = true,
+                "in-image" => drive.in_image = Some(true),
                 "cache=writeback" => drive.cache_type = Some("Writeback".into()),
                 "cache=unsafe" => drive.cache_type = Some("Unsafe".into()),
                 other => {

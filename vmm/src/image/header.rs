@@ -31,6 +31,10 @@ pub mod kind {
     pub const INITRD: &str = "initrd";
     /// Pages of guest RAM, in the order of `memory-map`.
     pub const MEMORY: &str = "memory";
+    /// A disk. Proved chunk by chunk, when the guest reads it.
+    pub const DISK: &str = "disk";
+    /// XXH3-64 of each 64 KiB of the disk with the same index, little-endian.
+    pub const DISK_SUMS: &str = "disk-sums";
     /// Their version.
     pub const BYTES_VERSION: u16 = 1;
 }

@@ -1,9 +1,10 @@
-//! Opening an image: nothing of it is used before all of it is proved.
+//! Opening an image: nothing of it is used before it is proved.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lightv_devices::state::Section;
 use serde::de::DeserializeOwned;
@@ -22,7 +23,7 @@ const CHUNK_BYTES: usize = 32 << 10;
 /// An open image whose bytes are proved.
 #[derive(Debug)]
 pub struct Image {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     entries: Vec<SectionEntry>,
     taken: Vec<bool>,
@@ -119,7 +120,7 @@ pub enum OpenImageError {
 }
 
 impl Image {
-    /// Opens `path` and proves header, table and all sections.
+    /// Opens `path` and proves header, table and all sections but disks: those are proved as the guest reads them.
     ///
     /// # Errors
     /// [`OpenImageError`].
@@ -134,7 +135,8 @@ impl Image {
                 return Err(image.contents_error(&entry.name(), what));
             }
         }
-        for entry in &image.entries {
+        let at_start = |entry: &&SectionEntry| entry.kind != kind::DISK;
+        for entry in image.entries.iter().filter(at_start) {
             if !image.is_intact(entry, &mut chunk)? {
                 return Err(OpenImageError::Checksum {
                     path: path.into(),
@@ -178,7 +180,7 @@ impl Image {
         let entries = header.decode_table(&front).map_err(refused)?;
         let taken = vec![false; entries.len()];
         Ok(Self {
-            file,
+            file: Arc::new(file),
             path: path.into(),
             entries,
             taken,
@@ -236,7 +238,7 @@ impl Image {
 
     /// The file, for mapping.
     #[must_use]
-    pub const fn file(&self) -> &File {
+    pub const fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -406,6 +408,9 @@ fn bytes_max(kind: &str) -> u64 {
         kind::KERNEL => limits::KERNEL_BYTES_MAX,
         kind::INITRD => limits::INITRD_BYTES_MAX,
         kind::MEMORY => host_memory_bytes(),
+        // Never read as a whole.
+        kind::DISK => u64::MAX,
+        kind::DISK_SUMS => limits::DISK_SUMS_BYTES_MAX,
         _ => limits::STATE_SECTION_BYTES_MAX,
     }
 }

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::Section;
+use lightv_devices::virtio::block::chunk_sums;
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::disk::StoredDisk;
 use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind};
 use super::manifest::MemoryRunV1;
 use super::read::Image;
@@ -45,6 +47,15 @@ pub enum WriteImageError {
         path: PathBuf,
         /// What was being done.
         what: &'static str,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// A disk that is to be part of the image could not be read.
+    #[error("Cannot read drives[{index}], which is to be part of the image")]
+    Disk {
+        /// Its number in the configuration.
+        index: u32,
         /// The kernel's reason.
         #[source]
         cause: io::Error,
@@ -88,6 +99,8 @@ enum Body {
     Ram(Vec<MemoryRunV1>),
     /// A section of another image.
     Copy(SectionEntry),
+    /// A disk.
+    Disk(StoredDisk),
 }
 
 /// What sections are copied from.
@@ -132,6 +145,29 @@ impl ImageContents {
         }
     }
 
+    /// Adds a disk, with a checksum for each chunk of it.
+    ///
+    /// # Errors
+    /// [`WriteImageError::Disk`].
+    pub fn add_disk(&mut self, disk: StoredDisk) -> Result<(), WriteImageError> {
+        let read = |chunk: &mut [u8], at| disk.file.read_exact_at(chunk, disk.base + at);
+        let sums = chunk_sums(disk.len_bytes, read).map_err(|cause| WriteImageError::Disk {
+            index: disk.index,
+            cause,
+        })?;
+        let sums = sums.into_iter().flat_map(u64::to_le_bytes).collect();
+        let index = disk.index;
+        self.sections.push((
+            entry(kind::DISK_SUMS, index, kind::BYTES_VERSION),
+            Body::Bytes(sums),
+        ));
+        self.sections.push((
+            entry(kind::DISK, index, kind::BYTES_VERSION),
+            Body::Disk(disk),
+        ));
+        Ok(())
+    }
+
     /// Adds a section of another image.
     pub fn add_copy(&mut self, from: &SectionEntry) {
         self.sections.push((from.clone(), Body::Copy(from.clone())));
@@ -162,10 +198,9 @@ pub fn write_image(
     let mut end = (HEADER_BYTES + contents.sections.len() * ENTRY_BYTES) as u64;
     let mut entries = Vec::with_capacity(contents.sections.len());
     for (mut entry, body) in contents.sections {
-        let alignment = if entry.kind == kind::MEMORY {
-            PAGE_BYTES as u64
-        } else {
-            ALIGNMENT
+        let alignment = match entry.kind.as_str() {
+            kind::MEMORY | kind::DISK => PAGE_BYTES as u64,
+            _ => ALIGNMENT,
         };
         entry.offset = end.next_multiple_of(alignment);
         let mut section = SectionWriter {
@@ -177,6 +212,7 @@ pub fn write_image(
             Body::Bytes(bytes) => section.write(&bytes)?,
             Body::Ram(runs) => section.write_ram(&runs, source)?,
             Body::Copy(from) => section.write_copy(&from, source)?,
+            Body::Disk(disk) => section.write_disk(&disk)?,
         }
         end = section.position;
         entry.bytes = end - entry.offset;
@@ -285,6 +321,16 @@ impl SectionWriter<'_> {
             read.map_err(|cause| WriteImageError::Io {
                 path: path.clone(),
                 what: "copy a section of",
+                cause,
+            })
+        })
+    }
+
+    fn write_disk(&mut self, disk: &StoredDisk) -> Result<(), WriteImageError> {
+        self.write_chunks(disk.len_bytes, |chunk, done| {
+            let read = disk.file.read_exact_at(chunk, disk.base + done);
+            read.map_err(|cause| WriteImageError::Disk {
+                index: disk.index,
                 cause,
             })
         })

@@ -9,6 +9,7 @@ use super::irqchip_state::VmStateV1;
 use super::vcpu_state::VcpuStateV1;
 use super::working_set::WorkingSetV1;
 use crate::arch::host::layout;
+use crate::image::disk::{ImageDisk, take_disks};
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1, MemoryRunV1};
 use crate::image::read::{Image, OpenImageError};
@@ -51,6 +52,8 @@ pub struct SavedMachine {
     pub serial: SerialStateV1,
     /// Where in the file which stretch of RAM lies.
     pub runs: Vec<RamRun>,
+    /// Disks in the image.
+    pub disks: Vec<ImageDisk>,
     /// Pages that the guest wrote in a run that was watched.
     pub working_set: WorkingSetV1,
 }
@@ -76,6 +79,7 @@ impl SavedMachine {
         let serial = image.take_needed(0)?;
         let runs = take_memory(image, manifest.ram_bytes)?;
         let working_set = take_working_set(image, manifest.ram_bytes)?;
+        let disks = take_disks(image, &manifest.config)?;
         for kind in [kind::KERNEL, kind::INITRD] {
             image.take_entry(kind, 0, kind::BYTES_VERSION)?;
         }
@@ -87,6 +91,7 @@ impl SavedMachine {
             devices,
             serial,
             runs,
+            disks,
             working_set,
         })
     }
@@ -103,7 +108,11 @@ pub fn take_boot_files(image: &mut Image) -> Result<BootFiles, OpenImageError> {
     };
     let kernel = take(kind::KERNEL, limits::KERNEL_BYTES_MAX)?;
     let initrd = take(kind::INITRD, limits::INITRD_BYTES_MAX)?;
-    Ok(BootFiles { kernel, initrd })
+    Ok(BootFiles {
+        kernel,
+        initrd,
+        disks: Vec::new(),
+    })
 }
 
 /// The configuration's own rules are checked where it is proved; here only that the manifest does not contradict itself,

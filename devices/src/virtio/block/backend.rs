@@ -6,18 +6,37 @@ use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::proved::{Proof, chunk_count};
 use crate::sys::guest_buffers::GuestBuffers;
 
 /// Bytes of a sector (virtio 1.2 §5.2.4).
 pub(super) const SECTOR_BYTES: u64 = 512;
 
-/// A raw file or block device that is open.
+/// A raw file or block device that is open, or a stretch of an image.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    file: Arc<File>,
     read_only: bool,
+    /// Where the disk begins in the file.
+    base: u64,
     len_bytes: u64,
+    /// What is read must be proved first.
+    proof: Option<Proof>,
+}
+
+/// A stretch of an image file that is a disk.
+#[derive(Debug, Clone)]
+pub struct DiskPart {
+    /// The image.
+    pub file: Arc<File>,
+    /// Where the disk begins, in bytes.
+    pub base: u64,
+    /// Its length in bytes: at least one sector.
+    pub len_bytes: u64,
+    /// A checksum for each [`PROOF_CHUNK_BYTES`](super::proved::PROOF_CHUNK_BYTES) of it.
+    pub sums: Arc<[u64]>,
 }
 
 /// Why a disk was refused. The operator sees only this text and its causes.
@@ -132,10 +151,37 @@ impl Disk {
             });
         }
         Ok(Self {
-            file,
+            file: Arc::new(file),
             read_only,
+            base: 0,
             len_bytes,
+            proof: None,
         })
+    }
+
+    /// A read-only disk in an image. `None` when it is shorter than a sector, or there is not a checksum for each chunk.
+    #[must_use]
+    pub fn in_image(part: DiskPart) -> Option<Self> {
+        let DiskPart {
+            file,
+            base,
+            len_bytes,
+            sums,
+        } = part;
+        let fits = chunk_count(len_bytes) == sums.len() as u64 && len_bytes >= SECTOR_BYTES;
+        fits.then(|| Self {
+            file,
+            read_only: true,
+            base,
+            len_bytes,
+            proof: Some(Proof::new(sums)),
+        })
+    }
+
+    /// Where the disk begins in its file, in bytes.
+    #[must_use]
+    pub const fn base(&self) -> u64 {
+        self.base
     }
 
     /// Length in bytes, as the host has it.
@@ -164,14 +210,19 @@ impl Disk {
 
     /// The file, for locks and for what a save does with it.
     #[must_use]
-    pub const fn file(&self) -> &File {
+    pub const fn file(&self) -> &Arc<File> {
         &self.file
     }
 
     /// Reads into all of `buffers`. What was read before a failure has been taken from them.
     pub(super) fn read(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
+        if let Some(proof) = &self.proof {
+            let disk = (&*self.file, self.base, self.len_bytes);
+            proof.ensure(disk, offset, buffers.bytes())?;
+        }
         let short = ErrorKind::UnexpectedEof;
-        transfer(buffers, offset, short, |buffers, offset| {
+        let start = self.base.saturating_add(offset);
+        transfer(buffers, start, short, |buffers, offset| {
             buffers.read_from(self.file.as_fd(), offset)
         })
     }
@@ -179,7 +230,8 @@ impl Disk {
     /// Writes all of `buffers`. What was written before a failure has been taken from them.
     pub(super) fn write(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
         let short = ErrorKind::WriteZero;
-        transfer(buffers, offset, short, |buffers, offset| {
+        let start = self.base.saturating_add(offset);
+        transfer(buffers, start, short, |buffers, offset| {
             buffers.write_to(self.file.as_fd(), offset)
         })
     }

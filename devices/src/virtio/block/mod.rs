@@ -2,23 +2,26 @@
 
 mod backend;
 mod config;
+mod proved;
 mod request;
 pub mod state;
 
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use virtio_queue::Queue;
 
-pub use self::backend::{Disk, NotADisk, OpenDiskError};
+pub use self::backend::{Disk, DiskPart, NotADisk, OpenDiskError};
 pub use self::config::{CacheType, feature};
+pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::BlockStateV1;
 
 use self::config::config_space;
 use self::request::{Action, Request};
 use crate::counters::Counters;
-use crate::fault::{ActivateError, HostFault, RestoreDeviceError};
+use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
@@ -56,6 +59,8 @@ pub struct Block {
     config: Vec<u8>,
     counters: Arc<Counters>,
     active: Option<Active>,
+    /// A failure of the host that is told when the queue is empty.
+    failure: Option<HostFault>,
 }
 
 /// What a device has while it works.
@@ -95,6 +100,7 @@ impl Block {
             config,
             counters: Arc::default(),
             active: None,
+            failure: None,
         }
     }
 
@@ -130,14 +136,14 @@ impl Block {
         self.disk = disk;
     }
 
-    fn serve_turn(&mut self) -> Progress {
+    fn serve_turn(&mut self) -> Result<Progress, HostFault> {
         let Some(Active {
             ring,
             buffers,
             is_write_through,
         }) = &mut self.active
         else {
-            return Progress::Done;
+            return Ok(Progress::Done);
         };
         let worker = Worker {
             id: &self.id,
@@ -145,6 +151,7 @@ impl Block {
             counters: &self.counters,
             syncs_writes: *is_write_through,
             syncs_flushes: self.cache == CacheType::Writeback,
+            failure: Cell::new(self.failure.take()),
         };
         ring.pause_kicks();
         let mut bytes_left = BLOCK_BYTES_PER_TURN;
@@ -162,13 +169,14 @@ impl Block {
                 Popped::Empty => {
                     if !ring.resume_kicks() {
                         ring.notify();
-                        return Progress::Done;
+                        return worker.report().map(|()| Progress::Done);
                     }
                 }
             }
         }
         ring.notify();
-        Progress::More
+        self.failure = worker.failure.take();
+        Ok(Progress::More)
     }
 }
 
@@ -179,9 +187,17 @@ struct Worker<'a> {
     counters: &'a Counters,
     syncs_writes: bool,
     syncs_flushes: bool,
+    /// The first failure of the host that nobody has been told of.
+    failure: Cell<Option<HostFault>>,
 }
 
 impl Worker<'_> {
+    /// Tells of a failure when all that waited has been served: a disk that fails fails each time, and what is told in
+    /// the middle of it would be told for each request.
+    fn report(&self) -> Result<(), HostFault> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
     /// Serves one request, status byte included. Returns how many bytes of the chain were filled, for the used ring,
     /// and how many bytes of data the request named.
     fn serve(&self, ring: &Ring, chain: &Chain, buffers: &mut GuestBuffers) -> (u32, u64) {
@@ -231,7 +247,7 @@ impl Worker<'_> {
                 } else {
                     Ok(())
                 };
-                self.finish(synced, &self.counters.flushes)
+                self.finish(synced, HostOperation::WriteDisk, &self.counters.flushes)
             }
             Action::GetId => self.get_id(ring, chain),
         }
@@ -254,7 +270,7 @@ impl Worker<'_> {
         // What was transferred before a failure counts too: the guest may see it.
         let moved = request.data_bytes.saturating_sub(buffers.bytes());
         Counters::add(&self.counters.bytes_to_guest, moved);
-        let outcome = self.finish(result, &self.counters.reads);
+        let outcome = self.finish(result, HostOperation::ReadDisk, &self.counters.reads);
         Outcome {
             bytes_to_guest: u32::try_from(moved).unwrap_or(0),
             ..outcome
@@ -280,7 +296,7 @@ impl Worker<'_> {
         if result.is_ok() && self.syncs_writes {
             result = self.sync();
         }
-        self.finish(result, &self.counters.writes)
+        self.finish(result, HostOperation::WriteDisk, &self.counters.writes)
     }
 
     fn sync(&self) -> std::io::Result<()> {
@@ -308,6 +324,7 @@ impl Worker<'_> {
     fn finish(
         &self,
         result: std::io::Result<()>,
+        operation: HostOperation,
         counter: &std::sync::atomic::AtomicU64,
     ) -> Outcome {
         let status = match result {
@@ -317,6 +334,12 @@ impl Worker<'_> {
             }
             Err(cause) => {
                 self.counters.host_fault(&cause);
+                let fault = HostFault {
+                    device: self.id.to_owned(),
+                    operation,
+                    cause,
+                };
+                self.failure.set(Some(self.failure.take().unwrap_or(fault)));
                 status::IOERR
             }
         };
@@ -388,11 +411,11 @@ impl VirtioDevice for Block {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        Ok(if index == 0 {
+        if index == 0 {
             self.serve_turn()
         } else {
-            Progress::Done
-        })
+            Ok(Progress::Done)
+        }
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,5 +1,5 @@
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
 
@@ -490,4 +490,63 @@ fn without_the_flush_feature_each_write_is_safe_when_it_ends() {
     bench.machine.init_with(features);
     assert_eq!(bench.write(0, &[1; 512]), 0);
     assert_eq!(bench.machine.counters().host_syncs, 1);
+}
+
+/// A disk of `bytes` that lies in a file from byte 4096 on, with its checksums.
+fn disk_in_image(bytes: usize) -> (NamedTempFile, DiskPart) {
+    let mut file = image(4096);
+    file.seek(SeekFrom::End(0)).unwrap();
+    let data: Vec<u8> = (0..bytes)
+        .map(|at| u8::try_from(at / 4096 % 251).unwrap())
+        .collect();
+    file.write_all(&data).unwrap();
+    let len_bytes = bytes as u64;
+    let read = |chunk: &mut [u8], at| file.as_file().read_exact_at(chunk, 4096 + at);
+    let sums = chunk_sums(len_bytes, read).unwrap().into();
+    let part = DiskPart {
+        file: Arc::new(file.reopen().unwrap()),
+        base: 4096,
+        len_bytes,
+        sums,
+    };
+    (file, part)
+}
+
+#[test]
+fn a_disk_in_an_image_is_proved_once_for_each_chunk_that_is_read() {
+    let chunk = usize::try_from(PROOF_CHUNK_BYTES).unwrap();
+    let (file, part) = disk_in_image(2 * chunk + 512);
+    let disk = Disk::in_image(part).unwrap();
+    assert!(disk.is_read_only());
+    let block = Block::new("root".into(), CacheType::Unsafe, disk);
+    let mut machine = Machine::new(Box::new(block));
+    machine.init();
+    let mut bench = Bench { machine, file };
+    let sectors_per_chunk = PROOF_CHUNK_BYTES / 512;
+    let expected = |chunk: u64| (0, vec![u8::try_from(chunk * 16).unwrap(); 512]);
+    assert_eq!(bench.read(0, 512), expected(0));
+    assert_eq!(bench.read(2 * sectors_per_chunk, 512), expected(2));
+    // The second chunk is damaged at its end: none of it is given out, nor what overlaps it.
+    let at = 4096 + 2 * PROOF_CHUNK_BYTES - 1;
+    bench.file.as_file().write_all_at(&[0xff], at).unwrap();
+    assert_eq!(bench.read(sectors_per_chunk, 512).0, 1);
+    assert_eq!(bench.read(sectors_per_chunk - 1, 1024).0, 1);
+    assert_eq!(bench.read(sectors_per_chunk - 1, 512), (0, vec![15; 512]));
+}
+
+#[test]
+fn a_disk_in_an_image_needs_a_sector_and_all_its_checksums() {
+    let (_file, part) = disk_in_image(512);
+    let with = |len_bytes, sums: &[u64]| DiskPart {
+        len_bytes,
+        sums: sums.into(),
+        ..part.clone()
+    };
+    for (len_bytes, sums) in [(511, &[1][..]), (512, &[]), (512, &[1, 2]), (1 << 17, &[1])] {
+        assert!(
+            Disk::in_image(with(len_bytes, sums)).is_none(),
+            "{len_bytes}"
+        );
+    }
+    assert!(Disk::in_image(with(512, &[1])).is_some());
 }

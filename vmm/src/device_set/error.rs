@@ -1,0 +1,107 @@
+//! Why devices could not be made.
+
+use std::io;
+use std::path::PathBuf;
+
+use lightv_devices::serial::RestoreSerialError;
+use lightv_devices::state::RestoreDeviceError;
+use lightv_devices::virtio::block::OpenDiskError;
+use lightv_devices::virtio::net::OpenTapError;
+use lightv_devices::virtio::transport_state::RestoreTransportError;
+
+use crate::vm::VmError;
+
+/// Why devices could not be made. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceSetError {
+    /// A disk could not be opened.
+    #[error("Drive {id}")]
+    Disk {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: OpenDiskError,
+    },
+    /// A section that is no disk.
+    #[error(
+        "Drive {id}: the image holds {bytes} bytes for it, less than a sector of 512, or not their checksums"
+    )]
+    DiskInImage {
+        /// Its id.
+        id: String,
+        /// Length of the section.
+        bytes: u64,
+    },
+    /// A tap could not be opened.
+    #[error("Network interface {id}")]
+    Tap {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: OpenTapError,
+    },
+    /// The image has other devices than its configuration.
+    #[error("The image holds {found} devices and its configuration names {expected}")]
+    Count {
+        /// Devices of the configuration.
+        expected: usize,
+        /// Devices of the image.
+        found: usize,
+    },
+    /// A saved device is of another kind than the configuration says.
+    #[error("The image's device {place} is not the one that its configuration names there, {id}")]
+    Kind {
+        /// Its place.
+        place: usize,
+        /// Id in the configuration.
+        id: String,
+    },
+    /// A saved device does not fit what it is given now.
+    #[error("Device {id} cannot be restored")]
+    Restore {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: RestoreDeviceError,
+    },
+    /// A disk does not fit what was saved.
+    #[error("Drive {id} cannot be restored with disk {}", path.display())]
+    RestoreDisk {
+        /// Its id.
+        id: String,
+        /// The disk that was to be used.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: RestoreDeviceError,
+    },
+    /// Saved registers or queues make no sense.
+    #[error("The registers of device {id} cannot be restored")]
+    Transport {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: RestoreTransportError,
+    },
+    /// The saved serial port makes no sense.
+    #[error("The serial port cannot be restored")]
+    Serial(#[source] RestoreSerialError),
+    /// No descriptors left.
+    #[error("Cannot make an eventfd")]
+    EventFd(#[source] io::Error),
+    /// KVM refused a connection.
+    #[error("Cannot connect a device")]
+    Connect(#[source] VmError),
+}
+
+impl DeviceSetError {
+    /// Whether the cause is what the user wrote, or an image, and not the host.
+    #[must_use]
+    pub const fn is_bad_config(&self) -> bool {
+        !matches!(self, Self::EventFd(_) | Self::Connect(_))
+    }
+}
