@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Parser, ValueEnum};
 
 use crate::control::{SaveMoment, SavePlan};
+use crate::net_override::NetOverride;
 use crate::overrides::Overrides;
 use crate::stamps::TimingsSink;
 
@@ -39,9 +40,9 @@ pub struct Cli {
     /// Use PATH for drive ID.
     #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
     disk: Vec<(String, String)>,
-    /// Use the tap TAP for network interface ID.
-    #[arg(long, value_name = "ID=TAP", action = ArgAction::Append, value_parser = parse_pair)]
-    net: Vec<(String, String)>,
+    /// Use the tap TAP for network interface ID; a guest with LightV's agent is told the address.
+    #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]", action = ArgAction::Append)]
+    net: Vec<NetOverride>,
     /// Give the guest a variable in its environment.
     #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append, value_parser = parse_pair)]
     env: Vec<(String, String)>,
@@ -275,7 +276,7 @@ mod tests {
     fn two_jobs_or_half_a_pair_are_refused() {
         for args in [
             &["--restore", "a", "--config", "b"][..],
-            &["--restore", "a", "--net", "eth0"],
+            &["--restore", "a", "--net", "eth0="],
             &["--restore", "a", "--net", "=tap"],
             &["--restore", "a", "--id", "a_b"],
             &["--restore", "a", "--id", ""],

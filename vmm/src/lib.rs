@@ -27,6 +27,7 @@ pub mod limits;
 pub mod lock;
 pub mod machine;
 pub mod memory;
+pub mod net_override;
 pub mod output;
 pub mod overrides;
 pub mod poller;

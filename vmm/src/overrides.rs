@@ -6,14 +6,15 @@ use lightv_api::config::{RunSpec, VmSpec};
 
 use crate::cmdline;
 use crate::config::{ConfigFault, ConfigFaults};
+use crate::net_override::NetOverride;
 
 /// The changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// New paths by drive id.
     pub disks: Vec<(String, PathBuf)>,
-    /// New taps by interface id.
-    pub nets: Vec<(String, String)>,
+    /// New taps, and addresses for guests with LightV's agent.
+    pub nets: Vec<NetOverride>,
     /// Environment added, or replaced by name.
     pub env: Vec<(String, String)>,
     /// Arguments, if any were given: they replace the stored ones.
@@ -48,19 +49,8 @@ impl Overrides {
                 )),
             }
         }
-        for (id, tap) in self.nets {
-            match spec
-                .network_interfaces
-                .iter_mut()
-                .find(|net| net.iface_id == id)
-            {
-                Some(net) => net.host_dev_name = tap,
-                None => faults.push(unknown(
-                    "--net",
-                    &id,
-                    spec.network_interfaces.iter().map(|net| &net.iface_id),
-                )),
-            }
+        for net in self.nets {
+            faults.extend(apply_net(net, spec));
         }
         if is_restore {
             faults.extend(self.memory_mib.map(|mib| fixed("--memory", mib)));
@@ -94,6 +84,31 @@ impl Overrides {
             Err(ConfigFaults(faults))
         }
     }
+}
+
+/// Another tap, and another address where the guest has an agent that takes it.
+fn apply_net(change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
+    let NetOverride { id, tap, address } = change;
+    let ids = || spec.network_interfaces.iter().map(|net| &net.iface_id);
+    let Some(index) = ids().position(|known| *known == id) else {
+        return Some(unknown("--net", &id, ids()));
+    };
+    if let Some(net) = spec.network_interfaces.get_mut(index) {
+        net.host_dev_name = tap;
+    }
+    let address = address?;
+    let Some(agent) = spec.run.as_mut().and_then(|run| run.agent.as_mut()) else {
+        return Some(ConfigFault {
+            field: "--net".to_owned(),
+            found: format!("an address for `{id}`"),
+            allowed: "only ID=TAP: the guest has no LightV agent that could take an address"
+                .to_owned(),
+        });
+    };
+    let told = address.for_agent(index);
+    agent.network.retain(|old| old.interface != told.interface);
+    agent.network.push(told);
+    None
 }
 
 fn unknown<'a>(field: &str, id: &str, known: impl Iterator<Item = &'a String>) -> ConfigFault {
@@ -139,7 +154,7 @@ mod tests {
         let mut changed = spec();
         let overrides = Overrides {
             disks: vec![("root".into(), "new".into())],
-            nets: vec![("eth0".into(), "tap9".into())],
+            nets: vec!["eth0=tap9".parse().unwrap()],
             env: vec![("B".into(), "3".into()), ("C".into(), "4".into())],
             args: Some(vec![]),
             ..Overrides::default()
@@ -163,6 +178,28 @@ mod tests {
         };
         let text = overrides.apply(&mut spec(), true).unwrap_err().to_string();
         assert!(text.contains("`data`") && text.contains("root"), "{text}");
+    }
+
+    #[test]
+    fn an_address_goes_to_the_agent_or_is_refused() {
+        let overrides = Overrides {
+            nets: vec!["eth0=tap9,ip=10.0.0.3/24,gw=10.0.0.1".parse().unwrap()],
+            ..Overrides::default()
+        };
+        let refused = overrides.clone().apply(&mut spec(), true);
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains("agent"), "{text}");
+        let mut with_agent = spec();
+        let run = with_agent.run.as_mut().unwrap();
+        run.agent = Some(
+            serde_json::from_str(r#"{"network":[{"interface":"eth0","address":"10.0.0.2/24"}]}"#)
+                .unwrap(),
+        );
+        overrides.apply(&mut with_agent, true).unwrap();
+        let told = &with_agent.run.unwrap().agent.unwrap().network;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].address, "10.0.0.3/24");
+        assert_eq!(told[0].gateway.as_deref(), Some("10.0.0.1"));
     }
 
     #[test]

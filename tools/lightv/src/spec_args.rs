@@ -2,30 +2,21 @@
 
 use std::env;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use lightv_api::config::{DriveSpec, NetSpec};
-
-/// Id of the interface when only its tap is named.
-const DEFAULT_INTERFACE: &str = "eth0";
+use lightv_vmm::net_override::{NetAddress, NetFault, NetOverride};
 
 /// Why an argument was refused; clap adds which one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ArgFault {
     #[error("expected ID=PATH")]
     NotIdPath,
-    #[error("expected ID=TAP or TAP")]
-    NotIdTap,
     #[error("unknown option {0:?}")]
     UnknownOption(String),
     #[error("cache is `writeback` or `unsafe`, not {0:?}")]
     UnknownCache(String),
-    #[error("{0:?} is no IPv4 address")]
-    NotIpv4(String),
-    #[error("expected ip=ADDRESS/PREFIX with a prefix of 0–32")]
-    NotIpv4Network,
-    #[error("gw needs ip")]
-    GatewayAlone,
     #[error("expected NAME=VALUE or NAME")]
     NotEnv,
     #[error("{0} is not set in the environment, or not valid UTF-8")]
@@ -45,25 +36,10 @@ impl Replacement {
         }
     }
 
-    /// An interface of an image and its tap; `eth0` when only the tap is named.
-    pub(crate) fn net(text: &str) -> Result<Self, ArgFault> {
-        let (id, tap) = id_and_tap(text)?;
-        Ok(Self(format!("{id}={tap}")))
-    }
-
-    /// Id, and path or tap.
-    pub(crate) fn pair<T: From<String>>(&self) -> (String, T) {
+    /// Id and path.
+    pub(crate) fn pair(&self) -> (String, PathBuf) {
         let (id, value) = self.0.split_once('=').unwrap_or((&self.0, ""));
         (id.to_owned(), value.to_owned().into())
-    }
-}
-
-fn id_and_tap(text: &str) -> Result<(&str, &str), ArgFault> {
-    let (id, tap) = text.split_once('=').unwrap_or((DEFAULT_INTERFACE, text));
-    if id.is_empty() || tap.is_empty() {
-        Err(ArgFault::NotIdTap)
-    } else {
-        Ok((id, tap))
     }
 }
 
@@ -104,84 +80,39 @@ impl FromStr for DiskArg {
     }
 }
 
-/// `ID=TAP[,mac=…][,ip=a.b.c.d/p[,gw=…]]`.
+/// `ID=TAP[,mac=…][,ip=a.b.c.d/p[,gw=…][,dns=…]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct NetArg {
     /// What the monitor is told.
     pub(crate) spec: NetSpec,
     /// What the guest is told.
-    pub(crate) address: Option<GuestAddress>,
+    pub(crate) address: Option<NetAddress>,
 }
 
-/// An IPv4 address that the guest is to take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct GuestAddress {
-    address: Ipv4Addr,
-    /// 0–32.
-    prefix: u32,
-    gateway: Option<Ipv4Addr>,
-}
-
-impl GuestAddress {
-    /// The Linux parameter `ip=` (Documentation/admin-guide/nfs/nfsroot.rst) for interface `eth{index}`.
-    pub(crate) fn parameter(&self, index: usize) -> String {
-        let Self {
-            address,
-            prefix,
-            gateway,
-        } = self;
-        let netmask = Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - prefix).unwrap_or(0));
-        let gateway = gateway
-            .map(|gateway| gateway.to_string())
-            .unwrap_or_default();
-        format!("ip={address}::{gateway}:{netmask}::eth{index}:off")
-    }
+/// The Linux parameter `ip=` (Documentation/admin-guide/nfs/nfsroot.rst) for interface `eth{index}`.
+pub(crate) fn ip_parameter(told: &NetAddress, index: usize) -> String {
+    let netmask = Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - told.prefix).unwrap_or(0));
+    let gateway = told.gateway.map(|gateway| gateway.to_string());
+    let (address, gateway) = (told.address, gateway.unwrap_or_default());
+    format!("ip={address}::{gateway}:{netmask}::eth{index}:off")
 }
 
 impl FromStr for NetArg {
-    type Err = ArgFault;
+    type Err = NetFault;
 
-    fn from_str(text: &str) -> Result<Self, ArgFault> {
-        let mut parts = text.split(',');
-        let (id, tap) = id_and_tap(parts.next().unwrap_or_default())?;
-        let mut spec = NetSpec {
-            iface_id: id.into(),
-            host_dev_name: tap.into(),
+    fn from_str(text: &str) -> Result<Self, NetFault> {
+        let (macs, others): (Vec<&str>, Vec<&str>) =
+            text.split(',').partition(|part| part.starts_with("mac="));
+        let NetOverride { id, tap, address } = others.join(",").parse()?;
+        let mac = macs.last().and_then(|mac| mac.strip_prefix("mac="));
+        let spec = NetSpec {
+            iface_id: id,
+            host_dev_name: tap,
+            guest_mac: mac.map(str::to_owned),
             ..NetSpec::default()
-        };
-        let (mut network, mut gateway) = (None, None);
-        for option in parts {
-            match option.split_once('=') {
-                Some(("mac", mac)) => spec.guest_mac = Some(mac.into()),
-                Some(("ip", value)) => network = Some(parse_network(value)?),
-                Some(("gw", value)) => gateway = Some(parse_ipv4(value)?),
-                _ => return Err(ArgFault::UnknownOption(option.into())),
-            }
-        }
-        let address = match (network, gateway) {
-            (Some((address, prefix)), gateway) => Some(GuestAddress {
-                address,
-                prefix,
-                gateway,
-            }),
-            (None, Some(_)) => return Err(ArgFault::GatewayAlone),
-            (None, None) => None,
         };
         Ok(Self { spec, address })
     }
-}
-
-fn parse_network(text: &str) -> Result<(Ipv4Addr, u32), ArgFault> {
-    let (address, prefix) = text.split_once('/').ok_or(ArgFault::NotIpv4Network)?;
-    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32);
-    Ok((
-        parse_ipv4(address)?,
-        prefix.ok_or(ArgFault::NotIpv4Network)?,
-    ))
-}
-
-fn parse_ipv4(text: &str) -> Result<Ipv4Addr, ArgFault> {
-    text.parse().map_err(|_| ArgFault::NotIpv4(text.into()))
 }
 
 /// `NAME=VALUE`, or `NAME` for our own environment's value.
@@ -262,38 +193,18 @@ mod tests {
             let net: NetArg = text.parse().expect("valid");
             assert_eq!(net.spec.iface_id, "eth0");
             assert_eq!(
-                net.address.map(|address| address.parameter(0)).as_deref(),
+                net.address.map(|told| ip_parameter(&told, 0)).as_deref(),
                 Some(expected)
             );
         }
     }
 
     #[test]
-    fn bad_networks_are_refused_by_name() {
-        let cases = [
-            ("", ArgFault::NotIdTap),
-            ("eth0=", ArgFault::NotIdTap),
-            ("tap0,gw=10.0.0.1", ArgFault::GatewayAlone),
-            ("tap0,ip=10.0.0.2", ArgFault::NotIpv4Network),
-            ("tap0,ip=10.0.0.2/33", ArgFault::NotIpv4Network),
-            ("tap0,ip=10.0.0/8", ArgFault::NotIpv4("10.0.0".into())),
-            ("tap0,mtu=1", ArgFault::UnknownOption("mtu=1".into())),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(text.parse::<NetArg>(), Err(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn replacements_name_what_they_replace() {
-        assert_eq!(
-            Replacement::net("tap3").map(|net| net.0),
-            Ok("eth0=tap3".into())
-        );
-        assert_eq!(
-            Replacement::net("lan=tap3").map(|net| net.0),
-            Ok("lan=tap3".into())
-        );
+    fn the_mac_address_stands_anywhere_after_the_tap() {
+        let net: NetArg = "tap0,mac=a,ip=10.0.0.2/24".parse().expect("valid");
+        assert_eq!(net.spec.guest_mac.as_deref(), Some("a"));
+        assert!(net.address.is_some());
+        assert_eq!("mac=a".parse::<NetArg>(), Err(NetFault::NotIdTap));
         assert_eq!(Replacement::disk("d.img"), Err(ArgFault::NotIdPath));
     }
 

@@ -16,7 +16,7 @@ use super::show;
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::embedded;
 use crate::failure::{Coded, Failure};
-use crate::spec_args::{DiskArg, EnvArg, NetArg};
+use crate::spec_args::{DiskArg, EnvArg, NetArg, ip_parameter};
 use crate::text;
 
 /// Build an image: boot a guest until it is ready, and save it
@@ -48,10 +48,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
     /// Add a disk
-    #[arg(long, value_name = "ID=PATH[,ro][,root][,cache=writeback]")]
+    #[arg(long, value_name = "ID=PATH[,ro][,root][,in-image][,cache=writeback]")]
     disk: Vec<DiskArg>,
     /// Add a network interface; the address is told to the guest as `ip=…`
-    #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A]]")]
+    #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A][,dns=A]]")]
     net: Vec<NetArg>,
     /// Add a source of random bytes (default with --kernel)
     #[arg(long, conflicts_with = "no_entropy")]
@@ -197,7 +197,8 @@ impl BuildArgs {
             .or(self.app.as_deref())
             .map(|app| format!("app={app}"));
         let addresses = self.net.iter().enumerate();
-        let addresses = addresses.filter_map(|(index, net)| Some(net.address?.parameter(index)));
+        let addresses =
+            addresses.filter_map(|(index, net)| Some(ip_parameter(net.address.as_ref()?, index)));
         let added: Vec<String> = app.into_iter().chain(addresses).collect();
         let base = match &self.cmdline {
             Some(text) => text.as_str(),

@@ -9,6 +9,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::exit;
 use lightv_vmm::args::{Origin, RunJob};
 use lightv_vmm::job;
+use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::overrides::Overrides;
 use lightv_vmm::stamps::TimingsSink;
 
@@ -29,9 +30,9 @@ use crate::{cache, embedded, monitor};
 pub(crate) struct RunArgs {
     /// An image file (.lv), or the name of an embedded app (hello-world)
     pub(crate) image: PathBuf,
-    /// Connect interface ID to a tap; ID is eth0 when left out
-    #[arg(long, value_name = "ID=TAP", value_parser = Replacement::net)]
-    net: Vec<Replacement>,
+    /// Connect interface ID to a tap; ID is eth0 when left out. A Linux guest is told the address
+    #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]")]
+    net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
     disk: Vec<Replacement>,
@@ -134,7 +135,7 @@ impl RunArgs {
         args.push(image.into());
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
         for net in &self.net {
-            option("--net", net.0.clone().into());
+            option("--net", net.to_string().into());
         }
         for disk in &self.disk {
             option("--disk", disk.0.clone().into());
@@ -161,7 +162,7 @@ impl RunArgs {
         let args = self.args.into_iter().map(utf8).collect::<Result<_, _>>()?;
         let overrides = Overrides {
             disks: self.disk.iter().map(Replacement::pair).collect(),
-            nets: self.net.iter().map(Replacement::pair).collect(),
+            nets: self.net,
             env: self
                 .env
                 .into_iter()
