@@ -8,6 +8,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -37,7 +38,22 @@ pub(crate) fn kernel(args: &[String]) -> Result<PathBuf, TaskError> {
     if !folder.is_dir() {
         build(&recipe, &fragments, &cache, &folder)?;
     }
+    if args.is_empty() {
+        name_default(&cache, &key)?;
+    }
     Ok(folder.join("vmlinux"))
+}
+
+/// `vmlinux` in the cache is the kernel of this key: what `lightv build --rootfs` boots when it is told nothing else.
+fn name_default(cache: &Path, key: &str) -> Result<(), TaskError> {
+    let (name, target) = (cache.join("vmlinux"), Path::new(key).join("vmlinux"));
+    if fs::read_link(&name).is_ok_and(|found| found == target) {
+        return Ok(());
+    }
+    // Renamed over the old one: there is a kernel at any moment.
+    let new = cache.join(format!("vmlinux.{}", std::process::id()));
+    symlink(target, &new).map_err(|cause| file_error(&new, cause))?;
+    fs::rename(&new, &name).map_err(|cause| file_error(&name, cause))
 }
 
 fn fragment(recipe: &Path, arg: &str) -> PathBuf {
