@@ -23,6 +23,9 @@ pub const FLOOR_PAGES_READ: u32 = 1;
 /// Pages that the restored hello-world guest writes before its first byte.
 pub const FLOOR_PAGES_WRITTEN: u32 = 2;
 
+/// Name of the case that boots.
+const COLD: &str = "cold";
+
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct StartBench {
@@ -36,7 +39,13 @@ pub struct StartBench {
     pub work: PathBuf,
     /// Rounds that count.
     pub rounds: u32,
+    /// In how many of them a cold start is measured too, when it takes longer than [`SLOW_COLD_US`]; else in all.
+    pub slow_cold_rounds: u32,
 }
+
+/// A cold start that takes longer than this, in microseconds, is not measured in each round: a Linux guest takes
+/// seconds to boot where KVM is emulated.
+pub const SLOW_COLD_US: f64 = 500_000.0;
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +100,7 @@ pub fn measure(
             command(&bench.lightv, &["run".as_ref(), &bench.image]),
         ),
         Timed::new(
-            "cold",
+            COLD,
             command(
                 &bench.lightv,
                 &["run".as_ref(), "--cold".as_ref(), &bench.image],
@@ -100,10 +109,19 @@ pub fn measure(
         Timed::new("floor", command(&bench.floor, &[&memory])),
     ];
     let rounds = bench.rounds + WARM_UP_ROUNDS;
+    // Found out in the first round.
+    let mut cold_every = 1;
     for round in 0..rounds {
+        let counts = round >= WARM_UP_ROUNDS;
         for case in &mut cases {
+            if case.name == COLD && !is_cold_round(round, cold_every) {
+                continue;
+            }
             let us = case.start(round)?;
-            if round >= WARM_UP_ROUNDS {
+            if case.name == COLD && round == 0 && us > SLOW_COLD_US {
+                cold_every = bench.rounds.div_ceil(bench.slow_cold_rounds.max(1));
+            }
+            if counts {
                 case.values_us.push(us);
             }
             thread::sleep(PAUSE);
@@ -116,6 +134,14 @@ pub fn measure(
         .map(sample)
         .collect::<Option<Vec<_>>>()
         .ok_or(StartBenchError::NoRounds)
+}
+
+/// Whether a cold start is measured in this round: of those that count, the first and each `every`th after it.
+const fn is_cold_round(round: u32, every: u32) -> bool {
+    match round.checked_sub(WARM_UP_ROUNDS) {
+        Some(counted) => counted.is_multiple_of(every),
+        None => every == 1,
+    }
 }
 
 /// A case and what was measured of it.
@@ -177,5 +203,19 @@ fn prepare_floor(floor: &Path, memory: &Path) -> Result<(), StartBenchError> {
             round: 0,
             status,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_cold_starts_are_spread_over_the_rounds_that_count() {
+        let rounds =
+            |every| (0..WARM_UP_ROUNDS + 20).filter(move |round| is_cold_round(*round, every));
+        assert_eq!(rounds(1).count(), 30);
+        assert_eq!(rounds(10).collect::<Vec<_>>(), [10, 20]);
+        assert_eq!(rounds(7).collect::<Vec<_>>(), [10, 17, 24]);
     }
 }

@@ -147,6 +147,8 @@ fn write_config(out: &mut impl Write, config: &VmSpec) -> io::Result<()> {
         facts.push(("Entropy", "yes".into()));
     }
     if let Some(run) = &config.run {
+        let entrypoint = run.agent.as_ref().map(|agent| agent.entrypoint.join(" "));
+        facts.extend(entrypoint.map(|entrypoint| ("Entrypoint", entrypoint)));
         facts.push(("Arguments", run.args.join(" ")));
         let names: Vec<&str> = run.env.keys().map(String::as_str).collect();
         facts.push(("Environment", names.join(" ")));
