@@ -1,0 +1,5 @@
+//! The agent: see the library.
+
+fn main() -> ! {
+    lightv_init::main()
+}
