@@ -1,11 +1,11 @@
 //! Random bytes made in the agent. On software KVM a system call for them costs a millisecond; this costs nothing.
 
-/// 16 bytes that say nothing about `seed`, and differ for every seed: the first of ChaCha20's key stream (RFC 8439) with
+/// 24 bytes that say nothing about `seed`, and differ for every seed: the first of ChaCha20's key stream (RFC 8439) with
 /// `seed` as the key. The seed itself goes to the kernel's pool and must stay secret.
 #[must_use]
-pub fn bytes_from(seed: &[u8; 32]) -> [u8; 16] {
+pub fn bytes_from(seed: &[u8; 32]) -> [u8; 24] {
     let block = block(seed, 0, [0; 3]);
-    let mut bytes = [0; 16];
+    let mut bytes = [0; 24];
     for (chunk, word) in bytes.chunks_exact_mut(4).zip(block) {
         chunk.copy_from_slice(&word.to_le_bytes());
     }

@@ -16,6 +16,8 @@ use crate::sys::ptrace;
 
 /// `int3`: one byte.
 const BREAKPOINT: u8 = 0xcc;
+/// Where compiled code expects the canary of a thread, from the start of its data on (x86-64 psABI, `%fs:0x28`).
+const CANARY: u64 = 0x28;
 
 /// What has become of a program that was to be held.
 #[derive(Debug)]
@@ -30,8 +32,12 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Held {
     pid: Pid,
-    /// Its memory, and where its random bytes are in it.
-    random: Option<(File, u64)>,
+    /// Its memory, once it stands at its entry.
+    memory: Option<File>,
+    /// Where the random bytes are that the kernel has given it.
+    random: Option<u64>,
+    /// Where the canary is that the dynamic linker has made of them.
+    canary: Option<u64>,
 }
 
 /// Status of a process that has ended, as shells have it.
@@ -50,10 +56,10 @@ pub fn start(program: &Program) -> io::Result<Outcome> {
     match wait(pid)? {
         Stop::Ended(status) => return Ok(Outcome::Ended(status)),
         // It could not be traced, and stands before `execve`.
-        Stop::By(libc::SIGSTOP) => return Ok(Outcome::Held(Held { pid, random: None })),
+        Stop::By(libc::SIGSTOP) => return Ok(Outcome::Held(Held::early(pid))),
         Stop::By(_) => {}
     }
-    let mut held = Held { pid, random: None };
+    let mut held = Held::early(pid);
     match held.run_to_entry() {
         Ok(None) => {}
         Ok(Some(status)) => return Ok(Outcome::Ended(status)),
@@ -64,26 +70,38 @@ pub fn start(program: &Program) -> io::Result<Outcome> {
 }
 
 impl Held {
+    /// One of which no more is known than that it stands.
+    fn early(pid: Pid) -> Self {
+        Self {
+            pid,
+            memory: None,
+            random: None,
+            canary: None,
+        }
+    }
+
     /// Its process.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Runs it to its entry. Returns its status when it ends on the way.
+    /// Runs it to its entry, if its libraries are loaded before. Returns its status when it ends on the way.
     fn run_to_entry(&mut self) -> io::Result<Option<i32>> {
         let process = format!("/proc/{}", self.pid.as_raw_nonzero());
         let auxv = fs::read(format!("{process}/auxv"))?;
         let memory = format!("{process}/mem");
         let memory = File::options().read(true).write(true).open(memory)?;
         let entry = auxv::value(&auxv, auxv::ENTRY).ok_or(io::ErrorKind::NotFound)?;
-        let ended = if ptrace::instruction_pointer(self.pid)? == entry {
-            None
-        } else {
-            self.run_to(entry, &memory)?
-        };
-        self.random = auxv::value(&auxv, auxv::RANDOM).map(|at| (memory, at));
-        Ok(ended)
+        self.random = auxv::value(&auxv, auxv::RANDOM);
+        if ptrace::register(self.pid, ptrace::INSTRUCTION)? != entry {
+            if let Some(status) = self.run_to(entry, &memory)? {
+                return Ok(Some(status));
+            }
+            self.canary = self.find_canary(&memory);
+        }
+        self.memory = Some(memory);
+        Ok(None)
     }
 
     fn run_to(&self, entry: u64, memory: &File) -> io::Result<Option<i32>> {
@@ -97,7 +115,7 @@ impl Held {
                 Stop::Ended(status) => return Ok(Some(status)),
                 Stop::By(libc::SIGTRAP)
                     // The processor has gone over the breakpoint.
-                    if ptrace::instruction_pointer(self.pid)? == entry + 1 =>
+                    if ptrace::register(self.pid, ptrace::INSTRUCTION)? == entry + 1 =>
                 {
                     break;
                 }
@@ -105,16 +123,35 @@ impl Held {
             }
         }
         memory.write_all_at(&original, entry)?;
-        ptrace::set_instruction_pointer(self.pid, entry)?;
+        ptrace::set_register(self.pid, ptrace::INSTRUCTION, entry)?;
         Ok(None)
     }
 
-    /// Replaces the random bytes that the kernel gave it: those of all clones are the same. What the dynamic linker has made
-    /// of them stays.
-    pub fn refresh_random(&self, bytes: [u8; 16]) {
-        if let Some((memory, at)) = &self.random
-            && let Err(error) = memory.write_all_at(&bytes, *at)
-        {
+    /// The canary that glibc's or musl's dynamic linker has set: random, with a lowest byte of 0. No function that looks at
+    /// it is running, so another one may take its place.
+    fn find_canary(&self, memory: &File) -> Option<u64> {
+        let thread = ptrace::register(self.pid, ptrace::THREAD).ok()?;
+        let at = thread.checked_add(CANARY).filter(|_| thread != 0)?;
+        let mut canary = [0; 8];
+        memory.read_exact_at(&mut canary, at).ok()?;
+        (canary[0] == 0 && canary != [0; 8]).then_some(at)
+    }
+
+    /// Replaces the random bytes that the kernel gave it, and the canary that was made of them: those of all clones are the
+    /// same.
+    pub fn refresh_random(&self, bytes: [u8; 24]) {
+        let Some(memory) = &self.memory else {
+            return;
+        };
+        let (random, canary) = bytes.split_at(16);
+        let write = |at: Option<u64>, bytes: &[u8]| match at {
+            Some(at) => memory.write_all_at(bytes, at),
+            None => Ok(()),
+        };
+        // The lowest byte of a canary stays 0: it ends strings that run over.
+        let written = write(self.random, random)
+            .and_then(|()| write(self.canary.map(|at| at + 1), &canary[1..]));
+        if let Err(error) = written {
             say(format_args!(
                 "the program's random bytes stay: {}",
                 plain(&error)

@@ -31,7 +31,7 @@ pub struct Identity {
 #[derive(Debug, Clone, Copy)]
 pub struct Renewed {
     /// Random bytes for a program that waits.
-    pub random: [u8; 16],
+    pub random: [u8; 24],
     /// Whether the program is to be another one, or the same with other words, environment, user or folder.
     pub is_other_program: bool,
 }

@@ -28,8 +28,10 @@ fn check(answer: Word) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the instruction pointer stands in `struct user`, which begins with the registers.
-const RIP: usize = offset_of!(libc::user_regs_struct, rip);
+/// The next instruction's address. Registers are named by where they stand in `struct user`, which begins with them.
+pub const INSTRUCTION: usize = offset_of!(libc::user_regs_struct, rip);
+/// Where the thread's data begin.
+pub const THREAD: usize = offset_of!(libc::user_regs_struct, fs_base);
 
 /// The caller is traced by its parent from now on: it stops at its next `execve`.
 ///
@@ -66,33 +68,30 @@ pub fn detach(pid: Pid) -> io::Result<()> {
     )?)
 }
 
-/// Address of the next instruction of the stopped `pid`.
+/// Value of a register of the stopped `pid`.
 ///
 /// # Errors
 /// When it is not traced, or not stopped.
-pub fn instruction_pointer(pid: Pid) -> io::Result<u64> {
+pub fn register(pid: Pid, register: usize) -> io::Result<u64> {
     // A word of any value is an answer here: glibc tells a failure by errno alone.
     // SAFETY: the pointer is that of this thread's errno.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: valid as long as the thread lives.
     unsafe { *errno = 0 };
-    let answer = request(libc::PTRACE_PEEKUSER, pid.as_raw_nonzero().get(), RIP, 0)?;
+    let pid = pid.as_raw_nonzero().get();
+    let answer = request(libc::PTRACE_PEEKUSER, pid, register, 0)?;
     match io::Error::last_os_error().raw_os_error() {
         Some(0) | None => Ok(answer.cast_unsigned()),
         Some(code) => Err(io::Error::from_raw_os_error(code)),
     }
 }
 
-/// Makes the stopped `pid` go on at `address`.
+/// Sets a register of the stopped `pid`.
 ///
 /// # Errors
 /// When it is not traced, or not stopped.
-pub fn set_instruction_pointer(pid: Pid, address: u64) -> io::Result<()> {
-    let address = usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?;
-    check(request(
-        libc::PTRACE_POKEUSER,
-        pid.as_raw_nonzero().get(),
-        RIP,
-        address,
-    )?)
+pub fn set_register(pid: Pid, register: usize, value: u64) -> io::Result<()> {
+    let value = usize::try_from(value).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let pid = pid.as_raw_nonzero().get();
+    check(request(libc::PTRACE_POKEUSER, pid, register, value)?)
 }
