@@ -1,35 +1,74 @@
-//! Builds the minimal guest (guest-kernel/minimal) and gives its ELF to the crate, which embeds it.
+//! Builds what runs in guests, and gives it to the crate, which embeds it: the minimal guest (guest-kernel/minimal) and
+//! the agent of Linux guests (rootfs/init).
 //!
-//! The guest is linked for no operating system, with flags of its own: the flags of this build must not reach it.
-//! `LIGHTV_GUEST_ELF=FILE` embeds a guest that was built before.
+//! Both are linked with flags of their own: the flags of this build must not reach them. `LIGHTV_GUEST_ELF=FILE` and
+//! `LIGHTV_AGENT_ELF=FILE` embed what was built before.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const GUEST: &str = "guest-kernel/minimal";
+/// A program for guests, in a workspace of its own.
+struct Embedded {
+    /// Its folder.
+    folder: &'static str,
+    /// The binary's name.
+    bin: &'static str,
+    /// Names a file to be embedded instead.
+    variable: &'static str,
+    /// What else it is built of.
+    sources: &'static [&'static str],
+    /// `RUSTFLAGS`, separated by 0x1f as cargo wants it; empty values override those of .cargo/config.toml too.
+    flags: &'static str,
+}
+
+const GUEST: Embedded = Embedded {
+    folder: "guest-kernel/minimal",
+    bin: "lightv-guest",
+    variable: "LIGHTV_GUEST_ELF",
+    sources: &[
+        "guest-kernel/minimal/build.rs",
+        "guest-kernel/minimal/link.ld",
+        "guest-kernel/workloads/src",
+        "guest-kernel/workloads/Cargo.toml",
+    ],
+    flags: "",
+};
+
+const AGENT: Embedded = Embedded {
+    folder: "rootfs/init",
+    bin: "lightv-init",
+    variable: "LIGHTV_AGENT_ELF",
+    sources: &["rootfs/contract/src", "rootfs/contract/Cargo.toml"],
+    // As rootfs/init/.cargo/config.toml says, which does not count here: CARGO_ENCODED_RUSTFLAGS goes before it.
+    flags: "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static",
+};
 
 fn main() {
-    println!("cargo:rerun-if-env-changed=LIGHTV_GUEST_ELF");
-    let elf = env::var_os("LIGHTV_GUEST_ELF").map_or_else(build_guest, PathBuf::from);
-    let bytes = fs::read(&elf).unwrap_or_else(|cause| fail(&format!("{}: {cause}", elf.display())));
-    let embedded = out_dir().join("guest.elf");
-    fs::write(&embedded, &bytes)
-        .unwrap_or_else(|cause| fail(&format!("{}: {cause}", embedded.display())));
-    println!("cargo:rerun-if-changed={}", elf.display());
-    println!(
-        "cargo:rustc-env=LIGHTV_EMBEDDED_GUEST={}",
-        embedded.display()
-    );
+    let guest = embed(&GUEST, "LIGHTV_EMBEDDED_GUEST");
+    embed(&AGENT, "LIGHTV_EMBEDDED_AGENT");
     println!(
         "cargo:rustc-env=LIGHTV_EMBEDDED_GUEST_HASH={:016x}",
-        fnv1a(&bytes)
+        fnv1a(&guest)
     );
     println!(
         "cargo:rustc-env=LIGHTV_MONITOR_HASH={:016x}",
         monitor_hash()
     );
+}
+
+/// Puts the program into the file that the environment variable `name` tells the crate of.
+fn embed(program: &Embedded, name: &str) -> Vec<u8> {
+    println!("cargo:rerun-if-env-changed={}", program.variable);
+    let elf = env::var_os(program.variable).map_or_else(|| build(program), PathBuf::from);
+    let bytes = fs::read(&elf).unwrap_or_else(|cause| fail(&format!("{}: {cause}", elf.display())));
+    let embedded = out_dir().join(format!("{}.elf", program.bin));
+    fs::write(&embedded, &bytes)
+        .unwrap_or_else(|cause| fail(&format!("{}: {cause}", embedded.display())));
+    println!("cargo:rerun-if-changed={}", elf.display());
+    println!("cargo:rustc-env={name}={}", embedded.display());
+    bytes
 }
 
 /// Changes with the sources that decide what an image holds: images that another build has kept are not taken up.
@@ -60,40 +99,23 @@ fn list_files(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-fn build_guest() -> PathBuf {
-    let root = repository();
-    for source in [GUEST, "guest-kernel/workloads"] {
-        for part in ["src", "Cargo.toml"] {
-            println!(
-                "cargo:rerun-if-changed={}",
-                root.join(source).join(part).display()
-            );
-        }
-    }
-    for part in ["build.rs", "link.ld", "Cargo.lock"] {
-        println!(
-            "cargo:rerun-if-changed={}",
-            root.join(GUEST).join(part).display()
-        );
+fn build(program: &Embedded) -> PathBuf {
+    let folder = repository().join(program.folder);
+    let own = ["src", "Cargo.toml", "Cargo.lock"].map(|part| folder.join(part));
+    let others = program.sources.iter().map(|path| repository().join(path));
+    for path in own.into_iter().chain(others) {
+        println!("cargo:rerun-if-changed={}", path.display());
     }
     // Its own target directory: the outer build holds the lock of the shared one.
-    let target_dir = out_dir().join("guest");
+    let target_dir = out_dir().join(program.bin);
     let target = env::var("TARGET").unwrap_or_else(|_| fail("cargo sets TARGET"));
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .current_dir(root.join(GUEST))
-        .args([
-            "build",
-            "--release",
-            "--bin",
-            "lightv-guest",
-            "--target",
-            &target,
-        ])
-        .arg("--target-dir")
+        .current_dir(&folder)
+        .args(["build", "--release", "--bin", program.bin, "--target"])
+        .args([&target, "--target-dir"])
         .arg(&target_dir);
-    // An empty value overrides the flags of .cargo/config.toml; removing the variable would not.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", "");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", program.flags);
     for inherited in [
         "RUSTFLAGS",
         "RUSTC_WRAPPER",
@@ -104,10 +126,10 @@ fn build_guest() -> PathBuf {
     }
     match cargo.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => fail(&format!("the guest's build ended with {status}")),
+        Ok(status) => fail(&format!("the build of {} ended with {status}", program.bin)),
         Err(cause) => fail(&format!("cargo: {cause}")),
     }
-    target_dir.join(target).join("release").join("lightv-guest")
+    target_dir.join(target).join("release").join(program.bin)
 }
 
 fn repository() -> PathBuf {
@@ -126,6 +148,6 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 fn fail(message: &str) -> ! {
-    println!("cargo:error=Cannot build the embedded guest: {message}");
+    println!("cargo:error=Cannot build what is embedded: {message}");
     std::process::exit(1)
 }

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use crate::embedded::GuestFile;
 use crate::failure::Coded;
 use crate::monitor::{self, MonitorError};
+use crate::rootfs::{self, RootfsError, RootfsPlan};
 use crate::watch::{Event, Watch};
 
 /// A build that takes longer shows that it is at work.
@@ -39,11 +40,11 @@ pub(crate) enum Overwrite {
 }
 
 /// When the guest is saved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SaveAt {
-    /// When the guest rings the READY doorbell (docs/control-device.md)
+    /// When the guest rings the READY doorbell (docs/control-device.md).
     Doorbell,
-    /// When SIGUSR1 comes
+    /// When SIGUSR1 comes.
     Signal,
 }
 
@@ -60,6 +61,8 @@ pub(crate) enum WorkingSet {
 pub(crate) struct BuildPlan {
     pub(crate) spec: VmSpec,
     pub(crate) kernel: Kernel,
+    /// The root file system of a Linux guest, which is built first.
+    pub(crate) rootfs: Option<RootfsPlan>,
     pub(crate) out: PathBuf,
     pub(crate) overwrite: Overwrite,
     pub(crate) save_at: SaveAt,
@@ -87,6 +90,8 @@ pub(crate) enum BuildError {
     },
     #[error("Cannot hold the embedded guest in memory")]
     Guest(#[source] io::Error),
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
     #[error("Cannot start or watch {}", program.display())]
@@ -121,6 +126,7 @@ impl Coded for BuildError {
             Self::Exists { .. } => exit::BAD_ARGUMENTS,
             Self::Folder { .. } | Self::Guest(_) | Self::Watch { .. } => exit::HOST_FAILURE,
             Self::Monitor(cause) => cause.exit_code(),
+            Self::Rootfs(cause) => cause.exit_code(),
             Self::TimedOut { .. } | Self::Publish { .. } => exit::SAVE_FAILED,
             Self::Stopped { signal } => exit::by_signal(u8::try_from(*signal).unwrap_or(0)),
             // The guest may end well and yet not be ready.
@@ -155,6 +161,9 @@ pub(crate) fn build(mut plan: BuildPlan) -> Result<Built, BuildError> {
         .prefix(".lightv-build-")
         .tempdir_in(&folder)
         .map_err(on_folder)?;
+    if let Some(rootfs) = plan.rootfs.take() {
+        rootfs::add(rootfs, work.path(), &mut plan.spec)?;
+    }
     let image = work.path().join("image.lv");
     save(&plan, &image)?;
     if plan.working_set == WorkingSet::Recorded {

@@ -44,15 +44,20 @@ impl Coded for CacheError {
     }
 }
 
-/// Where cached images lie: `$XDG_CACHE_HOME/lightv/images`, else `~/.cache/lightv/images`.
+/// Where cached images lie.
 pub(crate) fn folder() -> Option<PathBuf> {
+    Some(base()?.join("images"))
+}
+
+/// What LightV keeps between runs: `$XDG_CACHE_HOME/lightv`, else `~/.cache/lightv`.
+pub(crate) fn base() -> Option<PathBuf> {
     let absolute = |name| {
         env::var_os(name)
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
     };
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("lightv").join("images"))
+    Some(cache.join("lightv"))
 }
 
 /// An image belongs to the guest, the monitor and the CPU that made it; a home may be shared by several.
@@ -84,6 +89,7 @@ pub(crate) fn image(name: &str, app: &str) -> Result<PathBuf, CacheError> {
             ..VmSpec::default()
         },
         kernel: Kernel::Embedded,
+        rootfs: None,
         out: path.clone(),
         // Another process may have built the same in the meantime.
         overwrite: Overwrite::Replace,

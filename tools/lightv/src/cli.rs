@@ -44,7 +44,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(RunArgs),
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     Images(ImagesArgs),
     Inspect(InspectArgs),
     Doctor(DoctorArgs),
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Kernel(args) => kernel::run(&args),
-        Command::Build(args) => build::run(args),
+        Command::Build(args) => build::run(*args),
         Command::Images(args) => images::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -1,4 +1,4 @@
-//! The minimal guest that `lightv` carries along, and the apps in it.
+//! What `lightv` carries along: the minimal guest with its apps, and the agent for Linux guests.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -11,6 +11,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 pub(crate) const GUEST: &[u8] = include_bytes!(env!("LIGHTV_EMBEDDED_GUEST"));
 /// Changes with the guest.
 pub(crate) const GUEST_HASH: &str = env!("LIGHTV_EMBEDDED_GUEST_HASH");
+
+/// LightV's agent (rootfs/init): PID 1 of Linux guests, a static program.
+pub(crate) const AGENT: &[u8] = include_bytes!(env!("LIGHTV_EMBEDDED_AGENT"));
 
 /// The first example has a longer name for users than for the guest.
 const ALIAS: (&str, &str) = ("hello-world", "hello");

@@ -9,6 +9,7 @@ mod cmd;
 mod embedded;
 mod failure;
 mod monitor;
+mod rootfs;
 mod spec_args;
 mod table;
 mod text;

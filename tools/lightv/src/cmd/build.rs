@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser};
 use lightv_api::config::{
-    BootSource, DEFAULT_BOOT_ARGS, DriveSpec, EntropySpec, MachineSpec, RunSpec, VmSpec,
+    BootSource, DEFAULT_BOOT_ARGS, DriveSpec, EntropySpec, MachineSpec, Ready, RunSpec, VmSpec,
 };
 use lightv_api::exit;
 
+use lightv_rootfs::{BuildFile, ReadBuildFileError};
+use lightv_vmm::net_override::NetFault;
+
+use super::build_rootfs::{ReadySign, RootfsArgs};
 use super::show;
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::embedded;
 use crate::failure::{Coded, Failure};
+use crate::rootfs::RootfsPlan;
 use crate::spec_args::{DiskArg, EnvArg, NetArg, ip_parameter};
 use crate::text;
 
@@ -24,10 +29,10 @@ use crate::text;
 /// The guest's output goes to standard error. Either the image is whole or there is none.
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLES)]
-#[command(group = ArgGroup::new("guest").required(true).multiple(true).args(["name", "kernel", "app"]))]
+#[command(group = ArgGroup::new("guest").required(true).multiple(true).args(["name", "kernel", "app", "rootfs", "file"]))]
 pub(crate) struct BuildArgs {
     /// An embedded app (hello-world)
-    #[arg(conflicts_with_all = ["kernel", "app"])]
+    #[arg(conflicts_with_all = ["kernel", "app", "rootfs", "file"])]
     name: Option<String>,
     /// The image to write
     #[arg(short, long, value_name = "FILE")]
@@ -35,13 +40,13 @@ pub(crate) struct BuildArgs {
     /// Overwrite an image that exists
     #[arg(long)]
     force: bool,
-    /// A kernel: ELF or bzImage
+    /// A kernel: ELF or bzImage (with --rootfs: default is the one of `cargo xtask linux`)
     #[arg(long, value_name = "FILE")]
     kernel: Option<String>,
     /// An initial RAM disk
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<String>,
-    /// Kernel command line (default: Firecracker's)
+    /// Kernel command line (default: Firecracker's, or what suits --rootfs)
     #[arg(long, value_name = "TEXT")]
     cmdline: Option<String>,
     /// App of the minimal guest: `app=NAME` on the command line
@@ -50,7 +55,7 @@ pub(crate) struct BuildArgs {
     /// Add a disk
     #[arg(long, value_name = "ID=PATH[,ro][,root][,in-image][,cache=writeback]")]
     disk: Vec<DiskArg>,
-    /// Add a network interface; the address is told to the guest as `ip=…`
+    /// Add a network interface; the address is told to the guest as `ip=…`, with --rootfs to its agent
     #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A][,dns=A]]")]
     net: Vec<NetArg>,
     /// Add a source of random bytes (default with --kernel)
@@ -59,24 +64,28 @@ pub(crate) struct BuildArgs {
     /// Leave the source of random bytes out (default for embedded apps)
     #[arg(long)]
     no_entropy: bool,
-    /// Guest memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = MachineSpec::default().mem_size_mib)]
-    memory: u64,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = MachineSpec::default().vcpu_count)]
-    vcpus: u64,
+    /// Guest memory in MiB (default: 128)
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
+    /// Number of vCPUs (default: 1)
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u64>,
     /// Set a variable of the guest's environment; without VALUE it is passed through
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<EnvArg>,
-    /// What tells that the guest is ready
-    #[arg(long, value_name = "SIGN", default_value = "doorbell")]
-    ready: SaveAt,
+    /// What tells that the guest is ready: its doorbell (default), or SIGUSR1 with `signal`. With --rootfs: the program is
+    /// loaded and stands before its first instruction with `exec` (default), it says so with `doorbell`, it listens with
+    /// `listen:PORT`
+    #[arg(long, value_name = "SIGN")]
+    ready: Option<ReadySign>,
     /// Give up when the guest is not ready by then
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts
     #[arg(long)]
     warm: bool,
+    #[command(flatten)]
+    rootfs: RootfsArgs,
     /// Arguments for the guest; `lightv run` can replace them
     #[arg(last = true)]
     args: Vec<String>,
@@ -87,6 +96,9 @@ Examples:
   lightv build hello-world -o hello-world.lv
   lightv build --kernel vmlinux --disk root=rootfs.img,root,ro --memory 256 -o base.lv
   lightv build --app http --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 -o web.lv -- 80
+  lightv build --rootfs python.oci.tar --memory 256 -o python.lv -- python3 -c 'print(6 * 7)'
+  lightv build --rootfs folder --copy server:/bin/ --ready listen:80 -o server.lv -- /bin/server
+  lightv build --file lightv.toml -o app.lv
 
 Exit codes: 0 built, 152 configuration refused, 153 command line refused, 159 not saved; `lightv --help` lists all.";
 
@@ -95,6 +107,20 @@ Exit codes: 0 built, 152 configuration refused, 153 command line refused, 159 no
 pub(crate) enum BuildArgsError {
     #[error("There is no embedded app {name}; there are: {}", embedded::names())]
     UnknownApp { name: String },
+    #[error(
+        "--ready {sign} is for Linux guests with LightV's agent (--rootfs); others ring the doorbell, or are saved by signal"
+    )]
+    NeedsAgent { sign: &'static str },
+    #[error(transparent)]
+    BuildFile(#[from] ReadBuildFileError),
+    #[error("{} names no rootfs; add one, or give --rootfs", path.display())]
+    NoRootfs { path: PathBuf },
+    #[error("{}: net {text:?}: {cause}", path.display())]
+    BuildFileNet {
+        path: PathBuf,
+        text: String,
+        cause: NetFault,
+    },
     #[error("Cannot make the path of disk {id} absolute")]
     DiskPath {
         id: String,
@@ -105,7 +131,14 @@ pub(crate) enum BuildArgsError {
 
 impl Coded for BuildArgsError {
     fn exit_code(&self) -> u8 {
-        exit::BAD_ARGUMENTS
+        match self {
+            Self::UnknownApp { .. } | Self::NeedsAgent { .. } | Self::DiskPath { .. } => {
+                exit::BAD_ARGUMENTS
+            }
+            Self::BuildFile(_) | Self::NoRootfs { .. } | Self::BuildFileNet { .. } => {
+                exit::BAD_CONFIG
+            }
+        }
     }
 }
 
@@ -128,17 +161,101 @@ pub(crate) fn run(args: BuildArgs) -> Result<ExitCode, Failure> {
 }
 
 impl BuildArgs {
-    fn into_plan(self) -> Result<BuildPlan, BuildArgsError> {
-        let boot_args = self.boot_args()?;
-        let kernel = if self.kernel.is_some() {
-            Kernel::Configured
-        } else {
-            Kernel::Embedded
+    fn into_plan(mut self) -> Result<BuildPlan, BuildArgsError> {
+        let file = self.read_build_file()?;
+        self.memory = self.memory.or(file.memory);
+        self.vcpus = self.vcpus.or(file.vcpus);
+        let save_at = self.save_at()?;
+        let rootfs = self.take_rootfs(&file)?;
+        let kernel = match (&rootfs, &self.kernel) {
+            (None, None) => Kernel::Embedded,
+            _ => Kernel::Configured,
         };
         let working_set = match self.warm {
             true => WorkingSet::Recorded,
             false => WorkingSet::Unknown,
         };
+        let overwrite = match self.force {
+            true => Overwrite::Replace,
+            false => Overwrite::Refuse,
+        };
+        let (out, timeout) = (self.out.clone(), Duration::from_secs(self.timeout));
+        Ok(BuildPlan {
+            spec: self.into_spec(kernel)?,
+            kernel,
+            rootfs,
+            out,
+            overwrite,
+            save_at,
+            timeout,
+            working_set,
+        })
+    }
+
+    /// What the build file says; nothing when there is none. Its network interfaces come before those that were typed.
+    fn read_build_file(&mut self) -> Result<BuildFile, BuildArgsError> {
+        let Some(path) = self.rootfs.file.clone() else {
+            return Ok(BuildFile::default());
+        };
+        let file = BuildFile::read(&path)?;
+        if self.rootfs.rootfs.is_none() && file.rootfs.is_none() {
+            return Err(BuildArgsError::NoRootfs { path });
+        }
+        let parse = |text: &String| {
+            text.parse::<NetArg>()
+                .map_err(|cause| BuildArgsError::BuildFileNet {
+                    path: path.clone(),
+                    text: text.clone(),
+                    cause,
+                })
+        };
+        let nets = file.net.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        self.net.splice(0..0, nets);
+        Ok(file)
+    }
+
+    fn save_at(&self) -> Result<SaveAt, BuildArgsError> {
+        match self.ready {
+            Some(ReadySign::Signal) => Ok(SaveAt::Signal),
+            None | Some(ReadySign::Agent(Ready::Doorbell)) => Ok(SaveAt::Doorbell),
+            Some(ReadySign::Agent(_)) if self.rootfs.is_wanted() => Ok(SaveAt::Doorbell),
+            Some(ReadySign::Agent(Ready::Exec)) => Err(BuildArgsError::NeedsAgent { sign: "exec" }),
+            Some(ReadySign::Agent(Ready::Listen(_))) => {
+                Err(BuildArgsError::NeedsAgent { sign: "listen" })
+            }
+        }
+    }
+
+    /// The root file system, with all that its agent is told.
+    fn take_rootfs(&mut self, file: &BuildFile) -> Result<Option<RootfsPlan>, BuildArgsError> {
+        if !self.rootfs.is_wanted() {
+            return Ok(None);
+        }
+        let rootfs = std::mem::take(&mut self.rootfs);
+        let args = std::mem::take(&mut self.args);
+        let Some(mut plan) = rootfs.plan(file, args) else {
+            return Ok(None);
+        };
+        let addresses = self.net.iter().enumerate();
+        plan.network = addresses
+            .filter_map(|(index, net)| Some(net.address.as_ref()?.for_agent(index)))
+            .collect();
+        plan.env.extend(
+            std::mem::take(&mut self.env)
+                .into_iter()
+                .map(|env| (env.name, env.value)),
+        );
+        if let Some(ReadySign::Agent(ready)) = self.ready {
+            plan.ready = ready;
+        }
+        plan.kernel = self.kernel.take().map(PathBuf::from).or(plan.kernel);
+        plan.cmdline = self.cmdline.take();
+        Ok(Some(plan))
+    }
+
+    /// The machine; with a root file system, kernel, root disk and program are added later.
+    fn into_spec(self, kernel: Kernel) -> Result<VmSpec, BuildArgsError> {
+        let boot_args = self.boot_args()?;
         let has_entropy = self.entropy || (kernel == Kernel::Configured && !self.no_entropy);
         let env: BTreeMap<String, String> = self
             .env
@@ -150,7 +267,8 @@ impl BuildArgs {
             env,
             agent: None,
         };
-        let spec = VmSpec {
+        let machine = MachineSpec::default();
+        Ok(VmSpec {
             boot_source: Some(BootSource {
                 kernel_image_path: self.kernel.unwrap_or_default().into(),
                 initrd_path: self.initrd.map(PathBuf::from),
@@ -158,9 +276,9 @@ impl BuildArgs {
                 ..BootSource::default()
             }),
             machine_config: MachineSpec {
-                vcpu_count: self.vcpus,
-                mem_size_mib: self.memory,
-                ..MachineSpec::default()
+                vcpu_count: self.vcpus.unwrap_or(machine.vcpu_count),
+                mem_size_mib: self.memory.unwrap_or(machine.mem_size_mib),
+                ..machine
             },
             drives: self
                 .disk
@@ -171,19 +289,6 @@ impl BuildArgs {
             entropy: has_entropy.then(EntropySpec::default),
             run: (run != RunSpec::default()).then_some(run),
             ..VmSpec::default()
-        };
-        Ok(BuildPlan {
-            spec,
-            kernel,
-            out: self.out,
-            overwrite: if self.force {
-                Overwrite::Replace
-            } else {
-                Overwrite::Refuse
-            },
-            save_at: self.ready,
-            timeout: Duration::from_secs(self.timeout),
-            working_set,
         })
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod build;
+mod build_rootfs;
 pub(crate) mod completions;
 pub(crate) mod doctor;
 pub(crate) mod images;
