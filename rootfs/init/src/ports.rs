@@ -1,10 +1,11 @@
 //! Ports of the virtio console: the program's input and output, and the monitor's line to the agent.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lightv_contract::ports::{NAMES, STDERR, STDIO, TERMINAL};
+use lightv_contract::ports::{NAMES, STDERR, STDIN, STDIO, TERMINAL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -77,43 +78,33 @@ impl Ports {
         fd.ok().map(File::from)
     }
 
-    /// Makes descriptors 0, 1 and 2 of this process, and so of the program, the terminal, or the two ports of a run without
-    /// one, or else the kernel's console. A port can be opened once: it is, here, and inherited.
+    /// Makes descriptors 0, 1 and 2 of this process, and so of the program, the terminal, or the three ports of a run
+    /// without one, or else the kernel's console. A port can be opened once: it is, here, and inherited.
     ///
     /// # Errors
     /// When a device cannot be opened.
     pub fn connect(&self, has_terminal: bool) -> Result<(), OpenPortError> {
-        let terminal = self.device(TERMINAL).map(|_| "/dev/hvc0");
-        let [stdio, stderr] = match (has_terminal, terminal) {
-            (true, Some(terminal)) => [terminal; 2],
-            (true, None) => ["/dev/console"; 2],
-            (false, _) => [STDIO, STDERR].map(|name| self.device(name).unwrap_or("/dev/console")),
-        };
-        let input = open(stdio)?;
-        let errors = if stdio == stderr {
-            None
+        const CONSOLE: &str = "/dev/console";
+        let [stdin, stdout, stderr] = if has_terminal {
+            [self.device(TERMINAL).map_or(CONSOLE, |_| "/dev/hvc0"); 3]
         } else {
-            Some(open(stderr)?)
+            [STDIN, STDIO, STDERR].map(|name| self.device(name).unwrap_or(CONSOLE))
         };
-        let connected = rustix::stdio::dup2_stdin(&input)
-            .and_then(|()| rustix::stdio::dup2_stdout(&input))
-            .and_then(|()| rustix::stdio::dup2_stderr(errors.as_ref().unwrap_or(&input)));
-        connected.map_err(|cause| OpenPortError {
-            path: stdio.to_owned(),
-            cause,
-        })
+        put(stdin, rustix::stdio::dup2_stdin)?;
+        put(stdout, rustix::stdio::dup2_stdout)?;
+        put(stderr, rustix::stdio::dup2_stderr)
     }
 }
 
-fn open(path: &str) -> Result<File, OpenPortError> {
+/// Opens `path` and gives it to `to`, which makes it one of the standard descriptors.
+fn put(path: &str, to: fn(OwnedFd) -> Result<(), Errno>) -> Result<(), OpenPortError> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => Ok(fd.into()),
-        Err(cause) => Err(OpenPortError {
+    rustix::fs::open(path, flags, Mode::empty())
+        .and_then(to)
+        .map_err(|cause| OpenPortError {
             path: path.to_owned(),
             cause,
-        }),
-    }
+        })
 }
 
 /// Names in a folder; none when it is not there.

@@ -37,20 +37,23 @@ pub struct Renewed {
 }
 
 impl Identity {
-    /// Takes names and addresses of `spec` on. Nothing more has to be opened after a restore.
+    /// Takes names and addresses of `spec` on, and the seed: without an entropy device the kernel would let programs wait
+    /// for random numbers. Nothing more has to be opened after a restore.
     ///
     /// # Errors
     /// When the kernel has no random numbers or no network.
     pub fn assume(page: ControlPage, orders: Orders, spec: AgentSpec) -> io::Result<Self> {
         names::set(&spec);
-        Ok(Self {
+        let identity = Self {
             page,
             generation: control::generation(&page),
             network: Network::start(&spec.network)?,
             random: File::options().write(true).open("/dev/urandom")?,
             orders,
             spec,
-        })
+        };
+        identity.reseed(control::seed(&page));
+        Ok(identity)
     }
 
     /// The orders of this run.
@@ -78,12 +81,7 @@ impl Identity {
         }
         self.generation = generation;
         let seed = control::seed(&self.page);
-        if let Err(error) = random::reseed(&self.random, seed) {
-            say(format_args!(
-                "random numbers are those of the saved machine: {}",
-                plain(&error)
-            ));
-        }
+        self.reseed(seed);
         self.set_clock();
         let is_other_program = self.take_orders()?;
         let random = fresh::bytes_from(&seed);
@@ -91,6 +89,12 @@ impl Identity {
             random,
             is_other_program,
         }))
+    }
+
+    fn reseed(&self, seed: [u8; 32]) {
+        if let Err(error) = random::reseed(&self.random, seed) {
+            say(format_args!("random numbers may repeat: {}", plain(&error)));
+        }
     }
 
     fn set_clock(&self) {
