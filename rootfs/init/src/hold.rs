@@ -13,6 +13,7 @@ use crate::auxv;
 use crate::message::{plain, say};
 use crate::program::{Program, Start};
 use crate::sys::ptrace;
+use crate::warm;
 
 /// `int3`: one byte.
 const BREAKPOINT: u8 = 0xcc;
@@ -86,7 +87,7 @@ impl Held {
         self.pid
     }
 
-    /// Runs it to its entry, if its libraries are loaded before. Returns its status when it ends on the way.
+    /// Runs it to its entry, if its libraries are loaded before, and warms it. Returns its status when it ends on the way.
     fn run_to_entry(&mut self) -> io::Result<Option<i32>> {
         let process = format!("/proc/{}", self.pid.as_raw_nonzero());
         let auxv = fs::read(format!("{process}/auxv"))?;
@@ -100,6 +101,8 @@ impl Held {
             }
             self.canary = self.find_canary(&memory);
         }
+        let maps = fs::read_to_string(format!("{process}/maps"))?;
+        warm::touch(&memory, &warm::areas(&maps));
         self.memory = Some(memory);
         Ok(None)
     }

@@ -31,6 +31,7 @@ pub mod renew;
 pub mod serve;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod warm;
 
 use std::convert::Infallible;
 use std::env;

@@ -1,6 +1,5 @@
 //! Images of embedded apps, built once and kept.
 
-use std::env;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use lightv_api::config::{BootSource, VmSpec};
 use lightv_api::exit;
 
 use crate::build::{self, BuildError, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
+use crate::cache_folder;
 use crate::embedded;
 use crate::failure::Coded;
 
@@ -46,18 +46,7 @@ impl Coded for CacheError {
 
 /// Where cached images lie.
 pub(crate) fn folder() -> Option<PathBuf> {
-    Some(base()?.join("images"))
-}
-
-/// What LightV keeps between runs: `$XDG_CACHE_HOME/lightv`, else `~/.cache/lightv`.
-pub(crate) fn base() -> Option<PathBuf> {
-    let absolute = |name| {
-        env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("lightv"))
+    Some(cache_folder::base()?.join("images"))
 }
 
 /// An image belongs to the guest, the monitor and the CPU that made it; a home may be shared by several.

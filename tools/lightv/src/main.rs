@@ -4,6 +4,7 @@
 
 mod build;
 mod cache;
+mod cache_folder;
 mod cli;
 mod cmd;
 mod embedded;

@@ -14,7 +14,7 @@ use lightv_rootfs::{
     Format, ProgramSettings, Source,
 };
 
-use crate::cache;
+use crate::cache_folder;
 use crate::embedded;
 use crate::failure::Coded;
 
@@ -176,7 +176,7 @@ fn find_kernel() -> Result<PathBuf, RootfsError> {
         .and_then(Path::parent)
         .unwrap_or(Path::new("."))
         .join(INSTALLED_KERNEL);
-    let cached = cache::base()
+    let cached = cache_folder::base()
         .unwrap_or_default()
         .join("linux")
         .join("vmlinux");
