@@ -19,7 +19,7 @@ pub const SAVE_FAILED: u8 = 159;
 pub const TRIPLE_FAULT: u8 = 160;
 /// KVM could not run the guest (internal error, or entry failed).
 pub const KVM_ERROR: u8 = 161;
-/// The guest rang the `PANIC` doorbell.
+/// The guest panicked: it rang the `PANIC` doorbell, or said so by pvpanic.
 pub const GUEST_PANIC: u8 = 162;
 /// Ended by SIGINT or SIGTERM: 128 plus the signal's number, as shells have it.
 #[must_use]

@@ -1,4 +1,4 @@
-//! What a LightV guest sees: virtio devices behind virtio-mmio, the serial port, the i8042 and the control device.
+//! What a LightV guest sees: virtio devices behind virtio-mmio, the serial port, the i8042, pvpanic and the control device.
 //!
 //! The crate knows guest memory and eventfds; never KVM, never HTTP. Nothing a guest does may make it panic, loop or
 //! allocate without bound: every limit is in [`limits`].
@@ -26,6 +26,7 @@ pub mod i8042;
 pub mod interrupt;
 pub mod limits;
 pub mod memory;
+pub mod pvpanic;
 pub mod serial;
 pub mod state;
 #[allow(unsafe_code)]

@@ -12,12 +12,12 @@ use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
 use crate::arch::host::{cpuid, layout, software_kvm};
-use crate::bus::Bus;
+use crate::bus::{Bus, PortDevices};
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
 use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
 use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{DeviceSet, DeviceSetError, make_serial};
+use crate::device_set::{DeviceSet, DeviceSetError, make_keyboard, make_serial};
 use crate::event::event_channel;
 use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
@@ -121,10 +121,13 @@ pub fn boot(
         .tell(run_facts(&config, 0, clock))
         .map_err(BuildError::ControlPage)?;
     let output = GuestOutput::stdout();
-    let serial = make_serial(&vm, None, &output).map_err(BuildError::Devices)?;
+    let ports = PortDevices {
+        serial: make_serial(&vm, None, &output).map_err(BuildError::Devices)?,
+        i8042: make_keyboard(&vm).map_err(BuildError::Devices)?,
+    };
     let bus = Arc::new(Bus::new(
         devices.fronts(),
-        serial,
+        ports,
         output,
         Arc::clone(ram.mem()),
         Arc::clone(&stamps),

@@ -4,12 +4,13 @@
 //! the virtio specification wants the vCPU to wait.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use lightv_devices::control::{Doorbell, OutputStream, copy_print_buffer};
 use lightv_devices::i8042::{I8042, I8042Event};
 use lightv_devices::memory::GuestMem;
+use lightv_devices::pvpanic;
 use lightv_devices::serial::Serial;
 use lightv_devices::virtio::mmio::MmioFront;
 
@@ -46,6 +47,15 @@ pub struct BusCounters {
     pub bad_prints: AtomicU64,
 }
 
+/// Devices behind ports.
+#[derive(Debug)]
+pub struct PortDevices {
+    /// COM1.
+    pub serial: Serial,
+    /// The keyboard controller.
+    pub i8042: I8042,
+}
+
 /// All that a vCPU can reach.
 #[derive(Debug)]
 pub struct Bus {
@@ -55,6 +65,8 @@ pub struct Bus {
     mem: Arc<GuestMem>,
     output: GuestOutput,
     print_buffer: Mutex<Vec<u8>>,
+    /// What the event device has to tell: bits of `acpi::event`.
+    events: AtomicU8,
     park_at_ready: AtomicBool,
     stamps: Arc<Stamps>,
     counters: BusCounters,
@@ -65,18 +77,19 @@ impl Bus {
     #[must_use]
     pub fn new(
         fronts: Vec<Arc<Mutex<MmioFront>>>,
-        serial: Serial,
+        ports: PortDevices,
         output: GuestOutput,
         mem: Arc<GuestMem>,
         stamps: Arc<Stamps>,
     ) -> Self {
         Self {
             fronts,
-            serial: Mutex::new(serial),
-            i8042: Mutex::new(I8042::new()),
+            serial: Mutex::new(ports.serial),
+            i8042: Mutex::new(ports.i8042),
             mem,
             output,
             print_buffer: Mutex::new(Vec::new()),
+            events: AtomicU8::new(0),
             park_at_ready: AtomicBool::new(false),
             stamps,
             counters: BusCounters::default(),
@@ -91,6 +104,17 @@ impl Bus {
     /// The serial port, for save and restore.
     pub fn serial(&self) -> MutexGuard<'_, Serial> {
         lock(&self.serial)
+    }
+
+    /// The keyboard controller, to press keys.
+    pub fn i8042(&self) -> MutexGuard<'_, I8042> {
+        lock(&self.i8042)
+    }
+
+    /// Adds `event`, of [`acpi::event`], to what the event device tells when it is asked next; its interrupt is raised
+    /// after that.
+    pub fn add_event(&self, event: u8) {
+        self.events.fetch_or(event, Ordering::SeqCst);
     }
 
     /// The guest's output.
@@ -153,6 +177,8 @@ impl Bus {
                 }
                 layout::I8042_PORT..I8042_END => lock(&self.i8042).read(port),
                 layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT => 0,
+                layout::EVENT_STATUS_PORT => self.events.swap(0, Ordering::SeqCst),
+                layout::PVPANIC_PORT => pvpanic::events(),
                 _ => {
                     self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
                     0xff
@@ -177,8 +203,14 @@ impl Bus {
                 layout::SLEEP_CONTROL_PORT if acpi::is_power_off(*byte) => {
                     return Effect::Stop(StopReason::PowerOff);
                 }
-                // A sleep state that was not offered, or a cleared wake status: nothing to do.
-                layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT => {}
+                layout::PVPANIC_PORT if pvpanic::is_panic(*byte) => {
+                    return Effect::Stop(StopReason::GuestPanic);
+                }
+                // A sleep state or an event that was not offered, or a cleared status: nothing to do.
+                layout::SLEEP_CONTROL_PORT
+                | layout::SLEEP_STATUS_PORT
+                | layout::EVENT_STATUS_PORT
+                | layout::PVPANIC_PORT => {}
                 _ => {
                     self.counters.unknown_ports.fetch_add(1, Ordering::Relaxed);
                 }
@@ -238,12 +270,15 @@ mod tests {
     use super::*;
 
     fn bus() -> Bus {
-        let serial = Serial::new(EventFd::new(0).unwrap(), Box::new(std::io::sink()));
+        let ports = PortDevices {
+            serial: Serial::new(EventFd::new(0).unwrap(), Box::new(std::io::sink())),
+            i8042: I8042::new(EventFd::new(0).unwrap()),
+        };
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
         let stamps = Arc::new(Stamps::new("boot", 0, None, None));
         Bus::new(
             Vec::new(),
-            serial,
+            ports,
             GuestOutput::stdout(),
             Arc::new(mem),
             stamps,
@@ -251,27 +286,50 @@ mod tests {
     }
 
     #[test]
-    fn acpi_power_off_and_reset_end_the_machine() {
+    fn power_off_reset_and_panic_end_the_machine() {
         let bus = bus();
         for (port, value, reason) in [
             (0x600, 0x34, StopReason::PowerOff),
             (0x600, 0xf7, StopReason::PowerOff),
             (0x64, 0xfe, StopReason::Reset),
+            (0x505, 1, StopReason::GuestPanic),
         ] {
             assert_eq!(bus.port_write(port, &[value]), Effect::Stop(reason));
         }
     }
 
     #[test]
-    fn another_sleep_state_and_the_wake_status_do_nothing() {
+    fn events_are_told_once() {
         let bus = bus();
-        for (port, value) in [(0x600, 0), (0x600, 0x14), (0x600, 0x20), (0x601, 0x80)] {
+        let told = || {
+            let mut found = [0xff];
+            bus.port_read(0x602, &mut found);
+            found[0]
+        };
+        assert_eq!(told(), 0);
+        bus.add_event(acpi::event::POWER_BUTTON);
+        bus.add_event(acpi::event::GENERATION);
+        assert_eq!([told(), told()], [3, 0]);
+    }
+
+    #[test]
+    fn what_was_not_offered_does_nothing() {
+        let bus = bus();
+        for (port, value) in [
+            (0x600, 0),
+            (0x600, 0x14),
+            (0x600, 0x20),
+            (0x601, 0x80),
+            (0x602, 3),
+            (0x505, 2),
+        ] {
             assert_eq!(bus.port_write(port, &[value]), Effect::None, "{value:#x}");
         }
-        let mut found = [0xff; 2];
-        bus.port_read(0x600, &mut found[..1]);
-        bus.port_read(0x601, &mut found[1..]);
-        assert_eq!(found, [0, 0]);
+        for (port, value) in [(0x600, 0), (0x601, 0), (0x505, 1)] {
+            let mut found = [0xff];
+            bus.port_read(port, &mut found);
+            assert_eq!(found, [value], "{port:#x}");
+        }
         assert_eq!(bus.counters().unknown_ports.load(Ordering::Relaxed), 0);
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arch::VcpuId;
+use crate::buttons;
 use crate::event::{DeviceCall, Event, StopReason};
 use crate::limits;
 use crate::machine::{Machine, Running};
@@ -275,10 +276,15 @@ impl Control {
 
     fn serve_signals(&mut self) -> Option<Ending> {
         while let Some(signal) = self.signals.next() {
-            if signal != libc::SIGUSR1 {
-                return Some(Ending::by_signal(signal));
+            match signal {
+                libc::SIGUSR1 => self.save_at_signal(),
+                libc::SIGPWR => {
+                    if let Err(error) = buttons::ask_to_end(&self.machine) {
+                        crate::report::warn(&error);
+                    }
+                }
+                _ => return Some(Ending::by_signal(signal)),
             }
-            self.save_at_signal();
         }
         None
     }

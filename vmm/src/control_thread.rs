@@ -14,9 +14,11 @@ use std::thread;
 use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::buttons::PressError;
 use crate::control::{self, ControlError, Ending, Inherited, SavePlan};
 use crate::machine::Running;
 use crate::poller::{Poller, Token};
+use crate::report;
 use crate::sys::signal::SignalFd;
 use crate::vm::{NewVm, VmError, open_kvm};
 
@@ -138,6 +140,8 @@ impl Waiting {
                 if token == Token::Signals {
                     match self.signals.next() {
                         Some(libc::SIGUSR1) => save_is_wanted = true,
+                        // There is no guest yet that could have a driver for it.
+                        Some(libc::SIGPWR) => report::warn(&PressError::NoDrivers),
                         Some(signal) => return Ok(Ending::by_signal(signal)),
                         None => {}
                     }

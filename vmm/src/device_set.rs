@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use lightv_devices::i8042::I8042;
 use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
 use lightv_devices::serial::{Serial, SerialStateV1};
@@ -583,6 +584,14 @@ pub fn make_serial(
             Serial::restore(state.clone(), irqfd, output).map_err(DeviceSetError::Serial)
         }
     }
+}
+
+/// A keyboard controller as after power-on: nothing of it is saved.
+///
+/// # Errors
+/// [`DeviceSetError`].
+pub fn make_keyboard(vm: &Vm) -> Result<I8042, DeviceSetError> {
+    Ok(I8042::new(interrupt(vm, layout::KEYBOARD_GSI)?))
 }
 
 /// The way from a register front on a vCPU thread to its device in the loop.

@@ -15,7 +15,7 @@ use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
 pub enum StopReason {
     /// The guest gave its exit status by the control device.
     GuestExit(u8),
-    /// The guest rang `PANIC`.
+    /// The guest rang `PANIC`, or said by pvpanic or a KVM system event that it panics.
     GuestPanic,
     /// The guest asked for a reset (i8042, which is ACPI's reset register too), or for power-off or reset by a KVM system
     /// event.

@@ -10,6 +10,7 @@ pub mod arch;
 pub mod args;
 pub mod boot;
 pub mod bus;
+pub mod buttons;
 pub mod cmdline;
 pub mod config;
 pub mod control;

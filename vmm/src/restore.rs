@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
 
-use crate::arch::host::{generation, layout};
+use crate::arch::host::{acpi, generation, layout};
 use crate::boot::{BuildError, GuestClock, run_facts};
-use crate::bus::Bus;
+use crate::bus::{Bus, PortDevices};
 use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
 use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{DeviceSet, make_serial};
+use crate::device_set::{DeviceSet, make_keyboard, make_serial};
 use crate::event::event_channel;
 use crate::image::read::Image;
 use crate::kernel::BootFiles;
@@ -56,12 +56,15 @@ pub fn restore(
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     apply_state(&kvm, &vm, &vcpus, saved)?;
-    renew_generation(&vm, &ram, saved)?;
+    let is_renewed = renew_generation(&vm, &ram, saved)?;
     stamps.mark("vcpu state");
     let devices =
         DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
     let output = GuestOutput::stdout();
-    let serial = make_serial(&vm, Some(&saved.serial), &output).map_err(BuildError::Devices)?;
+    let ports = PortDevices {
+        serial: make_serial(&vm, Some(&saved.serial), &output).map_err(BuildError::Devices)?,
+        i8042: make_keyboard(&vm).map_err(BuildError::Devices)?,
+    };
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
     let clock = GuestClock::of(vcpus.first());
@@ -70,11 +73,14 @@ pub fn restore(
         .map_err(BuildError::ControlPage)?;
     let bus = Arc::new(Bus::new(
         devices.fronts(),
-        serial,
+        ports,
         output,
         Arc::clone(ram.mem()),
         Arc::clone(&stamps),
     ));
+    if is_renewed {
+        bus.add_event(acpi::event::GENERATION);
+    }
     stamps.step(Step::Resources);
     let boot_files = BootFiles::default();
     Ok(Machine {
@@ -125,11 +131,14 @@ fn apply_state(
 }
 
 /// Another generation ID, and a word of it by the event device: the first thing that the guest does is to take that
-/// interrupt. A guest without a driver for that device does not look at the ID, and is spared the copy of a page.
-fn renew_generation(vm: &Vm, ram: &GuestRam, saved: &SavedMachine) -> Result<(), BuildError> {
+/// interrupt. A guest without a driver for that device does not look at the ID, and is spared the copy of a page. Gives
+/// whether there is another ID.
+fn renew_generation(vm: &Vm, ram: &GuestRam, saved: &SavedMachine) -> Result<bool, BuildError> {
     if !irqchip_state::is_line_open(&saved.vm, layout::EVENT_GSI) {
-        return Ok(());
+        return Ok(false);
     }
     generation::write_fresh(ram.mem()).map_err(BuildError::Generation)?;
-    vm.interrupt_once(layout::EVENT_GSI).map_err(BuildError::Vm)
+    vm.interrupt_once(layout::EVENT_GSI)
+        .map_err(BuildError::Vm)?;
+    Ok(true)
 }

@@ -10,13 +10,17 @@ fn kick_signal() -> libc::c_int {
 }
 
 /// Signals that the control loop serves.
-pub const SERVED: [libc::c_int; 5] = [
+pub const SERVED: [libc::c_int; 6] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
     libc::SIGQUIT,
     libc::SIGUSR1,
+    libc::SIGPWR,
 ];
+
+/// Those of them that do not end the process.
+const NOT_AN_END: [libc::c_int; 2] = [libc::SIGUSR1, libc::SIGPWR];
 
 /// Blocks the served signals for this thread and all that it will start, so that they wait until
 /// [`open_signal_fd`]'s reader comes; ignores SIGPIPE and SIGXFSZ, which become errors of the write that caused
@@ -119,7 +123,7 @@ pub fn waiting_end() -> Option<u8> {
     }
     // SAFETY: `sigpending` has filled it.
     let set = unsafe { set.assume_init() };
-    let ends = SERVED.iter().filter(|signal| **signal != libc::SIGUSR1);
+    let ends = SERVED.iter().filter(|signal| !NOT_AN_END.contains(signal));
     let waiting = ends.copied().find(|signal| {
         // SAFETY: `set` is initialised and `signal` is a valid number.
         unsafe { libc::sigismember(&raw const set, *signal) == 1 }

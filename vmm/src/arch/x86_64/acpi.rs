@@ -2,17 +2,18 @@
 //! are promised but two registers, one to sleep and one to reset.
 //!
 //! ```text
-//! RSDP -> XSDT -> FADT -> DSDT   sleep and reset registers; virtio-mmio devices, COM1, generation ID, event device
+//! RSDP -> XSDT -> FADT -> DSDT   sleep and reset registers; virtio-mmio devices, COM1, keyboard, pvpanic, power button,
+//!                                generation ID, event device
 //!              -> MADT           local APICs, I/O APIC, LINT1
 //! ```
 //!
 //! No interrupt source override is needed: every line of the I/O APIC has its own number, and an ISA line is an edge,
-//! active high, in ACPI too. There is no power button yet: nothing could press it.
+//! active high, in ACPI too.
 
-use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package,
-    Path, ResourceTemplate, Scope,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO,
+    If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package,
+    Path, ResourceTemplate, Scope, Store,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -20,6 +21,8 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use lightv_devices::i8042;
 use vm_memory::Address;
 
 use super::board::{BoardFacts, MmioPlace};
@@ -37,11 +40,12 @@ const ALIGNMENT: usize = 16;
 const DSDT_REVISION: u8 = 2;
 /// MADT revision (§5.2.12).
 const MADT_REVISION: u8 = 6;
-/// Boot architecture flags (§5.2.9.3): no VGA, no CMOS clock. Bit 1 is clear: no keyboard controller to look for.
+/// Boot architecture flags (§5.2.9.3): a keyboard controller, no VGA, no CMOS clock.
+const HAS_I8042: u16 = 1 << 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 /// What the keyboard controller takes for a reset, see `lightv_devices::i8042`.
-const RESET_PORT: u16 = layout::I8042_PORT + 4;
+const RESET_PORT: u16 = i8042::COMMAND_PORT;
 const RESET_VALUE: u8 = 0xfe;
 /// MADT structure type 4, local APIC NMI (§5.2.12.7): length 6, all processors, flags as the bus has them, LINT1.
 const LINT1_IS_NMI: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
@@ -51,8 +55,17 @@ const SLEEP_TYPE_OFF: u8 = 5;
 const SLEEP_TYPE_SHIFT: u8 = 2;
 const SLEEP_TYPE_MASK: u8 = 7;
 const SLEEP_ENABLE: u8 = 1 << 5;
-/// A device's notification that something has changed (§5.6.6): 0x80 and above mean what the device says.
-const NOTIFY_CHANGED: u8 = 0x80;
+/// A device's notification (§5.6.6): 0x80 and above mean what the device says. A generation ID has changed, a power
+/// button was pressed.
+const NOTIFY_EVENT: u8 = 0x80;
+
+/// What the event device tells: bits of its status register.
+pub mod event {
+    /// The generation ID is another one.
+    pub const GENERATION: u8 = 1 << 0;
+    /// The power button was pressed.
+    pub const POWER_BUTTON: u8 = 1 << 1;
+}
 
 /// Whether `value`, written to the sleep control register, is a power-off.
 #[must_use]
@@ -122,13 +135,13 @@ fn fadt(dsdt: u64) -> FADTBuilder {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
-        // A power or sleep button, if there is one, is a device of the DSDT.
+        // The power button is a device of the DSDT; a sleep button would be, too.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
         .flag(Flags::HwReducedAcpi);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_CLOCK).into();
+    fadt.iapc_boot_arch = (HAS_I8042 | NO_VGA | NO_CMOS_CLOCK).into();
     fadt.reset_reg = register(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = register(layout::SLEEP_CONTROL_PORT);
@@ -156,6 +169,9 @@ fn dsdt(devices: &[MmioPlace]) -> Sdt {
         add_virtio_mmio(&mut board, index, *place);
     }
     add_serial_port(&mut board);
+    add_keyboard(&mut board);
+    add_pvpanic(&mut board);
+    add_power_button(&mut board);
     add_generation_id(&mut board);
     add_event_device(&mut board);
     let mut body = Scope::raw(Path::new("\\_SB_"), board);
@@ -216,6 +232,42 @@ fn add_serial_port(board: &mut Vec<u8>) {
     );
 }
 
+/// The keyboard controller, with a keyboard of 101 keys and no mouse.
+fn add_keyboard(board: &mut Vec<u8>) {
+    let data = IO::new(i8042::DATA_PORT, i8042::DATA_PORT, 1, 1);
+    let command = IO::new(i8042::COMMAND_PORT, i8042::COMMAND_PORT, 1, 1);
+    let line = interrupt(layout::KEYBOARD_GSI);
+    let objects: Vec<&dyn Aml> = vec![&data, &command, &line];
+    add_device(
+        board,
+        "KBD_",
+        vec![
+            &name("_HID", &EISAName::new("PNP0303")),
+            &name("_CRS", &ResourceTemplate::new(objects)),
+        ],
+    );
+}
+
+/// `QEMU0001`: what Linux's drivers/misc/pvpanic looks for.
+fn add_pvpanic(board: &mut Vec<u8>) {
+    let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    let objects: Vec<&dyn Aml> = vec![&port];
+    add_device(
+        board,
+        "PEVT",
+        vec![
+            &name("_HID", &"QEMU0001"),
+            &name("_CRS", &ResourceTemplate::new(objects)),
+        ],
+    );
+}
+
+/// The power button (§4.8.3.2.2).
+fn add_power_button(board: &mut Vec<u8>) {
+    let id = EISAName::new("PNP0C0C");
+    add_device(board, "PWRB", vec![&name("_HID", &id)]);
+}
+
 /// The VM Generation ID; `ADDR` has the low and the high half of its address. Linux looks for this `_HID`, others for
 /// `_CID` and `_DDN`, the only names that Microsoft's description gives.
 fn add_generation_id(board: &mut Vec<u8>) {
@@ -233,14 +285,24 @@ fn add_generation_id(board: &mut Vec<u8>) {
     );
 }
 
-/// The Generic Event Device (§5.6.9): its one line says that the generation ID is another one.
+/// The Generic Event Device (§5.6.9). Its one line says that something has happened, and the register `EVTS` what.
 fn add_event_device(board: &mut Vec<u8>) {
     let line = interrupt(layout::EVENT_GSI);
     let objects: Vec<&dyn Aml> = vec![&line];
-    let target = Path::new("\\_SB_.VMGI");
-    let notify = Notify::new(&target, &NOTIFY_CHANGED);
-    let is_it = Equal::new(&Arg(0), &layout::EVENT_GSI);
-    let check = If::new(&is_it, vec![&notify]);
+    let register = OpRegion::new(
+        Path::new("EVTR"),
+        OpRegionSpace::SystemIO,
+        &layout::EVENT_STATUS_PORT,
+        &1_u8,
+    );
+    let field = Field::new(
+        Path::new("EVTR"),
+        FieldAccessType::Byte,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![FieldEntry::Named(*b"EVTS", 8)],
+    );
+    let tell: &dyn Aml = &EventMethod;
     add_device(
         board,
         "GED_",
@@ -248,9 +310,32 @@ fn add_event_device(board: &mut Vec<u8>) {
             &name("_HID", &"ACPI0013"),
             &name("_UID", &0_u8),
             &name("_CRS", &ResourceTemplate::new(objects)),
-            &Method::new(Path::new("_EVT"), 1, true, vec![&check]),
+            &register,
+            &field,
+            tell,
         ],
     );
+}
+
+/// `_EVT`: reads the register, which is cleared by that, and notifies each device that something has happened to.
+struct EventMethod;
+
+impl Aml for EventMethod {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (events, status) = (Local(0), Path::new("EVTS"));
+        let read = Store::new(&events, &status);
+        let [generation, button] = ["\\_SB_.VMGI", "\\_SB_.PWRB"].map(Path::new);
+        let notify_generation = Notify::new(&generation, &NOTIFY_EVENT);
+        let notify_button = Notify::new(&button, &NOTIFY_EVENT);
+        // The result is tested and not kept: a null target.
+        let nowhere = 0_u8;
+        let is_generation = And::new(&nowhere, &events, &event::GENERATION);
+        let is_button = And::new(&nowhere, &events, &event::POWER_BUTTON);
+        let on_change = If::new(&is_generation, vec![&notify_generation]);
+        let on_press = If::new(&is_button, vec![&notify_button]);
+        let body: Vec<&dyn Aml> = vec![&read, &on_change, &on_press];
+        Method::new(Path::new("_EVT"), 1, true, body).to_aml_bytes(sink);
+    }
 }
 
 #[cfg(test)]

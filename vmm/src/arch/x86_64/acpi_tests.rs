@@ -87,6 +87,23 @@ fn read_terms(mut aml: &[u8], path: &str, into: &mut Namespace) {
                 aml = after;
                 continue;
             }
+            // A region, and a field of one entry (§20.2.5.2), which is known by its entry's name.
+            (0x5b, Some(0x80)) => {
+                let (name, rest) = read_name(&aml[2..]);
+                let length_at = 1 + data_bytes(&rest[1..]);
+                let (value, after) = rest.split_at(length_at + data_bytes(&rest[length_at..]));
+                into.insert(format!("{path}{name}"), value.to_vec());
+                aml = after;
+                continue;
+            }
+            (0x5b, Some(0x81)) => {
+                let (package, after) = read_package(&aml[2..]);
+                let (_region, rest) = read_name(package);
+                let (name, bits) = read_name(&rest[1..]);
+                into.insert(format!("{path}{name}"), [&rest[..1], bits].concat());
+                aml = after;
+                continue;
+            }
             (0x10, _) => (true, &aml[1..]),
             (0x14, _) => (false, &aml[1..]),
             (0x5b, Some(0x82)) => (true, &aml[2..]),
@@ -221,7 +238,7 @@ fn the_fadt_promises_two_registers_and_no_pc() {
     assert_eq!(fadt[128], 0xfe);
     assert_eq!(fadt[244..256], register(0, 6), "sleep control");
     assert_eq!(fadt[256..268], register(1, 6), "sleep status");
-    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b10_0100);
+    assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b10_0110);
 }
 
 #[test]
@@ -254,7 +271,7 @@ fn the_dsdt_has_every_device_with_its_page_and_line() {
         let facts = facts(2, devices);
         let namespace = namespace(&facts);
         let ids = namespace.iter().filter(|(path, _)| path.ends_with("._HID"));
-        assert_eq!(ids.count(), facts.devices.len() + 3);
+        assert_eq!(ids.count(), facts.devices.len() + 6);
         for (n, place) in facts.devices.iter().enumerate() {
             let object = |name: &str| namespace[&format!("_SB_.V{n:03}.{name}")].as_slice();
             assert_eq!(string(object("_HID")), "LNRO0005");
@@ -268,7 +285,7 @@ fn the_dsdt_has_every_device_with_its_page_and_line() {
 }
 
 #[test]
-fn serial_port_generation_id_and_event_device_are_found() {
+fn the_boards_own_devices_are_found() {
     let namespace = namespace(&facts(1, 0));
     let object = |path: &str| namespace[path].as_slice();
     // "PNP0501" as three letters of 5 bits and four digits, big-endian.
@@ -284,10 +301,27 @@ fn serial_port_generation_id_and_event_device_are_found() {
     );
     assert_eq!(string(object("_SB_.GED_._HID")), "ACPI0013");
     assert_eq!(resources(object("_SB_.GED_._CRS")), [line(3)]);
-    // One argument, serialized: if (Arg0 == 3) notify(\_SB.VMGI, 0x80).
+    // Of ports, from 0x602 on, one; in it one field of 8 bits, accessed by bytes, written as zeroes.
+    assert_eq!(object("_SB_.GED_.EVTR"), [1, 0x0b, 0x02, 0x06, 1]);
+    assert_eq!(object("_SB_.GED_.EVTS"), [0x41, 8]);
+    // One argument, serialized: Local0 = EVTS; if (Local0 & 1) notify(\_SB.VMGI, 0x80); if (Local0 & 2) …
     let method = object("_SB_.GED_._EVT");
-    assert_eq!(method[..6], [9, 0xa0, 18, 0x93, 0x68, 0x0a]);
-    assert_eq!(method[6..], *b"\x03\x86\\\x2e_SB_VMGI\x0a\x80");
+    let read = [&[9, 0x70], &b"EVTS"[..], &[0x60]].concat();
+    let check = |bit: &[u8], device: &[u8]| {
+        let test = [&[0x7b, 0x60], bit, &[0, 0x86]].concat();
+        let body = [&test, &b"\\\x2e_SB_"[..], device, &[0x0a, 0x80]].concat();
+        [&[0xa0, u8::try_from(body.len() + 1).unwrap()], &body[..]].concat()
+    };
+    let [on_change, on_press] = [check(&[1], b"VMGI"), check(&[0x0a, 2], b"PWRB")];
+    assert_eq!(method, [read, on_change, on_press].concat());
+    // "PNP0303", "PNP0C0C".
+    assert_eq!(object("_SB_.KBD_._HID"), [0x0c, 0x41, 0xd0, 0x03, 0x03]);
+    assert_eq!(object("_SB_.PWRB._HID"), [0x0c, 0x41, 0xd0, 0x0c, 0x0c]);
+    let port = |low, high| vec![0x47, 1, low, high, low, high, 1, 1];
+    let keyboard = resources(object("_SB_.KBD_._CRS"));
+    assert_eq!(keyboard, [port(0x60, 0), port(0x64, 0), line(1)]);
+    assert_eq!(string(object("_SB_.PEVT._HID")), "QEMU0001");
+    assert_eq!(resources(object("_SB_.PEVT._CRS")), [port(5, 5)]);
 }
 
 #[test]

@@ -38,13 +38,19 @@ pub const IO_APIC_ID: u8 = 32;
 pub const IO_APIC_LINES: u8 = 24;
 /// Registers of every local APIC.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
-/// Interrupt line of ACPI's Generic Event Device: COM2's on a PC, and there is none.
+/// Interrupt line of ACPI's Generic Event Device: COM2's on a PC, and there is none. It has one line for all events,
+/// because there is no other to give: Linux refuses 0 and 2 (drivers/acpi/resource.c), and devices have 5 and above.
 pub const EVENT_GSI: u32 = 3;
+/// Interrupt line of the keyboard.
+pub const KEYBOARD_GSI: u32 = 1;
 
 /// Port of ACPI's sleep control register: one byte.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// Port of ACPI's sleep status register: one byte.
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
+
+/// Port that says which events have happened: one byte, cleared when it is read.
+pub const EVENT_STATUS_PORT: u16 = 0x602;
 
 /// Serial port COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -56,6 +62,8 @@ pub const SERIAL_GSI: u32 = 4;
 pub const I8042_PORT: u16 = 0x60;
 /// Number of ports from the first to the last of the keyboard controller.
 pub const I8042_PORTS: u16 = 5;
+/// pvpanic's one port, where QEMU has it.
+pub const PVPANIC_PORT: u16 = 0x505;
 
 /// Three pages that VMX takes for a task state segment where it cannot run real mode (KVM_SET_TSS_ADDR).
 pub const KVM_TSS: usize = 0xfffb_d000;
