@@ -72,7 +72,7 @@ pub struct BootSource {
     /// Kernel command line. Default: [`DEFAULT_BOOT_ARGS`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
-    /// LightV's own: `auto` (default: PVH where an ELF offers it, else Linux), `linux`, `pvh`.
+    /// LightV's own: `auto` (default: Linux's own entry for a Linux, else PVH where an ELF offers it), `linux`, `pvh`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_protocol: Option<String>,
     /// LightV's own: whether a Linux kernel is given the options that it needs on software KVM, on such a host. Default:

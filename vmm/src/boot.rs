@@ -10,8 +10,9 @@ use crate::arch::host::boot_params::{self, BootFacts, BootParamsError};
 use crate::arch::host::boot_tables::{self, WriteTablesError};
 use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
+use crate::arch::host::rng_seed::{self, WriteSeedError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
-use crate::arch::host::{cpuid, layout, software_kvm};
+use crate::arch::host::{cpuid, layout, linux_kernel, software_kvm};
 use crate::bus::{Bus, PortDevices};
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
@@ -53,6 +54,8 @@ pub enum BuildError {
     BootTables(WriteTablesError),
     #[error(transparent)]
     Generation(WriteGenerationError),
+    #[error(transparent)]
+    Seed(WriteSeedError),
     #[error(transparent)]
     StartState(StartStateError),
     #[error("KVM refused the CPUID of a vCPU")]
@@ -191,7 +194,9 @@ fn load(
         additions.extend(software_kvm::options(kernel_bytes, &boot.args));
     }
     additions.push(format!("lightv.control={:#x}", layout::CONTROL_START));
-    additions.extend(devices.cmdline());
+    if !linux_kernel::finds_devices_by_acpi(kernel_bytes, &boot.args) {
+        additions.extend(devices.cmdline());
+    }
     let mut line = cmdline::assemble(&boot.args, &additions)
         .map_err(BuildError::Cmdline)?
         .into_bytes();
@@ -210,7 +215,10 @@ fn load(
         setup_header: kernel.setup_header,
     };
     match kernel.entry {
-        Entry::Linux64(_) => boot_params::write_linux(mem, &facts),
+        Entry::Linux64(_) => {
+            rng_seed::write_fresh(mem).map_err(BuildError::Seed)?;
+            boot_params::write_linux(mem, &facts)
+        }
         Entry::Pvh(_) => boot_params::write_pvh(mem, &facts),
     }
     .map_err(BuildError::BootParams)?;

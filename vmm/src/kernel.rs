@@ -12,6 +12,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::arch::host::layout;
+use crate::arch::host::linux_kernel::is_linux;
 use crate::arch::host::start_state::Entry;
 use crate::config::BootProtocol;
 use crate::image::disk::ImageDisk;
@@ -244,11 +245,15 @@ pub fn load(
             let entry = loaded.kernel_load.checked_add(ENTRY_64_OFFSET);
             Entry::Linux64(entry.ok_or_else(|| damaged("its load address is beyond 2^64".into()))?)
         }
-        (
-            Format::Elf,
-            PvhBootCapability::PvhEntryPresent(entry),
-            BootProtocol::Auto | BootProtocol::Pvh,
-        ) => Entry::Pvh(entry),
+        (Format::Elf, PvhBootCapability::PvhEntryPresent(entry), BootProtocol::Pvh) => {
+            Entry::Pvh(entry)
+        }
+        // A Linux has both entries, and is told more by its own: see `rng_seed`.
+        (Format::Elf, PvhBootCapability::PvhEntryPresent(entry), BootProtocol::Auto)
+            if !is_linux(bytes) =>
+        {
+            Entry::Pvh(entry)
+        }
         (Format::Elf, _, BootProtocol::Pvh) => return Err(no_entry("PVH")),
         (Format::Elf, ..) => Entry::Linux64(loaded.kernel_load),
     };

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lightv_api::config::VmSpec;
 use lightv_devices::state::DeviceState;
 
+use crate::arch::host::rng_seed;
 use crate::config::MachineConfig;
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
@@ -45,6 +46,7 @@ pub fn save(
     contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
     let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
     add_state(&mut contents, machine, vcpus, devices, &vm).map_err(SaveError::Write)?;
+    rng_seed::forget(machine.ram.mem());
     let runs = ram_scan::non_zero_runs(&machine.ram);
     contents
         .add(0, &MemoryMapV1 { runs: runs.clone() })

@@ -76,7 +76,7 @@ const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 const PVH_MAGIC: u32 = 0x336e_c578;
 const PVH_VERSION: u32 = 1;
 
-/// Writes the Linux zero page.
+/// Writes the Linux zero page, which names the random seed at [`layout::RNG_SEED`].
 ///
 /// # Errors
 /// [`BootParamsError`].
@@ -90,6 +90,7 @@ pub fn write_linux(mem: &GuestMem, facts: &BootFacts) -> Result<(), BootParamsEr
     params.hdr.header = HEADER_MAGIC;
     params.hdr.cmd_line_ptr = narrow(layout::CMDLINE.raw_value(), "command line")?;
     params.hdr.cmdline_size = facts.cmdline_bytes;
+    params.hdr.setup_data = layout::RNG_SEED.raw_value();
     params.acpi_rsdp_addr = layout::ACPI_TABLES.raw_value();
     if facts.setup_header.is_none() {
         params.hdr.kernel_alignment = KERNEL_ALIGNMENT;

@@ -121,6 +121,7 @@ mod tests {
                 .iter()
                 .map(|table| stretch(table.address, table.bytes.len()))
                 .collect();
+            stretches.push(stretch(layout::RNG_SEED, 48));
             stretches.push(stretch(layout::GENERATION_ID, GENERATION_BYTES));
             for pair in stretches.windows(2) {
                 assert!(pair[0].1 <= pair[1].0, "{facts:?}: {stretches:x?}");

@@ -3,7 +3,8 @@
 //! ```text
 //! 0x0000_0000  RAM (low): GDT 0x500, PVH start info 0x6000, zero page 0x7000, page tables 0x9000,
 //!              command line 0x2_0000, 0x9_fc00–0xf_ffff reserved as on a PC, kernel from 0x10_0000
-//!              In the reserved part: MP table 0x9_fc00, ACPI tables 0xe_0000, generation ID 0xf_f000
+//!              In the reserved part: MP table 0x9_fc00, ACPI tables 0xe_0000, random seed 0xf_e000, generation ID
+//!              0xf_f000
 //! 0xc000_0000  control device, 64 KiB
 //! 0xc001_0000  virtio-mmio registers, 4 KiB a device
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APIC        0xfffb_c000  KVM's own pages (VMX without EPT)
@@ -100,7 +101,11 @@ pub const MP_TABLE_END: u64 = 0xa_0000;
 /// ACPI's root pointer, with the other ACPI tables after it. A kernel that is not told searches from here on.
 pub const ACPI_TABLES: GuestAddress = GuestAddress(0xe_0000);
 /// End of the room for them.
-pub const ACPI_TABLES_END: u64 = GENERATION_ID.0;
+pub const ACPI_TABLES_END: u64 = RNG_SEED.0;
+/// Random bytes for Linux's pool, with their header.
+pub const RNG_SEED: GuestAddress = GuestAddress(0xf_e000);
+/// End of the room for them.
+pub const RNG_SEED_END: u64 = GENERATION_ID.0;
 /// The generation ID, alone in its page.
 pub const GENERATION_ID: GuestAddress = GuestAddress(0xf_f000);
 /// Kernels are loaded from here on.

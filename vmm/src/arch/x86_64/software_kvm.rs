@@ -1,6 +1,7 @@
 //! What a Linux kernel has to be told on software KVM, where its code is emulated (docs/linux-guest.md has the reason for
 //! each option). On hardware nothing is added.
 
+use super::linux_kernel::is_linux;
 use crate::sys::cpu;
 
 /// The options, in the order in which they are given.
@@ -13,10 +14,6 @@ const OPTIONS: [&str; 7] = [
     "percpu_alloc=page",
     "rodata=off",
 ];
-
-/// By what a Linux kernel is known: its version banner, or the header of a bzImage (Documentation/arch/x86/boot.rst).
-const BANNER: &[u8] = b"Linux version ";
-const SETUP_HEADER: (usize, &[u8]) = (0x202, b"HdrS");
 
 /// Options to add for `kernel` on this host: none on hardware KVM, none for other kernels, and none that the user's command
 /// line `args` sets already.
@@ -43,14 +40,6 @@ fn missing(args: &str) -> Vec<String> {
         .collect()
 }
 
-fn is_linux(kernel: &[u8]) -> bool {
-    let (offset, magic) = SETUP_HEADER;
-    let has_header = kernel
-        .get(offset..)
-        .is_some_and(|rest| rest.starts_with(magic));
-    has_header || memchr::memmem::find(kernel, BANNER).is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,13 +50,5 @@ mod tests {
         let all_but_two = missing("mitigations=auto nopcid -- rodata=off");
         assert_eq!(all_but_two.len(), OPTIONS.len() - 2);
         assert!(all_but_two.contains(&"rodata=off".to_owned()));
-    }
-
-    #[test]
-    fn linux_is_known_as_an_elf_and_as_a_bzimage() {
-        let mut bzimage = vec![0; 0x300];
-        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
-        assert!(is_linux(&bzimage) && is_linux(b"..Linux version 6.1.."));
-        assert!(!is_linux(b"\x7fELF") && !is_linux(&[]));
     }
 }
