@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Folders that hold nothing of ours.
-const SKIPPED_FOLDERS: &[&str] = &[".git", "target"];
+/// What holds nothing of ours. In a worktree `.git` is a file.
+const SKIPPED: &[&str] = &[".git", "target"];
 
 /// A longer file is data, not text that people read.
 const TEXT_BYTES_MAX: u64 = 4 << 20;
@@ -84,6 +84,9 @@ fn read_folder(root: &Path, folder: &str, files: &mut Vec<TextFile>) -> io::Resu
     for entry in fs::read_dir(root.join(folder))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
+        if SKIPPED.contains(&name.as_str()) {
+            continue;
+        }
         let path = if folder.is_empty() {
             name.clone()
         } else {
@@ -91,9 +94,7 @@ fn read_folder(root: &Path, folder: &str, files: &mut Vec<TextFile>) -> io::Resu
         };
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            if !SKIPPED_FOLDERS.contains(&name.as_str()) {
-                read_folder(root, &path, files)?;
-            }
+            read_folder(root, &path, files)?;
         } else if kind.is_file() && entry.metadata()?.len() <= TEXT_BYTES_MAX {
             // What is not UTF-8 is data; it still counts as a link's target.
             let text = String::from_utf8(fs::read(entry.path())?).unwrap_or_default();
