@@ -219,6 +219,13 @@ impl MachineConfig {
             .map_or(&[], |run| run.args.as_slice())
     }
 
+    /// Whether LightV's agent is in the guest.
+    #[must_use]
+    pub fn has_agent(&self) -> bool {
+        let run = self.spec.run.as_ref();
+        run.is_some_and(|run| run.agent.is_some())
+    }
+
     /// What the guest's agent is to do, as JSON; empty when there is no agent.
     #[must_use]
     pub fn agent_json(&self) -> String {
