@@ -18,10 +18,11 @@ pub fn by(page: ControlPage) {
     let _ = PAGE.set(page);
 }
 
-/// Ends the machine with the program's exit status. What programs have written is on its way: disks are flushed here, and
-/// the monitor empties the queues of the ports before it heeds the doorbell.
+/// Ends the machine with the program's exit status. Disks are flushed before. What the program has written to a port is
+/// with the monitor, which empties its queue before it heeds the doorbell.
 pub fn with_status(status: i32) -> ! {
     rustix::fs::sync();
+    drain();
     ring(write::EXIT, u32::try_from(status).unwrap_or(255));
     power_off()
 }
@@ -29,8 +30,15 @@ pub fn with_status(status: i32) -> ! {
 /// Ends the machine because the agent cannot do what it is for: the message, and the monitor's exit status 162.
 pub fn with_error(error: &dyn Error) -> ! {
     say(with_causes(error));
+    drain();
     ring(write::PANIC, 1);
     power_off()
+}
+
+/// Waits until the terminal has sent all: the serial port takes a character at a time. Ports are no terminals, and need it
+/// not.
+fn drain() {
+    let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
 }
 
 fn ring(doorbell: usize, value: u32) {
