@@ -1,6 +1,7 @@
 //! A Linux kernel of ours, and an initial RAM disk with one program in it.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,13 +42,78 @@ pub fn initrd(scratch: &Scratch, source: &str) -> String {
         .args([&program, &file])
         .status();
     assert!(status.expect("cc").success(), "init.c does not compile");
+    initrd_of(scratch, &[("init", scratch.read("init"))])
+}
+
+/// Writes an initial RAM disk of these programs, named from the root, in folders `bin`, `lib`, `lib64`, and a console.
+/// Returns its name.
+#[must_use]
+pub fn initrd_of(scratch: &Scratch, programs: &[(&str, Vec<u8>)]) -> String {
     let mut archive = Vec::new();
-    push(&mut archive, "dev", 0o40755, &[]);
+    for folder in ["dev", "bin", "lib", "lib64"] {
+        push(&mut archive, folder, 0o40755, &[]);
+    }
     push(&mut archive, "dev/console", 0o20600, &[]);
-    push(&mut archive, "init", 0o100_755, &scratch.read("init"));
+    for (name, program) in programs {
+        push(&mut archive, name, 0o100_755, program);
+    }
     push(&mut archive, "TRAILER!!!", 0, &[]);
     scratch.write("initrd.cpio", archive);
     "initrd.cpio".to_owned()
+}
+
+/// LightV's agent (rootfs/init), built when it is not.
+///
+/// # Panics
+/// When it does not build.
+#[must_use]
+pub fn agent() -> Vec<u8> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace");
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    // A folder of its own: it has other flags than the workspace, and must not wait for who builds that.
+    let target = target.join("agent");
+    let output = Command::new("cargo")
+        .args(["build", "--release", "--locked", "--target-dir"])
+        .arg(&target)
+        .args(["--target", TARGET])
+        .current_dir(root.join("rootfs/init"))
+        .output()
+        .expect("cargo");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the agent does not build: {said}");
+    fs::read(target.join(TARGET).join("release/lightv-init")).expect("the agent")
+}
+
+/// A program of the C source `source`, linked dynamically, and the libraries that it needs, all as parts of an initial RAM
+/// disk.
+///
+/// # Panics
+/// When it does not compile.
+#[must_use]
+pub fn dynamic_program(scratch: &Scratch, source: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let (file, program) = (scratch.write("app.c", source), scratch.path("app"));
+    let status = Command::new("cc")
+        .arg("-o")
+        .args([&program, &file])
+        .status();
+    assert!(status.expect("cc").success(), "app.c does not compile");
+    let library = |name: &str| {
+        let asked = format!("-print-file-name={name}");
+        let output = Command::new("cc").arg(asked).output().expect("cc");
+        let path = String::from_utf8(output.stdout).expect("a path in text");
+        fs::read(path.trim_end()).expect("a library")
+    };
+    vec![
+        ("bin/app", scratch.read("app")),
+        ("lib/libc.so.6", library("libc.so.6")),
+        (
+            "lib64/ld-linux-x86-64.so.2",
+            library("ld-linux-x86-64.so.2"),
+        ),
+    ]
 }
 
 /// Adds an entry in the format that Linux reads (Documentation/driver-api/early-userspace/buffer-format.rst, "newc"). A

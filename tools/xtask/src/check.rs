@@ -17,19 +17,18 @@ pub(crate) fn check() -> Result<(), TaskError> {
         "warnings",
     ];
     commands::run(&mut commands::cargo(&clippy))?;
-    check_guest()?;
+    check_guests()?;
     suite::unit_tests()?
         .iter()
         .try_for_each(suite::Run::verdict)
 }
 
-fn check_guest() -> Result<(), TaskError> {
-    commands::run(&mut commands::guest_cargo(&["fmt", "--check"]))?;
-    commands::run(&mut commands::guest_cargo(&[
-        "clippy",
-        "--release",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+/// Both guests: the minimal one, and the agent of a Linux one.
+fn check_guests() -> Result<(), TaskError> {
+    for cargo in [commands::guest_cargo, commands::agent_cargo] {
+        commands::run(&mut cargo(&["fmt", "--check"]))?;
+        let clippy = ["clippy", "--release", "--", "-D", "warnings"];
+        commands::run(&mut cargo(&clippy))?;
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const GUEST: &str = "guest-kernel/minimal";
+const AGENT: &str = "rootfs/init";
 
 /// Why a task ended without success.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,15 @@ pub(crate) fn guest_cargo(args: &[&str]) -> Command {
         .current_dir(root().join(GUEST))
         .env("CARGO_ENCODED_RUSTFLAGS", "");
     command.env("CARGO_TARGET_DIR", target_dir().join("guest"));
+    command
+}
+
+/// `cargo` for the agent of a Linux guest: no member of the workspace, because it has flags of its own, which cargo finds by
+/// the folder.
+pub(crate) fn agent_cargo(args: &[&str]) -> Command {
+    let mut command = cargo(args);
+    command.current_dir(root().join(AGENT));
+    command.env("CARGO_TARGET_DIR", target_dir().join("agent"));
     command
 }
 

@@ -118,11 +118,12 @@ pub(crate) fn test() -> Result<(), TaskError> {
     Ok(())
 }
 
-/// Tests that boot no guest: of the workspace, and of the pure parts of the minimal guest.
+/// Tests that boot no guest: of the workspace, and of the pure parts of the minimal guest and of the agent.
 pub(crate) fn unit_tests() -> Result<Vec<Run>, TaskError> {
     let workspace = runner(&["--workspace", "--exclude", GUEST_TESTS], commands::cargo);
     let guest = runner(&["--lib"], commands::guest_cargo);
-    [workspace, guest]
+    let agent = runner(&["--lib"], commands::agent_cargo);
+    [workspace, guest, agent]
         .into_iter()
         .map(|mut command| count(&mut command))
         .collect()
@@ -149,6 +150,8 @@ pub(crate) fn linux_test() -> Result<(), TaskError> {
             "linux",
             "--test",
             "linux",
+            "--test",
+            "agent",
         ],
         commands::cargo,
     );
