@@ -22,9 +22,9 @@ use crate::failure::Coded;
 const KERNEL_VARIABLE: &str = "LIGHTV_LINUX_KERNEL";
 /// Where an installed kernel lies, from the folder of our program.
 const INSTALLED_KERNEL: &str = "../lib/lightv/vmlinux";
-/// The kernel's command line when none is given: the log of the serial port is for errors only, and a panic ends the
+/// The kernel's command line when none is given: its log tells of the worst only (a panic, an oops), and a panic ends the
 /// machine at once.
-const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=-1";
+const CMDLINE: &str = "console=ttyS0 loglevel=3 reboot=k panic=-1";
 /// Id of the root disk.
 const ROOT_ID: &str = "root";
 
@@ -255,6 +255,6 @@ mod tests {
     fn the_command_line_says_what_the_root_is() {
         let found = boot_args(Some("debug"), Format::Squashfs);
         assert_eq!(found, "debug rootfstype=squashfs init=/.lightv/init");
-        assert!(boot_args(None, Format::Erofs).starts_with("console=ttyS0 quiet"));
+        assert!(boot_args(None, Format::Erofs).starts_with("console=ttyS0 loglevel=3"));
     }
 }
