@@ -228,3 +228,7 @@ fn place(tree: &mut Tree, path: &'static str, inode: Inode) -> Result<(), AddErr
     tree.place(&entry, inode, AGENT).map_err(place_error)?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "additions_tests.rs"]
+mod tests;

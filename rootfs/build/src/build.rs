@@ -141,7 +141,7 @@ impl BuildRootfsError {
         match self {
             Self::Draft(_) | Self::Erofs { .. } | Self::Copy { .. } => Blame::Host,
             Self::Tool { cause, .. } => match cause {
-                MakeImageError::Small { .. } => Blame::Input,
+                MakeImageError::Small { .. } | MakeImageError::LongXattr { .. } => Blame::Input,
                 _ => Blame::Host,
             },
             _ => Blame::Input,

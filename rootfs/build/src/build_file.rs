@@ -189,3 +189,7 @@ fn owner<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Owner, D::Error> 
         ))),
     }
 }
+
+#[cfg(test)]
+#[path = "build_file_tests.rs"]
+mod tests;

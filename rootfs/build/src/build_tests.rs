@@ -186,9 +186,12 @@ fn squashfs_holds_everything() {
         for expected in LISTED {
             assert!(
                 lines.iter().any(|line| line.starts_with(expected)),
-                "{expected}: {listed}"
+                "{expected}: {lines:#?}"
             );
         }
+        let root = lines.iter().find(|line| line.ends_with(" squashfs-root"));
+        let root = root.map(String::as_str).unwrap_or_default();
+        assert!(root.contains("2001-09-09 01:46"), "{root}");
         let cat = output("unsquashfs", &["-cat", &case.image(), "srv/me/note"]);
         assert_eq!(cat, "hello\n");
         assert!(

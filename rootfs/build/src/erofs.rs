@@ -450,3 +450,7 @@ impl<W: Write> Write for Counted<W> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+#[path = "erofs_tests.rs"]
+mod tests;

@@ -18,6 +18,8 @@ pub(crate) const XATTR_NAME_BYTES_MAX: usize = 255;
 pub(crate) const XATTR_VALUE_BYTES_MAX: usize = 0xffff;
 /// Bytes of all extended attributes of one file: erofs counts words in 16 bits, with some space for headers.
 pub(crate) const XATTRS_BYTES_MAX: usize = 128 << 10;
+/// Bytes of one extended attribute, name and value, where `fakeroot` carries it: its messages have 1,024 bytes.
+pub(crate) const STAGED_XATTR_BYTES_MAX: usize = 1000;
 /// Bytes of one extension header (long names, PAX records) of a tar.
 pub(crate) const TAR_EXTENSION_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of one file: what the size field of a tar header holds without extensions.

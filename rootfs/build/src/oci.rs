@@ -166,3 +166,7 @@ fn is_attestation(descriptor: &Descriptor) -> bool {
     let annotations = descriptor.annotations().as_ref();
     annotations.is_some_and(|annotations| annotations.contains_key(ATTESTATION_ANNOTATION))
 }
+
+#[cfg(test)]
+#[path = "oci_tests.rs"]
+mod tests;

@@ -10,6 +10,7 @@ use std::process::Command;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::format::Compression;
+use crate::limits::STAGED_XATTR_BYTES_MAX;
 use crate::tar_write::{self, RootEntry, WriteTarError};
 use crate::tools::{
     DEBUGFS, FAKEROOT, MKE2FS, MKFS_EROFS, SETFATTR, SQFSTAR, TAR, Tool, ToolError,
@@ -52,6 +53,15 @@ pub enum MakeImageError {
         #[source]
         cause: io::Error,
     },
+    /// More than `fakeroot` carries.
+    #[error(
+        "An extended attribute has {bytes} bytes; ext4 and compressed erofs get at most {STAGED_XATTR_BYTES_MAX}, \
+         uncompressed erofs takes it"
+    )]
+    LongXattr {
+        /// Name and value.
+        bytes: usize,
+    },
     /// More than the file system takes.
     #[error("{size_mib} MiB are too few: the files need {needed_mib} MiB")]
     Small {
@@ -78,15 +88,39 @@ pub(crate) fn squashfs(
         "-root-gid",
         &root.gid.to_string(),
     ]);
-    command.args([
-        "-root-time",
-        &root.mtime.min(u64::from(u32::MAX)).to_string(),
-    ]);
+    // Inodes are never compressed: the root's time has to be found.
     command.args(match compression {
         Compression::None => &["-noI", "-noD", "-noF", "-noX"][..],
-        Compression::Lz4 => &["-comp", "lz4"],
+        Compression::Lz4 => &["-comp", "lz4", "-noI"],
     });
-    feed(SQFSTAR, command.arg(out), tree, RootEntry::Absent)
+    feed(SQFSTAR, command.arg(out), tree, RootEntry::Absent)?;
+    set_squashfs_root_time(out, root.mtime).map_err(|cause| MakeImageError::Stage {
+        path: out.to_owned(),
+        cause,
+    })
+}
+
+/// sqfstar 4.5.1 ignores its `-root-time`: the root's time is that of the build.
+fn set_squashfs_root_time(image: &Path, mtime: u64) -> io::Result<()> {
+    /// Bytes of a block of metadata, after a header of 2 bytes.
+    const METADATA_BYTES: u64 = 8192;
+    /// `mtime` in an inode (squashfs_fs.h of Linux).
+    const MTIME_AT: u64 = 8;
+    let image = File::options().read(true).write(true).open(image)?;
+    let field = |at: u64| {
+        let mut bytes = [0; 8];
+        image.read_exact_at(&mut bytes, at)?;
+        io::Result::Ok(u64::from_le_bytes(bytes))
+    };
+    // root_inode: block in the inode table, and 16 bits of offset in it; inode_table_start.
+    let (root, table) = (field(32)?, field(64)?);
+    let (block, offset) = (table.wrapping_add(root >> 16), root & 0xffff);
+    let seconds = u32::try_from(mtime).unwrap_or(u32::MAX).to_le_bytes();
+    for (at, byte) in (offset + MTIME_AT..).zip(seconds) {
+        let block = block + at / METADATA_BYTES * (METADATA_BYTES + 2);
+        image.write_all_at(&[byte], block + 2 + at % METADATA_BYTES)?;
+    }
+    Ok(())
 }
 
 /// Writes an erofs image, compressed by LZ4, to `out`. `work`: where files are staged.
@@ -237,6 +271,10 @@ struct Stage {
 
 impl Stage {
     fn create(tree: &Tree, work: &Path) -> Result<Self, MakeImageError> {
+        let bytes = xattr_dump::longest(tree);
+        if bytes > STAGED_XATTR_BYTES_MAX {
+            return Err(MakeImageError::LongXattr { bytes });
+        }
         let create = || {
             // setfattr runs in the folder itself.
             let work = std::path::absolute(work)?;

@@ -55,6 +55,14 @@ pub enum EntryFault {
         /// How many.
         bytes: u64,
     },
+    /// Headers that do not fit together.
+    #[error("its PAX header says that it has {pax} bytes, its own header says {header}")]
+    TwoSizes {
+        /// Bytes by the one.
+        pax: u64,
+        /// Bytes by the other.
+        header: u64,
+    },
     /// An extension header.
     #[error("its extension header has {bytes} bytes, more than {TAR_EXTENSION_BYTES_MAX}")]
     LongExtension {
@@ -222,10 +230,16 @@ impl Extensions {
     ) -> Result<Record, EntryFault> {
         let header = entry.header().clone();
         let pax = self.pax;
-        // A size of its own would put the entries that follow elsewhere than the headers say.
-        if content.len() > FILE_BYTES_MAX || pax.size.is_some_and(|size| size != content.len()) {
-            let bytes = pax.size.unwrap_or(content.len());
+        let bytes = pax.size.unwrap_or(content.len());
+        if bytes > FILE_BYTES_MAX {
             return Err(EntryFault::Long { bytes });
+        }
+        // Readers that believe the one or the other would find other entries after it.
+        if bytes != content.len() {
+            return Err(EntryFault::TwoSizes {
+                pax: bytes,
+                header: content.len(),
+            });
         }
         let path = pax.path.clone().or(self.long_path);
         let link = pax.link.clone().or(self.long_link);
@@ -410,28 +424,38 @@ fn device(header: &Header) -> Result<(u32, u32), EntryFault> {
 
 fn meta(record: &Record) -> Result<Meta, EntryFault> {
     let Record { header, pax, .. } = record;
-    let id = |value: io::Result<u64>, field| {
-        let value = value.ok().and_then(|value| u32::try_from(value).ok());
-        value.ok_or(EntryFault::Field { field })
+    let fields = header.as_old();
+    let id = |of_pax: Option<u32>, bytes: &[u8], value: io::Result<u64>, field| match of_pax {
+        Some(id) => Ok(id),
+        None => u32::try_from(number_or_blank(bytes, value, field)?)
+            .map_err(|_| EntryFault::Field { field }),
     };
-    let mode = header.mode().ok();
-    let mode = mode.and_then(|mode| u16::try_from(mode & 0o7777).ok());
+    let mode = header.mode().map(u64::from);
+    let mode = number_or_blank(&fields.mode, mode, "mode")? & 0o7777;
     let mtime = match pax.mtime {
         Some(mtime) => mtime,
+        None => number_or_blank(&fields.mtime, header.mtime(), "mtime")?,
+    };
+    Ok(Meta {
+        mode: u16::try_from(mode).map_err(|_| EntryFault::Field { field: "mode" })?,
+        uid: id(pax.uid, &fields.uid, header.uid(), "uid")?,
+        gid: id(pax.gid, &fields.gid, header.gid(), "gid")?,
         // A negative number in base 256 has its highest bit set.
-        None => match header.mtime() {
-            Ok(mtime) if i64::try_from(mtime).is_ok() => mtime,
-            Ok(_) => 0,
-            Err(_) => return Err(EntryFault::Field { field: "mtime" }),
-        },
-    };
-    let mut meta = Meta {
-        mode: mode.ok_or(EntryFault::Field { field: "mode" })?,
-        uid: pax.uid.map_or_else(|| id(header.uid(), "uid"), Ok)?,
-        gid: pax.gid.map_or_else(|| id(header.gid(), "gid"), Ok)?,
-        mtime,
-        ..Meta::default()
-    };
-    meta.xattrs.extend(pax.xattrs.iter().cloned());
-    Ok(meta)
+        mtime: i64::try_from(mtime).map_or(0, |_| mtime),
+        xattrs: pax.xattrs.iter().cloned().collect(),
+    })
 }
+
+/// A number of the header. A field without digits, which some writers leave, is 0 for other readers too.
+fn number_or_blank(
+    bytes: &[u8],
+    value: io::Result<u64>,
+    field: &'static str,
+) -> Result<u64, EntryFault> {
+    let is_blank = bytes.iter().all(|byte| matches!(byte, 0 | b' '));
+    value.or_else(|_| is_blank.then_some(0).ok_or(EntryFault::Field { field }))
+}
+
+#[cfg(test)]
+#[path = "tar_read_tests.rs"]
+mod tests;

@@ -222,6 +222,11 @@ impl Tree {
         &self.inodes[id.0]
     }
 
+    /// All inodes, also those that no name leads to.
+    pub(crate) fn inodes(&self) -> impl Iterator<Item = &Inode> {
+        self.inodes.iter()
+    }
+
     pub(crate) fn inode_count(&self) -> usize {
         self.inodes.len()
     }

@@ -7,6 +7,13 @@ use std::fmt::Write as _;
 
 use crate::tree::{InodeId, Node, Tree};
 
+/// Bytes of the longest attribute, name and value.
+pub(crate) fn longest(tree: &Tree) -> usize {
+    let xattrs = tree.inodes().flat_map(|inode| &inode.meta.xattrs);
+    let lengths = xattrs.map(|(name, value)| name.len() + value.len());
+    lengths.max().unwrap_or(0)
+}
+
 /// The dump; empty when nothing has attributes. Paths are relative to the root.
 pub(crate) fn dump(tree: &Tree) -> String {
     let mut dump = Dump {
