@@ -1,12 +1,15 @@
 //! Starting other programs, and where their results lie.
 
 use std::env;
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
+use lightv_rootfs::{BuildRootfsError, DetectSourceError};
+
 /// The one platform that is built for (.cargo/config.toml).
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const GUEST: &str = "guest-kernel/minimal";
 const AGENT: &str = "rootfs/init";
@@ -30,12 +33,31 @@ pub(crate) enum TaskError {
     Prerequisites,
     #[error("Cannot read or write {}: {cause}", path.display())]
     File { path: PathBuf, cause: io::Error },
+    #[error("Name a root file system: `cargo xtask rootfs busybox`")]
+    Recipe,
+    #[error("There is no static busybox in PATH; Debian's package busybox-static has it (./setup)")]
+    Busybox,
+    #[error("{}", chain(.0))]
+    Rootfs(BuildRootfsError),
+    #[error("{}", chain(.0))]
+    RootfsSource(DetectSourceError),
     #[error("Neither XDG_CACHE_HOME nor HOME says where a cache can be")]
     NoCache,
     #[error("`cargo metadata` answered with something that is not its format")]
     Metadata,
     #[error("The guest printed {found:?} instead of `Hello, world!`")]
     Hello { found: String },
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// The repository.

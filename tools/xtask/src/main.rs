@@ -1,10 +1,12 @@
 //! `cargo xtask`: the index of what one can do in this repository.
 
 mod build;
+mod cache;
 mod check;
 mod commands;
 mod linux;
 mod prerequisites;
+mod rootfs;
 mod suite;
 mod tidy;
 
@@ -60,6 +62,11 @@ const TASKS: &[Task] = &[
         name: "linux",
         about: "build the Linux guest kernel unless it is in the cache; prints its path",
         run: linux::linux,
+    },
+    Task {
+        name: "rootfs",
+        about: "`rootfs busybox`: build a small root file system unless it is in the cache; prints its path",
+        run: rootfs::rootfs,
     },
     Task {
         name: "linux-test",

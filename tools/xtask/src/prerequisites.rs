@@ -1,6 +1,7 @@
 //! What a build needs from the host, and which Debian package brings it.
 
-use std::path::Path;
+use std::env;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::commands::TaskError;
@@ -27,6 +28,31 @@ const PREREQUISITES: &[Prerequisite] = &[
         what: "libc.a (binaries are static)",
         package: "libc6-dev",
         is_present: || gcc_finds("libc.a"),
+    },
+    Prerequisite {
+        what: "fsck.erofs (tests read images back by it)",
+        package: "erofs-utils",
+        is_present: || is_installed("fsck.erofs"),
+    },
+    Prerequisite {
+        what: "mke2fs (makes ext4 images)",
+        package: "e2fsprogs",
+        is_present: || is_installed("mke2fs"),
+    },
+    Prerequisite {
+        what: "sqfstar (makes squashfs images)",
+        package: "squashfs-tools",
+        is_present: || is_installed("sqfstar"),
+    },
+    Prerequisite {
+        what: "fakeroot (owners of files in ext4 images)",
+        package: "fakeroot",
+        is_present: || is_installed("fakeroot"),
+    },
+    Prerequisite {
+        what: "setfattr (attributes of files in ext4 images)",
+        package: "attr",
+        is_present: || is_installed("setfattr"),
     },
 ];
 
@@ -61,6 +87,14 @@ fn runs(program: &str) -> bool {
         .arg("--version")
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// Whether a program is in PATH, or where PATHs of users who are not root do not lead.
+fn is_installed(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut folders = env::split_paths(&path).chain(system);
+    folders.any(|folder| folder.join(program).is_file())
 }
 
 /// gcc answers with a path when it finds the file, and with the bare name when not.
