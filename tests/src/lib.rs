@@ -12,5 +12,6 @@ pub mod linux;
 pub mod machine;
 pub mod netns;
 pub mod process;
+pub mod rootfs;
 pub mod scratch;
 pub mod trial;

@@ -13,5 +13,8 @@ pub const AGENT_PATH: &str = "/.lightv/init";
 pub const OVERLAY_FOLDER: &str = "/.lightv/overlay";
 /// What a program reads to its end to say that it is ready (docs/linux-guest.md, Ready).
 pub const READY_PATH: &str = "/run/lightv/ready";
+/// Arguments and environment of this run, for a program that was started before they were known: JSON,
+/// `{"args": […], "env": {…}}`. There with `doorbell` and `listen`; right when [`READY_PATH`] has ended.
+pub const RUN_PATH: &str = "/run/lightv/run.json";
 /// The helper that does so, for shells.
 pub const READY_HELPER: &str = "/run/lightv/lightv-ready";

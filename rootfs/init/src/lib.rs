@@ -28,6 +28,7 @@ pub mod ports;
 pub mod program;
 pub mod ready;
 pub mod renew;
+pub mod run_file;
 pub mod serve;
 #[allow(unsafe_code)]
 pub mod sys;

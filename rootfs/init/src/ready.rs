@@ -14,6 +14,7 @@ use crate::listening::has_listener;
 use crate::ports::Ports;
 use crate::program::{Program, Start};
 use crate::renew::Identity;
+use crate::run_file;
 
 /// How often a listener is looked for.
 pub const LISTEN_PAUSE: Duration = Duration::from_millis(20);
@@ -46,12 +47,14 @@ pub fn start(
         Ready::Exec => start_held(identity, program, ports),
         Ready::Doorbell => {
             doorbell::install()?;
+            run_file::write(identity.orders())?;
             // The thread comes after the process: a copy of a process has one thread.
             let pid = program.start(Start::AtOnce)?;
             doorbell::answer(identity)?;
             Ok(Started::Running(pid))
         }
         Ready::Listen(port) => {
+            run_file::write(identity.orders())?;
             let pid = program.start(Start::AtOnce)?;
             let listener = Listener::new(identity, port);
             Ok(Started::Awaited(pid, Box::new(listener)))
@@ -146,6 +149,9 @@ impl Listener {
             return Ok(if is_late { Look::TooLate } else { Look::NotYet });
         }
         let renewed = self.identity.ready().map_err(io::Error::other)?;
+        if renewed.is_some_and(|renewed| renewed.is_other_program) {
+            run_file::write(self.identity.orders())?;
+        }
         self.identity.mark();
         if renewed.is_some() {
             self.identity.announce();
