@@ -64,6 +64,14 @@ pub enum GuestFault {
         /// Length in bytes.
         bytes: u64,
     },
+    /// A message about a port that no driver sends.
+    #[error("Message {event} about port {port} makes no sense")]
+    BadMessage {
+        /// Number of the port.
+        port: u32,
+        /// What is said of it.
+        event: u16,
+    },
     /// A network frame whose header contradicts it, or that is too short or too long.
     #[error("Malformed network frame")]
     BadFrame,
@@ -109,6 +117,10 @@ pub enum HostOperation {
     WriteDisk,
     /// Get random bytes.
     GetRandom,
+    /// Wait for streams of the host.
+    WatchStreams,
+    /// Take input from a stream.
+    ReadStream,
 }
 
 impl std::fmt::Display for HostOperation {
@@ -120,6 +132,8 @@ impl std::fmt::Display for HostOperation {
             Self::ReadDisk => "read from its disk",
             Self::WriteDisk => "write to its disk",
             Self::GetRandom => "get random bytes",
+            Self::WatchStreams => "wait for its streams",
+            Self::ReadStream => "read its input",
         })
     }
 }
@@ -184,5 +198,11 @@ pub enum RestoreDeviceError {
         device: String,
         /// What was saved.
         mtu: u16,
+    },
+    /// The saved ports are none that a guest can have brought about.
+    #[error("Console {device} was saved with ports in a state that is impossible")]
+    Ports {
+        /// Id of the device.
+        device: String,
     },
 }

@@ -34,7 +34,32 @@ pub const ENTROPY_REQUESTS_PER_TURN: usize = 16;
 pub const ENTROPY_BYTES_PER_TURN: usize = 256 << 10;
 /// Random bytes fetched by one call: a buffer on the stack.
 pub const ENTROPY_CHUNK_BYTES: usize = 4096;
-/// Queues of a device in a saved state: a network card has two, and no device of ours more.
+/// Entries of the queue of keys for a terminal: a driver keeps a page for each.
+pub const CONSOLE_TERMINAL_RX_SIZE: u16 = 8;
+/// Entries of the queue of standard input: 128 KiB under way in a Linux guest.
+pub const CONSOLE_INPUT_SIZE: u16 = 32;
+/// Entries of the queue of lines for the agent: as many signals as it may leave unread before it counts as stuck.
+pub const CONSOLE_LINES_SIZE: u16 = 8;
+/// Entries of a queue of output: 1 MiB under way in a Linux guest, which writes 32 KiB at most in one buffer.
+pub const CONSOLE_OUTPUT_SIZE: u16 = 32;
+/// Entries of the queue of messages to the driver: more than it has to be told at once.
+pub const CONSOLE_CONTROL_RX_SIZE: u16 = 32;
+/// Entries of the queue of messages from the driver, which waits for each.
+pub const CONSOLE_CONTROL_TX_SIZE: u16 = 8;
+/// Entries of the queue of a port in the direction that it does not have.
+pub const CONSOLE_UNUSED_SIZE: u16 = 2;
+/// Bytes of one buffer of output. Linux writes 32 KiB at most, or what a pipe holds; a chain can name 4 GiB.
+pub const CONSOLE_BUFFER_BYTES_MAX: u64 = 1 << 20;
+/// Bytes that one call to the host moves: a pipe of the usual size.
+pub const CONSOLE_CHUNK_BYTES: usize = 64 << 10;
+/// Buffers of one port that are served before others have their turn.
+pub const CONSOLE_BUFFERS_PER_TURN: usize = 64;
+/// Bytes of one port after which others have their turn: some 0.1 ms of copying.
+pub const CONSOLE_BYTES_PER_TURN: usize = 1 << 20;
+/// How long a machine that has ended waits for the reader of its output before it looks whether it is to give up, in
+/// milliseconds.
+pub const CONSOLE_FINISH_STEP_MS: u16 = 100;
+/// Queues of a device in a saved state: the console has twelve, and no device of ours more.
 pub const STATE_QUEUES_MAX: usize = 16;
 /// Bytes of arguments and environment of a run, NUL bytes included: 64 KiB of control page less its first 4 KiB.
 pub const CONTROL_STRINGS_BYTES_MAX: usize = 61_440;

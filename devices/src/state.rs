@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 pub use crate::fault::RestoreDeviceError;
 pub use crate::serial::SerialStateV1;
 pub use crate::virtio::block::state::BlockStateV1;
+pub use crate::virtio::console::state::{ConsoleStateV1, PortStateV1};
 pub use crate::virtio::entropy::state::EntropyStateV1;
 pub use crate::virtio::net::state::NetStateV1;
 pub use crate::virtio::queue_state::QueueStateV1;
@@ -43,6 +44,11 @@ impl Section for EntropyStateV1 {
     const VERSION: u16 = 1;
 }
 
+impl Section for ConsoleStateV1 {
+    const KIND: &'static str = "virtio-console";
+    const VERSION: u16 = 1;
+}
+
 impl Section for SerialStateV1 {
     const KIND: &'static str = "serial";
     const VERSION: u16 = 1;
@@ -57,4 +63,6 @@ pub enum DeviceState {
     Net(NetStateV1),
     /// The entropy source.
     Entropy(EntropyStateV1),
+    /// The console.
+    Console(ConsoleStateV1),
 }

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lightv_devices::state::{
-    BlockStateV1, EntropyStateV1, NetStateV1, QueueStateV1, Section, SerialStateV1,
-    TransportStateV1,
+    BlockStateV1, ConsoleStateV1, EntropyStateV1, NetStateV1, PortStateV1, QueueStateV1, Section,
+    SerialStateV1, TransportStateV1,
 };
 
 fn path<S: Section>(case: &str) -> PathBuf {
@@ -124,6 +124,29 @@ fn net() {
 fn entropy() {
     // It has no bytes, so the loop over truncations in `check` has nothing to refuse.
     check("only", &EntropyStateV1 {});
+}
+
+#[test]
+fn console() {
+    let fresh = PortStateV1::default();
+    let open = PortStateV1 {
+        is_ready: true,
+        is_guest_open: true,
+        told_open: Some(true),
+        owed: 0,
+    };
+    let named = PortStateV1 {
+        is_guest_open: false,
+        told_open: Some(false),
+        owed: 8,
+        ..open
+    };
+    let added = PortStateV1 { owed: 1, ..fresh };
+    let state = ConsoleStateV1 {
+        is_driver_ready: true,
+        ports: vec![named, open, fresh, added, open],
+    };
+    check("open", &state);
 }
 
 #[test]

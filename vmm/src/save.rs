@@ -82,6 +82,7 @@ fn add_state(
             DeviceState::Block(state) => contents.add(index, state)?,
             DeviceState::Net(state) => contents.add(index, state)?,
             DeviceState::Entropy(state) => contents.add(index, state)?,
+            DeviceState::Console(state) => contents.add(index, state)?,
         }
     }
     Ok(())

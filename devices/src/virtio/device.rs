@@ -20,6 +20,8 @@ pub enum DeviceKind {
     Net,
     /// Block device (§5.2).
     Block,
+    /// Console (§5.3).
+    Console,
     /// Entropy source (§5.4).
     Entropy,
 }
@@ -31,6 +33,7 @@ impl DeviceKind {
         match self {
             Self::Net => 1,
             Self::Block => 2,
+            Self::Console => 3,
             Self::Entropy => 4,
         }
     }
@@ -117,6 +120,11 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// # Errors
     /// The device stays idle and the transport sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1).
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError>;
+
+    /// Carries out all that the driver has asked for so far and that waits for the host, however long that takes: before
+    /// the machine is saved or ends. `gives_up` is asked now and then; once true, the rest is left to
+    /// [`deactivate`](Self::deactivate).
+    fn finish(&mut self, gives_up: &dyn Fn() -> bool);
 
     /// Finishes or cancels all I/O, then returns the queues in index order. Must not fail. An idle device returns
     /// none.

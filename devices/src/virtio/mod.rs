@@ -2,6 +2,7 @@
 
 pub mod block;
 pub(crate) mod chain;
+pub mod console;
 pub mod device;
 pub mod device_status;
 pub mod entropy;
