@@ -31,6 +31,9 @@ pub struct VmSpec {
     /// A source of random bytes for the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropySpec>,
+    /// LightV's own: a console for the guest's standard streams and terminal. Without it there is the serial port alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleSpec>,
     /// LightV's own: what the guest learns of this run from the control device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<RunSpec>,
@@ -183,6 +186,11 @@ pub struct EntropySpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<Value>,
 }
+
+/// `console`: LightV's own addition. Nothing is to be chosen yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSpec {}
 
 /// `run`: LightV's own addition. Arguments, environment and the agent's orders together are at most 61,440
 /// bytes.

@@ -12,6 +12,7 @@ pub mod linux;
 pub mod machine;
 pub mod netns;
 pub mod process;
+pub mod pty;
 pub mod rootfs;
 pub mod scratch;
 pub mod trial;

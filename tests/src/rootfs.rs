@@ -36,7 +36,7 @@ pub fn busybox(scratch: &Scratch, name: &str) -> PathBuf {
     for applet in APPLETS {
         symlink("busybox", folder.join("bin").join(applet)).expect("a free name");
     }
-    let passwd = "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000::/home/guest:/bin/sh\n";
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000::/srv:/bin/sh\n";
     std::fs::write(folder.join("etc/passwd"), passwd).expect("a new file");
     std::fs::write(folder.join("etc/group"), "root:x:0:\nguest:x:1000:\n").expect("a new file");
     folder

@@ -157,7 +157,9 @@ fn a_program_says_itself_when_it_is_ready() {
     let command = "echo loading; cat /run/lightv/ready; echo serving $(cat /run/lightv/run.json)";
     scratch.write(
         "lightv.toml",
-        format!("rootfs = 'root'\nentrypoint = '{command}'\nready = 'doorbell'\nhostname = 'box'\n"),
+        format!(
+            "rootfs = 'root'\nentrypoint = '{command}'\nready = 'doorbell'\nhostname = 'box'\n"
+        ),
     );
     let built = build(&scratch, "bell.lv", &["--file"]);
     assert!(built.stderr.contains("loading"), "{built:?}");

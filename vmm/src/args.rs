@@ -70,6 +70,9 @@ pub struct Cli {
     /// Add the pages that the guest writes in this run to the image that it was restored from.
     #[arg(long, requires = "restore", conflicts_with_all = ["config", "boot"])]
     record_working_set: bool,
+    /// Give the guest the terminal on standard input and output; Ctrl-] detaches.
+    #[arg(long)]
+    tty: bool,
     /// Write where the time of the start went, as JSON, to standard error or a file.
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
     timings: Option<Option<PathBuf>>,
@@ -143,6 +146,8 @@ pub struct RunJob {
     pub save: Option<SavePlan>,
     /// Whether the pages that it writes are added to its image.
     pub record_working_set: bool,
+    /// Whether the guest has the terminal.
+    pub is_tty: bool,
     /// Where timings go.
     pub timings: Option<TimingsSink>,
     /// When the caller began.
@@ -198,6 +203,7 @@ impl Cli {
                 go_on,
             }),
             record_working_set: self.record_working_set,
+            is_tty: self.tty,
             timings: self
                 .timings
                 .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
@@ -206,17 +212,20 @@ impl Cli {
     }
 }
 
-/// Whether these arguments, the program's name first, ask for a machine: a look before they are parsed.
+/// Whether these arguments, the program's name first, ask for a machine without a terminal, which can be begun before they
+/// are parsed: with one, this process is not the monitor.
 #[must_use]
 pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
     let options = ["--config", "--restore", "--boot"].map(str::as_bytes);
-    let is_option = |arg: &OsString| {
+    let mut is_named = false;
+    for arg in args.skip(1).take_while(|arg| arg != "--") {
         let name = arg.as_encoded_bytes().split(|byte| *byte == b'=').next();
-        name.is_some_and(|name| options.contains(&name))
-    };
-    args.skip(1)
-        .take_while(|arg| arg != "--")
-        .any(|arg| is_option(&arg))
+        is_named |= name.is_some_and(|name| options.contains(&name));
+        if arg == "--tty" {
+            return false;
+        }
+    }
+    is_named
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
@@ -291,7 +300,12 @@ mod tests {
     #[test]
     fn a_machine_is_named_by_its_option_and_not_by_an_argument_of_the_guest() {
         let named = |line: &str| names_a_machine(line.split_whitespace().map(OsString::from));
-        for line in ["v --restore a", "v --id x --boot=a", "v --config -"] {
+        for line in [
+            "v --restore a -- --tty",
+            "v --restore a",
+            "v --id x --boot=a",
+            "v --config -",
+        ] {
             assert!(named(line), "{line}");
         }
         for line in [
@@ -299,6 +313,8 @@ mod tests {
             "v --check-host",
             "v --describe a -- --restore b",
             "v --restored a",
+            "v --restore a --tty",
+            "v --tty --config=a",
         ] {
             assert!(!named(line), "{line}");
         }

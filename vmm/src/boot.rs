@@ -13,12 +13,12 @@ use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::rng_seed::{self, WriteSeedError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
 use crate::arch::host::{cpuid, layout, linux_kernel, software_kvm};
-use crate::bus::{Bus, PortDevices};
+use crate::bus::Bus;
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
 use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
 use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{DeviceSet, DeviceSetError, make_keyboard, make_serial};
+use crate::device_set::{Around, DeviceSet, DeviceSetError, HostSide, make_ports};
 use crate::event::event_channel;
 use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
@@ -85,6 +85,17 @@ impl BuildError {
     }
 }
 
+/// What all ways to a machine are given beside its description.
+#[derive(Debug, Clone)]
+pub struct Site<'a> {
+    /// The thread that makes KVM's VM.
+    pub control: &'a ControlThread,
+    /// Where steps are noted.
+    pub stamps: Arc<Stamps>,
+    /// What of this process the machine is connected to.
+    pub host: HostSide,
+}
+
 /// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
 ///
 /// # Errors
@@ -93,9 +104,13 @@ pub fn boot(
     config: MachineConfig,
     boot: &BootConfig,
     files: BootFiles,
-    control: &ControlThread,
-    stamps: Arc<Stamps>,
+    site: Site<'_>,
 ) -> Result<Machine, BuildError> {
+    let Site {
+        control,
+        stamps,
+        host,
+    } = site;
     let EmptyVm {
         kvm,
         vm: mut new_vm,
@@ -109,25 +124,26 @@ pub fn boot(
         .map_err(BuildError::Vm)?;
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
-    let vcpus = (0..config.vcpus())
-        .map(|index| vm.create_vcpu(index))
-        .collect::<Result<Vec<_>, _>>();
-    let vcpus = vcpus.map_err(BuildError::Vm)?;
+    let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
-    let devices = DeviceSet::create(&config, &files.disks, &vm, ram.mem(), &sender)
-        .map_err(BuildError::Devices)?;
+    let output = GuestOutput::stdout();
+    let around = Around {
+        vm: &vm,
+        mem: ram.mem(),
+        events: &sender,
+        disks: &files.disks,
+        host,
+        output: &output,
+    };
+    let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
     write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
     set_boot_state(&kvm, &vcpus, entry)?;
     let clock = GuestClock::of(vcpus.first());
     control_page
-        .tell(run_facts(&config, 0, clock))
+        .tell(run_facts(&config, 0, clock, host.is_tty))
         .map_err(BuildError::ControlPage)?;
-    let output = GuestOutput::stdout();
-    let ports = PortDevices {
-        serial: make_serial(&vm, None, &output).map_err(BuildError::Devices)?,
-        i8042: make_keyboard(&vm).map_err(BuildError::Devices)?,
-    };
+    let ports = make_ports(&vm, None, &output.of_serial(&config)).map_err(BuildError::Devices)?;
     let bus = Arc::new(Bus::new(
         devices.fronts(),
         ports,
@@ -275,7 +291,12 @@ impl GuestClock {
 
 /// What this run is told by the control device.
 #[must_use]
-pub fn run_facts(config: &MachineConfig, restores: u64, clock: GuestClock) -> RunFacts {
+pub fn run_facts(
+    config: &MachineConfig,
+    restores: u64,
+    clock: GuestClock,
+    is_tty: bool,
+) -> RunFacts {
     RunFacts {
         restores,
         vcpus: config.vcpus(),
@@ -284,7 +305,7 @@ pub fn run_facts(config: &MachineConfig, restores: u64, clock: GuestClock) -> Ru
         tsc: clock.value,
         args: config.args().to_vec(),
         env: config.env(),
-        is_tty: false,
+        is_tty,
         agent: config.agent_json(),
     }
 }

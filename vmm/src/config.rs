@@ -146,7 +146,8 @@ impl MachineConfig {
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
             agent::prove(agent, nets.len(), &mut faults);
         }
-        let devices = drives.len() + nets.len() + usize::from(spec.entropy.is_some());
+        let single = usize::from(spec.entropy.is_some()) + usize::from(spec.console.is_some());
+        let devices = drives.len() + nets.len() + single;
         if devices > limits::DEVICES_MAX {
             faults.add(
                 "drives and network-interfaces",
@@ -208,6 +209,12 @@ impl MachineConfig {
     #[must_use]
     pub const fn entropy(&self) -> bool {
         self.spec.entropy.is_some()
+    }
+
+    /// Whether there is a console.
+    #[must_use]
+    pub const fn console(&self) -> bool {
+        self.spec.console.is_some()
     }
 
     /// Arguments of this run.

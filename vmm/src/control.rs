@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::arch::VcpuId;
 use crate::buttons;
 use crate::event::{DeviceCall, Event, StopReason};
+use crate::foreground::Leash;
 use crate::limits;
 use crate::machine::{Machine, Running};
 use crate::poller::{PollError, Poller, Token};
@@ -24,7 +25,8 @@ use crate::save::{SaveError, save};
 use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
 use crate::sys::process;
-use crate::sys::signal::SignalFd;
+use crate::sys::signal::{self, SignalFd};
+use crate::terminal;
 use crate::vcpu::VcpuHandle;
 
 /// How often a vCPU that does not come out of the guest is signalled again.
@@ -128,6 +130,8 @@ pub struct Inherited {
     pub signals: SignalFd,
     /// SIGUSR1 has come already.
     pub save_is_wanted: bool,
+    /// Of a run with a terminal: the terminal, and who waits for us.
+    pub leash: Option<Leash>,
 }
 
 /// Runs a machine until it ends. Its devices start here, while its vCPUs may be running already: what they ask of the
@@ -144,6 +148,7 @@ pub fn run(
     let Inherited {
         signals,
         save_is_wanted,
+        leash,
     } = inherited;
     let mut poller =
         Poller::new(machine.receiver.wake_fd(), &signals).map_err(ControlError::Poll)?;
@@ -152,6 +157,10 @@ pub fn run(
         .watch_doorbells(&mut poller)
         .map_err(ControlError::Poll)?;
     machine.devices.resume();
+    if let Some(leash) = &leash {
+        // Without it keys come by the line, and nothing else is wrong.
+        let _ = leash.terminal().make_raw();
+    }
     let mut control = Control {
         machine,
         vcpus,
@@ -161,7 +170,10 @@ pub fn run(
         poller,
         signals,
         has_start_pages: true,
+        leash,
+        told_to_end: None,
     };
+    control.take_terminal_size();
     if save_is_wanted {
         control.save_at_signal();
     }
@@ -182,6 +194,19 @@ struct Control {
     signals: SignalFd,
     /// The pages that only the start needed are still mapped.
     has_start_pages: bool,
+    /// Of a run with a terminal, until it is detached.
+    leash: Option<Leash>,
+    /// When the agent was told SIGTERM.
+    told_to_end: Option<Instant>,
+}
+
+impl Drop for Control {
+    /// However the machine ends, and before anything is said of it.
+    fn drop(&mut self) {
+        if let Some(leash) = &self.leash {
+            leash.terminal().restore();
+        }
+    }
 }
 
 impl Control {
@@ -200,9 +225,10 @@ impl Control {
                     return Ok(ending);
                 }
             }
-            if let Some(ending) = self.kick_again() {
+            if let Some(ending) = self.kick_again().or_else(|| self.end_overdue()) {
                 return Ok(ending);
             }
+            self.detach_if_wanted();
             self.machine
                 .devices
                 .update_watch(&mut self.poller)
@@ -241,7 +267,7 @@ impl Control {
                 Event::Parked(id) => self.note_parked(id),
                 Event::Captured(id, state) => self.note_captured(id, state),
                 Event::Stopped(_, reason) => {
-                    self.machine.devices.serve_last();
+                    self.machine.devices.serve_last(&gives_up);
                     Some(self.note_stopped(reason))
                 }
             };
@@ -275,18 +301,89 @@ impl Control {
     }
 
     fn serve_signals(&mut self) -> Option<Ending> {
-        while let Some(signal) = self.signals.next() {
-            match signal {
-                libc::SIGUSR1 => self.save_at_signal(),
+        while let Some(number) = self.signals.next() {
+            let ending = match number {
+                libc::SIGUSR1 => {
+                    self.save_at_signal();
+                    None
+                }
                 libc::SIGPWR => {
                     if let Err(error) = buttons::ask_to_end(&self.machine) {
                         crate::report::warn(&error);
                     }
+                    None
                 }
-                _ => return Some(Ending::by_signal(signal)),
+                libc::SIGWINCH => {
+                    self.take_terminal_size();
+                    None
+                }
+                // Detached, nobody waits for us.
+                gone if gone == signal::parent_gone() => self
+                    .leash
+                    .is_some()
+                    .then(|| Ending::by_signal(libc::SIGHUP)),
+                libc::SIGTERM => self.serve_sigterm(),
+                other => (!self.tell_agent(other)).then(|| Ending::by_signal(other)),
+            };
+            if ending.is_some() {
+                return ending;
             }
         }
         None
+    }
+
+    /// The first is the agent's, if there is one, which then has [`limits::TERM_GRACE_MS`]; the second ends the machine.
+    fn serve_sigterm(&mut self) -> Option<Ending> {
+        let end = || Some(Ending::by_signal(libc::SIGTERM));
+        if let Some(told) = self.told_to_end {
+            let is_same = told.elapsed() < Duration::from_millis(limits::TERM_REPEAT_MS);
+            return if is_same { None } else { end() };
+        }
+        if !self.tell_agent(libc::SIGTERM) {
+            return end();
+        }
+        self.told_to_end = Some(Instant::now());
+        None
+    }
+
+    /// The guest was told to end, and has not.
+    fn end_overdue(&self) -> Option<Ending> {
+        let grace = Duration::from_millis(limits::TERM_GRACE_MS);
+        let told = self.told_to_end?;
+        (told.elapsed() >= grace).then(|| Ending::by_signal(libc::SIGTERM))
+    }
+
+    /// Leaves a signal to the guest's agent. False when there is none that takes it now: none at all, one that does not
+    /// read, or one that is being saved, and whose clones the signal is not for.
+    fn tell_agent(&mut self, number: libc::c_int) -> bool {
+        let is_to_be_saved = self
+            .plan
+            .as_ref()
+            .is_some_and(|plan| plan.moment == SaveMoment::Ready);
+        let is_running = matches!(self.phase, Phase::Running) && !is_to_be_saved;
+        let console = self.machine.devices.console().filter(|_| is_running);
+        console.is_some_and(|console| console.send_line(&format!("signal {number}\n")))
+    }
+
+    /// Tells the guest how large the terminal is, if the run has one.
+    fn take_terminal_size(&mut self) {
+        if self.leash.is_some()
+            && let Some(console) = self.machine.devices.console()
+        {
+            console.set_size(terminal::size());
+        }
+    }
+
+    /// Leaves the terminal to who waits for us, when the user has asked for that.
+    fn detach_if_wanted(&mut self) {
+        let console = self.machine.devices.console();
+        let Some(console) = console.filter(|console| console.is_detach_wanted()) else {
+            return;
+        };
+        console.detach();
+        if let Some(leash) = self.leash.take() {
+            leash.let_go();
+        }
     }
 
     /// SIGUSR1 has come.
@@ -324,9 +421,18 @@ impl Control {
         let ms = match self.phase {
             Phase::Parking { .. } => limits::KICK_INTERVAL_MS,
             _ if self.has_start_pages => limits::SETTLED_AFTER_MS,
-            _ => return None,
+            _ => return self.time_to_end(),
         };
-        Some(Duration::from_millis(ms))
+        let short = Duration::from_millis(ms);
+        Some(self.time_to_end().map_or(short, |left| left.min(short)))
+    }
+
+    /// What is left of the time that the guest was given to end. Rounded up: a wait is in whole milliseconds, and one that
+    /// ends early would be followed by many of none.
+    fn time_to_end(&self) -> Option<Duration> {
+        let grace = Duration::from_millis(limits::TERM_GRACE_MS + 1);
+        self.told_to_end
+            .map(|told| grace.saturating_sub(told.elapsed()))
     }
 
     /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
@@ -372,7 +478,7 @@ impl Control {
         };
         // Devices first: an interrupt of their last request then is in the state of the vCPU that gets it.
         self.phase = Phase::Capturing {
-            devices: self.machine.devices.pause(),
+            devices: self.machine.devices.pause(&gives_up),
             states: self.vcpus.iter().map(|_| None).collect(),
         };
         for vcpu in &self.vcpus {
@@ -428,6 +534,10 @@ impl Control {
             .is_some_and(|plan| plan.moment == SaveMoment::Ready)
         {
             self.plan = None;
+            // What was kept for clones is ours.
+            if let Some(console) = self.machine.devices.console() {
+                console.hold_input(false);
+            }
         }
         None
     }
@@ -441,6 +551,11 @@ impl Control {
         }
         self.parked = 0;
     }
+}
+
+/// A reader of the guest's output is waited for, but not when a signal is to end the process.
+fn gives_up() -> bool {
+    signal::waiting_end().is_some()
 }
 
 /// A stop in words, for messages.

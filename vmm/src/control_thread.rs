@@ -16,10 +16,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::buttons::PressError;
 use crate::control::{self, ControlError, Ending, Inherited, SavePlan};
+use crate::foreground::Leash;
 use crate::machine::Running;
 use crate::poller::{Poller, Token};
 use crate::report;
-use crate::sys::signal::SignalFd;
+use crate::sys::signal::{self, SignalFd};
 use crate::vm::{NewVm, VmError, open_kvm};
 
 /// An empty VM.
@@ -38,6 +39,8 @@ pub struct Assignment {
     pub running: Running,
     /// Whether it is saved.
     pub plan: Option<SavePlan>,
+    /// Of a run with a terminal: the terminal, and who waits for us.
+    pub leash: Option<Leash>,
 }
 
 /// The main thread's end.
@@ -142,13 +145,23 @@ impl Waiting {
                         Some(libc::SIGUSR1) => save_is_wanted = true,
                         // There is no guest yet that could have a driver for it.
                         Some(libc::SIGPWR) => report::warn(&PressError::NoDrivers),
+                        // The size is asked for when there is a machine.
+                        Some(libc::SIGWINCH) | None => {}
+                        Some(gone) if gone == signal::parent_gone() => {
+                            return Ok(Ending::by_signal(libc::SIGHUP));
+                        }
                         Some(signal) => return Ok(Ending::by_signal(signal)),
-                        None => {}
                     }
-                } else if let Ok(Assignment { running, plan }) = self.receiver.try_recv() {
+                } else if let Ok(assignment) = self.receiver.try_recv() {
+                    let Assignment {
+                        running,
+                        plan,
+                        leash,
+                    } = assignment;
                     let inherited = Inherited {
                         signals: self.signals,
                         save_is_wanted,
+                        leash,
                     };
                     drop(poller);
                     return control::run(running, plan, inherited);

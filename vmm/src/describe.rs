@@ -57,6 +57,13 @@ pub fn describe(path: &Path) -> Result<ImageDescription, OpenImageError> {
     })
 }
 
+/// Whether the configuration in `path` has a console. Of what is no image, nothing is known: no.
+#[must_use]
+pub fn has_console(path: &Path) -> bool {
+    let manifest = Image::open_unproved(path).and_then(|mut image| image.take_manifest());
+    manifest.is_ok_and(|manifest| manifest.config.console.is_some())
+}
+
 /// Why the working set could not be added. The image is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum AddWorkingSetError {

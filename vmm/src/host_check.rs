@@ -120,7 +120,7 @@ fn capability_check(kvm: &Kvm, cap: Cap, what: &str) -> HostCheck {
 fn create_check(kvm: &Kvm) -> HostCheck {
     let made = NewVm::create(kvm)
         .and_then(NewVm::seal)
-        .and_then(|vm| vm.create_vcpu(0));
+        .and_then(|vm| vm.create_vcpus(1));
     match made {
         Ok(_) => ok("Creating a VM", "a VM with one vCPU could be made"),
         Err(error) => HostCheck {

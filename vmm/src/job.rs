@@ -10,12 +10,14 @@ use lightv_api::config::VmSpec;
 use lightv_api::exit;
 
 use crate::args::{Origin, RunJob};
-use crate::boot::{BuildError, boot};
+use crate::boot::{BuildError, Site, boot};
 use crate::config::{BootConfig, ConfigFaults, MachineConfig};
 use crate::control::{ControlError, Ending, SaveFailure, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
+use crate::device_set::HostSide;
 use crate::event::StopReason;
+use crate::foreground::{self, Leash, Split};
 use crate::image::disk::take_disks;
 use crate::image::read::{Image, OpenImageError};
 use crate::image::write::WriteImageError;
@@ -32,6 +34,7 @@ use crate::sys::cpu;
 use crate::sys::file::StandardStream;
 use crate::sys::process;
 use crate::sys::signal;
+use crate::terminal;
 use crate::vm::KVM_PATH;
 use crate::{describe, host_check, inspect, limits, report};
 
@@ -65,6 +68,10 @@ enum RunError {
         "Configuration is refused: boot-source is missing; allowed: an object with kernel_image_path"
     )]
     NoBootSource,
+    #[error(
+        "Configuration is refused: console is missing; a run with a terminal needs one: allowed: {{}}"
+    )]
+    NoConsole,
     #[error(transparent)]
     ReadFile(ReadFileError),
     #[error(transparent)]
@@ -94,6 +101,7 @@ impl RunError {
             | Self::ReadConfig { .. }
             | Self::Config(_)
             | Self::NoBootSource
+            | Self::NoConsole
             | Self::ReadFile(_)
             | Self::Image(_) => exit::BAD_CONFIG,
             Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
@@ -143,15 +151,20 @@ pub fn begin() -> Begun {
 }
 
 impl Begun {
-    /// Runs a machine. Ends the process with the machine, or returns an exit status when there is none to run.
+    /// Runs a machine, with a terminal if there is a `leash`. Ends the process with the machine, or returns an exit status
+    /// when there is none to run.
     #[must_use]
-    pub fn run(self, job: RunJob) -> u8 {
+    pub fn run(self, job: RunJob, leash: Option<Leash>) -> u8 {
         let Self {
             main_ns,
             watched,
             control,
         } = self;
-        match control.and_then(|control| build_and_run(job, main_ns, &watched, &control)) {
+        let built = |control: ControlThread| {
+            let stamps = stamps_of(&job, main_ns);
+            build_and_run(job, leash, &stamps, &watched, &control)
+        };
+        match control.and_then(built) {
             Ok(never) => match never {},
             Err(error) => {
                 report::warn(&error);
@@ -161,22 +174,38 @@ impl Begun {
     }
 }
 
-fn build_and_run(
-    job: RunJob,
-    main_ns: u64,
-    watched: &Watched,
-    control: &ControlThread,
-) -> Result<Infallible, RunError> {
+fn stamps_of(job: &RunJob, main_ns: u64) -> Arc<Stamps> {
     let way = if matches!(job.origin, Origin::Restore(_)) {
         "restore"
     } else {
         "boot"
     };
-    let stamps = Arc::new(Stamps::new(way, main_ns, job.started_at_ns, job.timings));
+    let timings = job.timings.clone();
+    let stamps = Arc::new(Stamps::new(way, main_ns, job.started_at_ns, timings));
     stamps.mark("flags read");
+    stamps
+}
+
+fn build_and_run(
+    job: RunJob,
+    leash: Option<Leash>,
+    stamps: &Arc<Stamps>,
+    watched: &Watched,
+    control: &ControlThread,
+) -> Result<Infallible, RunError> {
+    let at_ready = job
+        .save
+        .as_ref()
+        .is_some_and(|plan| plan.moment == SaveMoment::Ready);
     let builder = Builder {
-        control,
-        stamps: &stamps,
+        site: Site {
+            control,
+            stamps: Arc::clone(stamps),
+            host: HostSide {
+                is_tty: leash.is_some(),
+                is_input_held: at_ready,
+            },
+        },
         save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
     };
     let machine = match &job.origin {
@@ -187,15 +216,12 @@ fn build_and_run(
     if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
         let _ = watched.set((path, machine.ram.clone()));
     }
-    let at_ready = job
-        .save
-        .as_ref()
-        .is_some_and(|plan| plan.moment == SaveMoment::Ready);
     machine.bus.set_park_at_ready(at_ready);
     let (running, first) = machine.start().map_err(RunError::Start)?;
     control.assign(Assignment {
         running,
         plan: job.save,
+        leash,
     });
     // A proved configuration has at least one vCPU.
     first.map_or(Err(RunError::NoVcpu), |vcpu| vcpu.run())
@@ -229,8 +255,7 @@ fn start_control(watched: Watched) -> Result<ControlThread, RunError> {
 
 /// What all ways to a machine have in common.
 struct Builder<'a> {
-    control: &'a ControlThread,
-    stamps: &'a Arc<Stamps>,
+    site: Site<'a>,
     /// Where the machine is to be saved, with its kernel.
     save_as: Option<&'a Path>,
 }
@@ -282,15 +307,14 @@ impl Builder<'_> {
         boot_config: &BootConfig,
         files: BootFiles,
     ) -> Result<Machine, RunError> {
-        self.stamps.step(Step::ImageLoad);
-        let stamps = Arc::clone(self.stamps);
-        let machine = boot(config, boot_config, files, self.control, stamps);
+        self.site.stamps.step(Step::ImageLoad);
+        let machine = boot(config, boot_config, files, self.site.clone());
         Ok(self.keep_or_drop_files(machine.map_err(RunError::Build)?))
     }
 
     fn restore_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
         let mut image = Image::open(path).map_err(RunError::Image)?;
-        self.stamps.mark("image proved");
+        self.site.stamps.mark("image proved");
         let saved = SavedMachine::decode(&mut image).map_err(RunError::Image)?;
         let mut spec = saved.manifest.config.clone();
         overrides.apply(&mut spec, true).map_err(RunError::Config)?;
@@ -305,15 +329,9 @@ impl Builder<'_> {
         } else {
             BootFiles::default()
         };
-        self.stamps.step(Step::ImageLoad);
-        let mut machine = restore(
-            config,
-            &saved,
-            &image,
-            self.control,
-            Arc::clone(self.stamps),
-        )
-        .map_err(RunError::Build)?;
+        self.site.stamps.step(Step::ImageLoad);
+        let mut machine =
+            restore(config, &saved, &image, self.site.clone()).map_err(RunError::Build)?;
         machine.boot_files = files;
         Ok(machine)
     }
@@ -330,6 +348,9 @@ impl Builder<'_> {
     fn prove(&self, spec: VmSpec) -> Result<MachineConfig, RunError> {
         let config =
             MachineConfig::prove(spec, process::host_memory_bytes()).map_err(RunError::Config)?;
+        if self.site.host.is_tty && !config.console() {
+            return Err(RunError::NoConsole);
+        }
         if let Some(path) = self.save_as {
             ensure_target(&config, path).map_err(RunError::SaveTarget)?;
         }
@@ -398,6 +419,27 @@ fn stop_status(reason: &StopReason) -> u8 {
         StopReason::KvmError { .. } => {
             say();
             exit::KVM_ERROR
+        }
+    }
+}
+
+/// Runs a machine that has the terminal, in a process of its own, and returns its exit status. To be called before there is
+/// a second thread.
+#[must_use]
+pub fn run_with_terminal(job: RunJob) -> u8 {
+    if !terminal::is_there() {
+        report::say("--tty: standard input and output are not a terminal");
+        return exit::BAD_ARGUMENTS;
+    }
+    match foreground::split() {
+        Ok(Split::Monitor(leash)) => {
+            name_process();
+            begin().run(job, Some(leash))
+        }
+        Ok(Split::Ended(status)) => status,
+        Err(error) => {
+            report::warn(&error);
+            exit::HOST_FAILURE
         }
     }
 }

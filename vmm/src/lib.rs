@@ -19,6 +19,7 @@ pub mod control_thread;
 pub mod describe;
 pub mod device_set;
 pub mod event;
+pub mod foreground;
 pub mod host_check;
 pub mod image;
 pub mod inspect;
@@ -41,5 +42,6 @@ pub mod stamps;
 pub mod stop_text;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod terminal;
 pub mod vcpu;
 pub mod vm;

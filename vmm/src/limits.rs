@@ -36,6 +36,11 @@ pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
+/// How long a guest whose agent was told SIGTERM may take to end: as long as `docker stop` gives a container.
+pub const TERM_GRACE_MS: u64 = 10_000;
+/// A SIGTERM that follows another so soon is the same one: sent to a process group, of which the process that waits for a
+/// monitor with a terminal passes on its own.
+pub const TERM_REPEAT_MS: u64 = 500;
 /// What the vCPUs say that is served before signals and devices have their turn.
 pub const EVENTS_PER_TURN: usize = 64;
 /// How often a vCPU that does not come out is signalled again.

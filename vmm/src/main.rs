@@ -15,7 +15,8 @@ fn main() {
     let begun = args::names_a_machine(env::args_os()).then(job::begin);
     let status = match Cli::try_parse() {
         Ok(cli) => match cli.into_job() {
-            Some(Job::Run(run)) => begun.unwrap_or_else(job::begin).run(*run),
+            Some(Job::Run(run)) if run.is_tty => job::run_with_terminal(*run),
+            Some(Job::Run(run)) => begun.unwrap_or_else(job::begin).run(*run, None),
             Some(Job::Describe(path)) => job::describe(&path),
             Some(Job::CheckHost) => job::check_host(),
             Some(Job::InspectPid(pid)) => job::inspect_pid(pid),

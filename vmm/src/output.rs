@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::config::MachineConfig;
 use crate::report;
 use crate::sys::file::StandardStream;
 
@@ -33,13 +34,25 @@ impl GuestOutput {
         }
     }
 
+    /// The serial port's part of it: standard output, or beside a console, which has that for the guest's programs,
+    /// standard error.
+    #[must_use]
+    pub fn of_serial(&self, config: &MachineConfig) -> Self {
+        if config.console() {
+            self.to(StandardStream::Stderr)
+        } else {
+            self.clone()
+        }
+    }
+
     /// Whether output was lost that somebody wanted: a full disk, a failed device. A reader that went away wanted no more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Relaxed)
     }
 
-    fn note(&self, cause: &io::Error) {
+    /// Output was lost for this reason.
+    pub fn note(&self, cause: &io::Error) {
         let counts = !matches!(
             cause.kind(),
             io::ErrorKind::BrokenPipe | io::ErrorKind::Interrupted

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::file::StandardStream;
 
@@ -26,7 +27,20 @@ pub fn warn(error: &dyn Error) {
     say(&text_of(error));
 }
 
+/// The terminal does not go back to the start of the line by itself.
+static IS_RAW: AtomicBool = AtomicBool::new(false);
+
+/// Whether lines are for a raw terminal from here on.
+pub fn end_lines_for_raw_terminal(is_raw: bool) {
+    IS_RAW.store(is_raw, Ordering::Relaxed);
+}
+
 /// Says something. Standard error that cannot be written to is no reason to stop.
 pub fn say(text: &str) {
-    let _ = StandardStream::Stderr.write_all(format!("lightv-vmm: {text}\n").as_bytes());
+    let end = if IS_RAW.load(Ordering::Relaxed) {
+        "\r\n"
+    } else {
+        "\n"
+    };
+    let _ = StandardStream::Stderr.write_all(format!("lightv-vmm: {text}{end}").as_bytes());
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::{acpi, generation, layout};
-use crate::boot::{BuildError, GuestClock, run_facts};
-use crate::bus::{Bus, PortDevices};
+use crate::boot::{BuildError, GuestClock, Site, run_facts};
+use crate::bus::Bus;
 use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
-use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{DeviceSet, make_keyboard, make_serial};
+use crate::control_thread::EmptyVm;
+use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
 use crate::image::read::Image;
 use crate::kernel::BootFiles;
@@ -19,7 +19,7 @@ use crate::memory::{GuestRam, RamError};
 use crate::output::GuestOutput;
 use crate::snapshot::saved::SavedMachine;
 use crate::snapshot::{irqchip_state, vcpu_state};
-use crate::stamps::{Stamps, Step};
+use crate::stamps::Step;
 use crate::sys::cpu;
 use crate::vm::Vm;
 
@@ -32,9 +32,13 @@ pub fn restore(
     config: MachineConfig,
     saved: &SavedMachine,
     image: &Image,
-    control: &ControlThread,
-    stamps: Arc<Stamps>,
+    site: Site<'_>,
 ) -> Result<Machine, BuildError> {
+    let Site {
+        control,
+        stamps,
+        host,
+    } = site;
     let EmptyVm {
         kvm,
         vm: mut new_vm,
@@ -50,27 +54,29 @@ pub fn restore(
     stamps.mark("memory slots");
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
-    let vcpus = (0..config.vcpus())
-        .map(|index| vm.create_vcpu(index))
-        .collect::<Result<Vec<_>, _>>();
-    let vcpus = vcpus.map_err(BuildError::Vm)?;
+    let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     apply_state(&kvm, &vm, &vcpus, saved)?;
     let is_renewed = renew_generation(&config, &vm, &ram, saved)?;
     stamps.mark("vcpu state");
-    let devices =
-        DeviceSet::restore(&config, saved, &vm, ram.mem(), &sender).map_err(BuildError::Devices)?;
     let output = GuestOutput::stdout();
-    let ports = PortDevices {
-        serial: make_serial(&vm, Some(&saved.serial), &output).map_err(BuildError::Devices)?,
-        i8042: make_keyboard(&vm).map_err(BuildError::Devices)?,
+    let around = Around {
+        vm: &vm,
+        mem: ram.mem(),
+        events: &sender,
+        disks: &saved.disks,
+        host,
+        output: &output,
     };
+    let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
+    let ports = make_ports(&vm, Some(&saved.serial), &output.of_serial(&config));
+    let ports = ports.map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
     let clock = GuestClock::of(vcpus.first());
     control_page
-        .tell(run_facts(&config, restores, clock))
+        .tell(run_facts(&config, restores, clock, host.is_tty))
         .map_err(BuildError::ControlPage)?;
     let bus = Arc::new(Bus::new(
         devices.fronts(),
@@ -83,7 +89,6 @@ pub fn restore(
         bus.add_event(acpi::event::GENERATION);
     }
     stamps.step(Step::Resources);
-    let boot_files = BootFiles::default();
     Ok(Machine {
         config,
         kvm,
@@ -96,7 +101,7 @@ pub fn restore(
         sender,
         receiver,
         restores,
-        boot_files,
+        boot_files: BootFiles::default(),
         stamps,
     })
 }

@@ -174,11 +174,15 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes vCPU `index`.
+    /// Makes the first `count` vCPUs.
     ///
     /// # Errors
     /// [`VmError::Call`].
-    pub fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
+    pub fn create_vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+        (0..count).map(|index| self.create_vcpu(index)).collect()
+    }
+
+    fn create_vcpu(&self, index: u8) -> Result<VcpuFd, VmError> {
         self.fd
             .create_vcpu(u64::from(index))
             .map_err(|cause| VmError::Call {

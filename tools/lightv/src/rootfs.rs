@@ -5,7 +5,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use lightv_api::config::{
-    AgentSpec, BootSource, DriveSpec, InterfaceSpec, Ready, RunSpec, VmSpec, Writable,
+    AgentSpec, BootSource, ConsoleSpec, DriveSpec, InterfaceSpec, Ready, RunSpec, VmSpec, Writable,
 };
 use lightv_api::exit;
 use lightv_contract::AGENT_PATH;
@@ -121,6 +121,7 @@ pub(crate) fn add(plan: RootfsPlan, work: &Path, spec: &mut VmSpec) -> Result<()
         ..DriveSpec::default()
     };
     spec.drives.insert(0, root);
+    spec.console = Some(ConsoleSpec::default());
     spec.run = Some(run_spec(plan, built.settings)?);
     Ok(())
 }

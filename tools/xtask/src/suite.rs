@@ -152,6 +152,10 @@ pub(crate) fn linux_test() -> Result<(), TaskError> {
             "linux",
             "--test",
             "agent",
+            "--test",
+            "linux_console",
+            "--test",
+            "linux_images",
         ],
         commands::cargo,
     );

@@ -87,6 +87,9 @@ pub enum DeviceSetError {
         #[source]
         cause: RestoreTransportError,
     },
+    /// A standard stream could not be opened for the console.
+    #[error("Cannot connect the console to the standard streams")]
+    Streams(#[source] io::Error),
     /// The saved serial port makes no sense.
     #[error("The serial port cannot be restored")]
     Serial(#[source] RestoreSerialError),
@@ -102,6 +105,6 @@ impl DeviceSetError {
     /// Whether the cause is what the user wrote, or an image, and not the host.
     #[must_use]
     pub const fn is_bad_config(&self) -> bool {
-        !matches!(self, Self::EventFd(_) | Self::Connect(_))
+        !matches!(self, Self::EventFd(_) | Self::Connect(_) | Self::Streams(_))
     }
 }

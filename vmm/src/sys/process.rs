@@ -123,6 +123,47 @@ pub fn host_memory_bytes() -> u64 {
         .saturating_mul(super::mapping::PAGE_BYTES as u64)
 }
 
+/// A process that [`fork`] has made, or is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forked {
+    /// We are the new one.
+    Child,
+    /// We are the old one; the new one has this process id, above 0.
+    Parent(i32),
+}
+
+/// Makes a second process that goes on from here. For a process with one thread.
+///
+/// # Errors
+/// The kernel's; `EBUSY` when there are more threads, which would be missing in the new process with all they hold.
+pub fn fork() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: this is the only thread (counted above, and no other could start one), so no lock is held in the new process
+    // by a thread that is not in it.
+    match unsafe { libc::fork() } {
+        0 => Ok(Forked::Child),
+        pid if pid > 0 => Ok(Forked::Parent(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Asks the kernel for `signal` when the parent's thread that made this process is gone.
+///
+/// # Errors
+/// The kernel's.
+pub fn signal_when_parent_ends(signal: libc::c_int) -> io::Result<()> {
+    let signal = libc::c_ulong::try_from(signal).unwrap_or(0);
+    // SAFETY: integers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal, 0, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Ends the process at once with `status`: no destructors, no waiting for threads that are in the guest.
 pub fn exit_now(status: u8) -> ! {
     // SAFETY: _exit has no preconditions. Output of ours is unbuffered.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// The signal that makes a system call of a vCPU thread return EINTR.
 fn kick_signal() -> libc::c_int {
@@ -10,17 +10,25 @@ fn kick_signal() -> libc::c_int {
 }
 
 /// Signals that the control loop serves.
-pub const SERVED: [libc::c_int; 6] = [
+pub const SERVED: [libc::c_int; 8] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
     libc::SIGQUIT,
     libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
     libc::SIGPWR,
 ];
 
-/// Those of them that do not end the process.
-const NOT_AN_END: [libc::c_int; 2] = [libc::SIGUSR1, libc::SIGPWR];
+/// Those of [`SERVED`] that do not end a process.
+const HARMLESS: [libc::c_int; 3] = [libc::SIGUSR1, libc::SIGWINCH, libc::SIGPWR];
+
+/// The signal that the kernel sends when the process that waits for a monitor with a terminal is gone. Served too.
+#[must_use]
+pub fn parent_gone() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
 
 /// Blocks the served signals for this thread and all that it will start, so that they wait until
 /// [`open_signal_fd`]'s reader comes; ignores SIGPIPE and SIGXFSZ, which become errors of the write that caused
@@ -63,7 +71,7 @@ fn served_set() -> libc::sigset_t {
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the line above has initialised it.
     let mut set = unsafe { set.assume_init() };
-    for signal in SERVED {
+    for signal in SERVED.into_iter().chain([parent_gone()]) {
         // SAFETY: `set` is initialised and `signal` is a valid number.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
@@ -107,6 +115,12 @@ impl SignalFd {
     }
 }
 
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsRawFd for SignalFd {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.0.as_raw_fd()
@@ -123,7 +137,7 @@ pub fn waiting_end() -> Option<u8> {
     }
     // SAFETY: `sigpending` has filled it.
     let set = unsafe { set.assume_init() };
-    let ends = SERVED.iter().filter(|signal| !NOT_AN_END.contains(signal));
+    let ends = SERVED.iter().filter(|signal| !HARMLESS.contains(signal));
     let waiting = ends.copied().find(|signal| {
         // SAFETY: `set` is initialised and `signal` is a valid number.
         unsafe { libc::sigismember(&raw const set, *signal) == 1 }

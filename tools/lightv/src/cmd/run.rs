@@ -2,16 +2,17 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::exit;
 use lightv_vmm::args::{Origin, RunJob};
-use lightv_vmm::job;
 use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::overrides::Overrides;
 use lightv_vmm::stamps::TimingsSink;
+use lightv_vmm::{describe, job};
 
 use super::timings::{self, TimingsForm};
 use crate::failure::{Coded, Failure};
@@ -48,6 +49,13 @@ pub(crate) struct RunArgs {
     /// Number of vCPUs (only with --cold)
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
+    /// Give the guest our terminal; Ctrl-] detaches. The default when standard input and output are a terminal and the
+    /// image has a console
+    #[arg(short, long, conflicts_with = "no_tty")]
+    tty: bool,
+    /// Give the guest standard input, output and error as they are, also when they are a terminal
+    #[arg(long)]
+    no_tty: bool,
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
@@ -66,6 +74,10 @@ Examples:
   lightv run web.lv --net tap7 -e TOKEN    another tap; TOKEN from our environment
   lightv run hello.lv --timings            where the time went, after the run
   lightv run --cold --memory 256 hello.lv  boot instead of restore
+  lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
+
+Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
+after SIGTERM, or at the second one, it is ended. Without the agent they end it at once.
 
 Exit codes: the guest's own (0-127); `lightv --help` lists the others.";
 
@@ -84,13 +96,15 @@ pub(crate) enum RunError {
     NeedsCold { option: &'static str },
     #[error("The argument {arg:?} is not valid UTF-8; a guest takes no other")]
     NotUtf8 { arg: OsString },
+    #[error("--tty: standard input and output are not a terminal")]
+    NoTerminal,
 }
 
 impl Coded for RunError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Missing { .. } => exit::BAD_CONFIG,
-            Self::NeedsCold { .. } | Self::NotUtf8 { .. } => exit::BAD_ARGUMENTS,
+            Self::NeedsCold { .. } | Self::NotUtf8 { .. } | Self::NoTerminal => exit::BAD_ARGUMENTS,
         }
     }
 }
@@ -129,10 +143,13 @@ impl RunArgs {
     }
 
     /// The same for another `lightv-vmm`.
-    fn monitor_args(&self, image: &Path) -> Vec<OsString> {
+    fn monitor_args(&self, image: &Path, is_tty: bool) -> Vec<OsString> {
         let mut args = Vec::with_capacity(16);
         args.push(if self.cold { "--boot" } else { "--restore" }.into());
         args.push(image.into());
+        if is_tty {
+            args.push("--tty".into());
+        }
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
         for net in &self.net {
             option("--net", net.to_string().into());
@@ -157,7 +174,12 @@ impl RunArgs {
     }
 
     /// What the monitor is to do.
-    fn into_job(self, image: PathBuf, started_at_ns: Option<u64>) -> Result<RunJob, RunError> {
+    fn into_job(
+        self,
+        image: PathBuf,
+        is_tty: bool,
+        started_at_ns: Option<u64>,
+    ) -> Result<RunJob, RunError> {
         let utf8 = |arg: OsString| arg.into_string().map_err(|arg| RunError::NotUtf8 { arg });
         let args = self.args.into_iter().map(utf8).collect::<Result<_, _>>()?;
         let overrides = Overrides {
@@ -186,9 +208,20 @@ impl RunArgs {
             overrides,
             save: None,
             record_working_set: false,
+            is_tty,
             timings: self.timings.map(sink),
             started_at_ns,
         })
+    }
+
+    /// Whether the guest gets our terminal.
+    fn wants_terminal(&self, image: &Path) -> Result<bool, RunError> {
+        let is_terminal = || io::stdin().is_terminal() && io::stdout().is_terminal();
+        if self.tty && !is_terminal() {
+            return Err(RunError::NoTerminal);
+        }
+        // The image is looked at last: only at a terminal does that take time.
+        Ok(self.tty || (!self.no_tty && is_terminal() && describe::has_console(image)))
     }
 
     /// The file to run: the one that is named, or that of an embedded app.
@@ -222,13 +255,18 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         }
     }
     let image = args.find_image()?;
+    let is_tty = args.wants_terminal(&image)?;
     if let Some(program) = monitor::overridden() {
-        return Err(monitor::exec(program, &args.monitor_args(&image)).into());
+        return Err(monitor::exec(program, &args.monitor_args(&image, is_tty)).into());
+    }
+    if is_tty {
+        let job = args.into_job(image, is_tty, started_at_ns)?;
+        return Ok(ExitCode::from(job::run_with_terminal(job)));
     }
     let begun = job::begin();
     job::name_process();
     Ok(ExitCode::from(
-        begun.run(args.into_job(image, started_at_ns)?),
+        begun.run(args.into_job(image, is_tty, started_at_ns)?, None),
     ))
 }
 
@@ -277,11 +315,13 @@ mod tests {
     fn options_reach_the_monitor() {
         let check = |line: &str, expected: &str| {
             let args = RunArgs::parse(&words(line)).expect(line);
-            assert_eq!(args.monitor_args(&args.image), words(expected), "{line}");
+            let found = args.monitor_args(&args.image, args.tty);
+            assert_eq!(found, words(expected), "{line}");
         };
         check("run a.lv", "--restore a.lv");
         check("run a.lv -- b --c", "--restore a.lv -- b --c");
         check("run a.lv --", "--restore a.lv --");
+        check("run -t a.lv", "--restore a.lv --tty");
         check(
             "run --cold --memory 64 --vcpus 2 a.lv",
             "--boot a.lv --memory 64 --vcpus 2",

@@ -1,0 +1,247 @@
+//! The devices that a configuration names, not connected yet: new, or as they were saved.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use lightv_devices::state::{ConsoleStateV1, DeviceState};
+use lightv_devices::virtio::block::{Block, Disk};
+use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, TerminalSize};
+use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
+use lightv_devices::virtio::net::{Net, NetOptions, Tap};
+
+use super::error::DeviceSetError;
+use super::held::Held;
+use crate::config::{DriveConfig, MachineConfig, NetConfig};
+use crate::image::disk::{ImageDisk, StoredDisk};
+use crate::output::GuestOutput;
+use crate::report;
+use crate::terminal;
+
+/// Id of the entropy source.
+const ENTROPY_ID: &str = "entropy";
+/// Id of the console.
+const CONSOLE_ID: &str = "console";
+
+/// What of this process the machine is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HostSide {
+    /// The run has a terminal: standard input and output are it, and go to the guest's terminal.
+    pub is_tty: bool,
+    /// Standard input is not read: it is for machines that are restored from this one.
+    pub is_input_held: bool,
+}
+
+/// A device that is not connected yet.
+pub(super) struct Unconnected {
+    pub(super) id: String,
+    pub(super) device: Held,
+}
+
+impl Unconnected {
+    fn new(id: &str, device: Held) -> Self {
+        let id = id.to_owned();
+        Self { id, device }
+    }
+}
+
+/// Number of devices of a configuration.
+pub(super) fn count(config: &MachineConfig) -> usize {
+    let single = usize::from(config.entropy()) + usize::from(config.console());
+    config.drives().len() + config.nets().len() + single
+}
+
+/// The disks of `config`, in order: those in the image, else the files that they name.
+pub(super) fn open_disks(
+    config: &MachineConfig,
+    in_image: &[ImageDisk],
+) -> Result<Vec<Disk>, DeviceSetError> {
+    let open = |drive| open_disk(drive, in_image);
+    config.drives().iter().map(open).collect()
+}
+
+/// Those of `disks` that a save puts into the image.
+pub(super) fn stored_disks(config: &MachineConfig, disks: &[Disk]) -> Vec<StoredDisk> {
+    let drives = config.drives().iter().zip(disks);
+    let stored = drives.filter_map(|(drive, disk)| {
+        Some(StoredDisk {
+            index: drive.in_image?,
+            file: Arc::clone(disk.file()),
+            base: disk.base(),
+            len_bytes: disk.len_bytes(),
+        })
+    });
+    stored.collect()
+}
+
+/// The devices of `config`, in the order of their places; `disks` are open.
+pub(super) fn create(
+    config: &MachineConfig,
+    disks: Vec<Disk>,
+    host: HostSide,
+    output: &GuestOutput,
+) -> Result<Vec<Unconnected>, DeviceSetError> {
+    let mut devices = Vec::with_capacity(count(config));
+    for (drive, disk) in config.drives().iter().zip(disks) {
+        let block = Block::new(drive.id.clone(), drive.cache, disk);
+        devices.push(Unconnected::new(&drive.id, Held::other(block)));
+    }
+    for net in config.nets() {
+        let options = NetOptions {
+            id: net.id.clone(),
+            tap: open_tap(net)?,
+            mac: net.mac,
+            mtu: net.mtu,
+        };
+        devices.push(Unconnected::new(&net.id, Held::other(Net::new(options))));
+    }
+    if config.entropy() {
+        let entropy = Entropy::new(ENTROPY_ID.to_owned());
+        devices.push(Unconnected::new(ENTROPY_ID, Held::other(entropy)));
+    }
+    if config.console() {
+        let console = open_console(host, output)?;
+        devices.push(Unconnected::new(CONSOLE_ID, Held::console(console)));
+    }
+    Ok(devices)
+}
+
+fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, DeviceSetError> {
+    let found = in_image
+        .iter()
+        .find(|disk| Some(disk.index) == drive.in_image);
+    if let Some(found) = found {
+        return Disk::in_image(found.part.clone()).ok_or_else(|| DeviceSetError::DiskInImage {
+            id: drive.id.clone(),
+            bytes: found.part.len_bytes,
+        });
+    }
+    let disk = Disk::open(&drive.path, drive.read_only);
+    let disk = disk.map_err(|cause| DeviceSetError::Disk {
+        id: drive.id.clone(),
+        cause,
+    })?;
+    if disk.has_partial_sector() {
+        let (path, bytes) = (drive.path.display(), disk.len_bytes());
+        report::say(&format!(
+            "drive {}: disk {path} has {bytes} bytes; the guest does not see the last part of a sector of 512",
+            drive.id
+        ));
+    }
+    Ok(disk)
+}
+
+fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
+    Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
+        id: net.id.clone(),
+        cause,
+    })
+}
+
+/// The standard streams as the console's. Of a run with a terminal they are the terminal's; else there is no terminal, and
+/// what a guest's kernel prints to it goes where the serial port's text goes.
+fn open_console(host: HostSide, output: &GuestOutput) -> Result<Console, DeviceSetError> {
+    let losses = output.clone();
+    let on_lost: OnLost = Arc::new(move |cause| losses.note(cause));
+    let open = |fd: &dyn AsFd| Output::open(fd.as_fd(), Arc::clone(&on_lost));
+    let make = || {
+        let input = Some(Input::open(io::stdin().as_fd())?);
+        let (terminal, stdin, terminal_output, size) = if host.is_tty {
+            (input, None, open(&io::stdout())?, terminal::size())
+        } else {
+            (None, input, open(&io::stderr())?, TerminalSize::default())
+        };
+        let streams = Streams {
+            terminal,
+            terminal_output,
+            stdin,
+            stdout: open(&io::stdout())?,
+            stderr: open(&io::stderr())?,
+            size,
+        };
+        let mut console = Console::new(CONSOLE_ID.to_owned(), streams)?;
+        console.hold_input(host.is_input_held);
+        Ok(console)
+    };
+    make().map_err(DeviceSetError::Streams)
+}
+
+/// The device at `place` of the configuration, in the state `state`; `disk` is its disk, if it is one.
+pub(super) fn restore(
+    config: &MachineConfig,
+    place: usize,
+    state: &DeviceState,
+    disk: Option<Disk>,
+    (host, output): (HostSide, &GuestOutput),
+) -> Result<Unconnected, DeviceSetError> {
+    let (drives, nets) = (config.drives(), config.nets());
+    let single = place.checked_sub(drives.len() + nets.len());
+    let net = place.checked_sub(drives.len());
+    if let (Some(drive), Some(disk)) = (drives.get(place), disk) {
+        restore_drive(place, drive, disk, state)
+    } else if let Some(net) = net.and_then(|place| nets.get(place)) {
+        restore_net(place, net, state)
+    } else if single == Some(0) && config.entropy() {
+        let DeviceState::Entropy(EntropyStateV1 {}) = state else {
+            return Err(wrong_kind(place, ENTROPY_ID));
+        };
+        let entropy = Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {});
+        Ok(Unconnected::new(ENTROPY_ID, Held::other(entropy)))
+    } else {
+        let DeviceState::Console(state) = state else {
+            return Err(wrong_kind(place, CONSOLE_ID));
+        };
+        restore_console(open_console(host, output)?, state)
+    }
+}
+
+fn restore_drive(
+    place: usize,
+    drive: &DriveConfig,
+    disk: Disk,
+    state: &DeviceState,
+) -> Result<Unconnected, DeviceSetError> {
+    let DeviceState::Block(state) = state else {
+        return Err(wrong_kind(place, &drive.id));
+    };
+    let block = Block::from_state(drive.id.clone(), state, disk);
+    let block = block.map_err(|cause| DeviceSetError::RestoreDisk {
+        id: drive.id.clone(),
+        path: drive.path.clone(),
+        cause,
+    })?;
+    Ok(Unconnected::new(&drive.id, Held::other(block)))
+}
+
+fn restore_net(
+    place: usize,
+    net: &NetConfig,
+    state: &DeviceState,
+) -> Result<Unconnected, DeviceSetError> {
+    let DeviceState::Net(state) = state else {
+        return Err(wrong_kind(place, &net.id));
+    };
+    let card = Net::from_state(net.id.clone(), state, open_tap(net)?);
+    let card = card.map_err(|cause| DeviceSetError::Restore {
+        id: net.id.clone(),
+        cause,
+    })?;
+    Ok(Unconnected::new(&net.id, Held::other(card)))
+}
+
+fn restore_console(
+    console: Console,
+    state: &ConsoleStateV1,
+) -> Result<Unconnected, DeviceSetError> {
+    let console = console.with_state(state);
+    let console = console.map_err(|cause| DeviceSetError::Restore {
+        id: CONSOLE_ID.to_owned(),
+        cause,
+    })?;
+    Ok(Unconnected::new(CONSOLE_ID, Held::console(console)))
+}
+
+fn wrong_kind(place: usize, id: &str) -> DeviceSetError {
+    let id = id.to_owned();
+    DeviceSetError::Kind { place, id }
+}

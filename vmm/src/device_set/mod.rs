@@ -1,0 +1,303 @@
+//! The devices of a machine: made, connected to KVM, started, stopped, saved.
+//!
+//! Every device has a place: its register page, interrupt line and section in an image follow from it. Disks come
+//! first, the root disk first of all, then network interfaces, the entropy source, the console.
+//!
+//! Ownership: the loop owns the devices and their queues; a vCPU touches a device's register front, behind its own
+//! lock, and calls the loop from there, waiting for the answer. So the loop must not take that lock while vCPUs run:
+//! it does in [`DeviceSet::pause`] alone, when all are parked.
+
+mod error;
+mod held;
+mod make;
+mod place;
+mod wiring;
+
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+
+use lightv_devices::memory::GuestMem;
+use lightv_devices::state::DeviceState;
+use lightv_devices::virtio::console::Console;
+use lightv_devices::virtio::device::Progress;
+use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
+use virtio_queue::Queue;
+
+pub use self::error::DeviceSetError;
+pub use self::make::HostSide;
+pub use self::wiring::make_ports;
+
+use self::held::Held;
+use self::place::Place;
+use self::wiring::Wiring;
+use crate::arch::host::board::MmioPlace;
+use crate::config::MachineConfig;
+use crate::event::EventSender;
+use crate::image::disk::{ImageDisk, StoredDisk};
+use crate::lock::lock;
+use crate::output::GuestOutput;
+use crate::poller::{PollError, Poller, Token};
+use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
+use crate::vm::Vm;
+
+/// All devices, in the order of their places.
+#[derive(Debug)]
+pub struct DeviceSet {
+    places: Vec<Place>,
+    stored: Vec<StoredDisk>,
+}
+
+/// What devices are made of and connected to.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// KVM's VM.
+    pub vm: &'a Vm,
+    /// Guest RAM.
+    pub mem: &'a Arc<GuestMem>,
+    /// The way to the loop.
+    pub events: &'a EventSender,
+    /// Disks in the image that the machine is made of.
+    pub disks: &'a [ImageDisk],
+    /// What of this process the guest is connected to.
+    pub host: HostSide,
+    /// Where the guest's output goes.
+    pub output: &'a GuestOutput,
+}
+
+impl<'a> Around<'a> {
+    const fn wiring(&self) -> Wiring<'a> {
+        Wiring {
+            vm: self.vm,
+            mem: self.mem,
+            events: self.events,
+        }
+    }
+}
+
+impl DeviceSet {
+    /// Opens and connects the devices of `config`.
+    ///
+    /// # Errors
+    /// [`DeviceSetError`].
+    pub fn create(config: &MachineConfig, around: &Around<'_>) -> Result<Self, DeviceSetError> {
+        let wiring = around.wiring();
+        let disks = make::open_disks(config, around.disks)?;
+        let stored = make::stored_disks(config, &disks);
+        let places = make::create(config, disks, around.host, around.output)?
+            .into_iter()
+            .enumerate()
+            .map(|(place, device)| wiring.connect(place, device, None));
+        Ok(Self {
+            places: places.collect::<Result<_, _>>()?,
+            stored,
+        })
+    }
+
+    /// Opens, restores and connects the devices of a snapshot, with the paths and taps of `config`.
+    ///
+    /// # Errors
+    /// [`DeviceSetError`].
+    pub fn restore(
+        config: &MachineConfig,
+        saved: &SavedMachine,
+        around: &Around<'_>,
+    ) -> Result<Self, DeviceSetError> {
+        let expected = make::count(config);
+        if saved.devices.len() != expected {
+            return Err(DeviceSetError::Count {
+                expected,
+                found: saved.devices.len(),
+            });
+        }
+        let wiring = around.wiring();
+        let disks = make::open_disks(config, around.disks)?;
+        let stored = make::stored_disks(config, &disks);
+        let mut disks = disks.into_iter();
+        let mut places = Vec::with_capacity(expected);
+        for (place, saved) in saved.devices.iter().enumerate() {
+            let host = (around.host, around.output);
+            let device = make::restore(config, place, &saved.state, disks.next(), host)?;
+            places.push(wiring.connect(place, device, Some(&saved.transport))?);
+        }
+        Ok(Self { places, stored })
+    }
+
+    /// The disks that a save puts into the image.
+    #[must_use]
+    pub fn stored_disks(&self) -> &[StoredDisk] {
+        &self.stored
+    }
+
+    /// The console, if there is one.
+    pub fn console(&mut self) -> Option<&mut Console> {
+        self.places
+            .iter_mut()
+            .find_map(|place| match &mut place.device {
+                Held::Console(console) => Some(&mut **console),
+                Held::Other(_) => None,
+            })
+    }
+
+    /// The register fronts, in order.
+    #[must_use]
+    pub fn fronts(&self) -> Vec<Arc<Mutex<MmioFront>>> {
+        self.places
+            .iter()
+            .map(|place| Arc::clone(&place.front))
+            .collect()
+    }
+
+    /// Kernel arguments by which Linux finds the devices (Documentation/admin-guide/kernel-parameters.txt).
+    #[must_use]
+    pub fn cmdline(&self) -> Vec<String> {
+        let argument =
+            |place: &Place| format!("virtio_mmio.device=4K@{:#x}:{}", place.address, place.gsi);
+        self.places.iter().map(argument).collect()
+    }
+
+    /// Where the devices are, for the tables by which a kernel finds them.
+    #[must_use]
+    pub fn mmio_places(&self) -> Vec<MmioPlace> {
+        let mmio_place = |place: &Place| MmioPlace {
+            // The hole for devices lies below 4 GiB.
+            address: u32::try_from(place.address).unwrap_or(u32::MAX),
+            gsi: place.gsi,
+        };
+        self.places.iter().map(mmio_place).collect()
+    }
+
+    /// Watches all doorbells.
+    ///
+    /// # Errors
+    /// [`PollError`].
+    pub fn watch_doorbells(&self, poller: &mut Poller) -> Result<(), PollError> {
+        for (device, place) in self.places.iter().enumerate() {
+            for (queue, doorbell) in place.doorbells.iter().enumerate() {
+                poller.watch(doorbell.as_raw_fd(), Token::Queue { device, queue })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A doorbell has rung.
+    pub fn process_queue(&mut self, device: usize, queue: usize) {
+        let Some(place) = self.places.get_mut(device) else {
+            return;
+        };
+        if let Some(doorbell) = place.doorbells.get(queue) {
+            let _ = doorbell.read();
+        }
+        match place.device.process_queue(queue) {
+            Ok(Progress::Done) => {}
+            // Others have their turn first: the doorbell is rung again.
+            Ok(Progress::More) => place.ring(queue),
+            Err(fault) => place.report(&fault),
+        }
+    }
+
+    /// The host has something for a device.
+    pub fn process_backend(&mut self, device: usize) {
+        let Some(place) = self.places.get_mut(device) else {
+            return;
+        };
+        if let Err(fault) = place.device.process_backend() {
+            place.report(&fault);
+        }
+    }
+
+    /// Starts a device at its driver's DRIVER_OK; false when it does not start.
+    pub fn activate(&mut self, device: usize, queues: Vec<Queue>, acked_features: u64) -> bool {
+        self.places.get_mut(device).is_some_and(|place| {
+            place.activate(ResumePoint {
+                queues,
+                acked_features,
+            })
+        })
+    }
+
+    /// Stops a device at its driver's reset.
+    pub fn reset(&mut self, device: usize) {
+        if let Some(place) = self.places.get_mut(device) {
+            place.device.deactivate();
+        }
+    }
+
+    /// Stops all devices, all their I/O finished, and says what a snapshot keeps of them. The vCPUs are parked. Waits for
+    /// those who read the guest's output, until `gives_up`.
+    pub fn pause(&mut self, gives_up: &dyn Fn() -> bool) -> SavedDevices {
+        let mut saved = SavedDevices {
+            devices: Vec::with_capacity(self.places.len()),
+            disk_bytes: Vec::new(),
+        };
+        for place in &mut self.places {
+            place.device.finish(gives_up);
+            let front = lock(&place.front);
+            let queues = place.device.deactivate();
+            let transport = front.save(&queues);
+            let is_active = front.is_active();
+            drop(front);
+            let state = place.device.save();
+            if let DeviceState::Block(block) = &state {
+                saved.disk_bytes.push(block.len_bytes);
+            }
+            let acked_features = place.acked_features;
+            place.resume = is_active.then_some(ResumePoint {
+                queues,
+                acked_features,
+            });
+            saved.devices.push(SavedDevice { state, transport });
+        }
+        saved
+    }
+
+    /// Starts the devices that were active when the machine was saved or paused, and raises again the interrupts that
+    /// the guest has not acknowledged.
+    pub fn resume(&mut self) {
+        for place in &mut self.places {
+            if let Some(resume) = place.resume.take() {
+                // A device that has given up on its driver stays so until the driver resets it.
+                if !place.interrupt.needs_reset() && !place.activate(resume) {
+                    place.interrupt.raise_needs_reset();
+                }
+            }
+            place.interrupt.raise_again_if_pending();
+        }
+    }
+
+    /// Serves once what the driver has asked for: before the machine ends, so that its last request is not lost. Waits for
+    /// those who read the guest's output, until `gives_up`.
+    pub fn serve_last(&mut self, gives_up: &dyn Fn() -> bool) {
+        for device in 0..self.places.len() {
+            let queues = self
+                .places
+                .get(device)
+                .map_or(0, |place| place.doorbells.len());
+            (0..queues).for_each(|queue| self.process_queue(device, queue));
+        }
+        for place in &mut self.places {
+            place.device.finish(gives_up);
+        }
+    }
+
+    /// Watches the backends that want it, and leaves the others.
+    ///
+    /// # Errors
+    /// [`PollError`].
+    pub fn update_watch(&mut self, poller: &mut Poller) -> Result<(), PollError> {
+        for (device, place) in self.places.iter_mut().enumerate() {
+            let fd = place.device.backend_fd().map(|fd| fd.as_raw_fd());
+            let wanted = fd.filter(|_| place.device.wants_backend());
+            if wanted == place.watched {
+                continue;
+            }
+            if let Some(old) = place.watched.take() {
+                poller.unwatch(old)?;
+            }
+            if let Some(fd) = wanted {
+                poller.watch(fd, Token::Backend { device })?;
+                place.watched = Some(fd);
+            }
+        }
+        Ok(())
+    }
+}
