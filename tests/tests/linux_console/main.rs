@@ -130,6 +130,7 @@ fn a_restored_guest_has_new_streams_a_terminal_and_signals() {
     save_session(&scratch);
     input_is_open_again_and_signals_are_the_agents(&scratch);
     a_guest_that_ends_at_sigterm_has_its_own_status(&scratch);
+    a_guest_that_does_not_end_at_sigterm_is_ended(&scratch);
     a_terminal_has_its_size_and_is_restored_at_the_end(&scratch);
     a_detached_machine_goes_on(&scratch);
     a_monitor_does_not_outlive_who_waits_for_it(&scratch);
@@ -167,6 +168,14 @@ fn a_guest_that_ends_at_sigterm_has_its_own_status(scratch: &Scratch) {
     vm.wait_stdout(|text| text.contains("input polite\n").then_some(()));
     vm.signal(Signal::TERM);
     let _ = vm.finish().with_code(OK);
+}
+
+fn a_guest_that_does_not_end_at_sigterm_is_ended(scratch: &Scratch) {
+    let vm = start(scratch, "rude\n");
+    vm.wait_stdout(|text| text.contains("input rude\n").then_some(()));
+    vm.signal(Signal::TERM);
+    let finished = vm.finish().with_code(by_signal(15));
+    assert!(finished.took >= Duration::from_secs(10), "{finished:?}");
 }
 
 fn at_terminal(scratch: &Scratch) -> AtTerminal {
