@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::digest::{Digest, HashingReader};
 use crate::entry_path::{EntryPath, display};
-use crate::limits::{ENTRIES_MAX, JSON_BYTES_MAX, LAYERS_MAX};
+use crate::limits::{ENTRIES_MAX, IMAGE_FILE_NAME_BYTES_MAX, JSON_BYTES_MAX, LAYERS_MAX};
 use crate::region::Region;
 use crate::source::open_file_itself;
 use crate::tar_read::{self, ReadTarError, Whiteouts};
@@ -144,6 +144,7 @@ impl Blobs {
         tar_read::walk(archive, |record| {
             // What is no path of ours is no file of an image; a root file system may hold it.
             if record.is_file()
+                && record.path.len() <= IMAGE_FILE_NAME_BYTES_MAX
                 && files.len() < ENTRIES_MAX
                 && let Ok(path) = EntryPath::parse(&record.path)
             {

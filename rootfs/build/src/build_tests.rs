@@ -451,6 +451,48 @@ fn options_that_mean_nothing_are_refused() {
 }
 
 #[test]
+fn the_recipe_makes_an_oci_archive_of_the_same_files() {
+    let case = Case::new(&tar_of_everything());
+    let plain = case.build(Format::Erofs, Compression::None);
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes/oci-from-tar");
+    let [tar, archive] = ["source", "archive"].map(|name| case.path(name).display().to_string());
+    let options = [
+        "-e",
+        "A=1",
+        "-w",
+        "/srv",
+        "-u",
+        "7:8",
+        "--entrypoint",
+        "/bin/su",
+    ];
+    let paths = ["-o", archive.as_str(), tar.as_str(), "--", "-c", "it"];
+    output(
+        recipe.to_str().expect("UTF-8"),
+        &[&options[..], &paths].concat(),
+    );
+    fs::rename(&archive, &tar).expect("renamed");
+    assert!(
+        plain == case.build(Format::Erofs, Compression::None),
+        "other bytes"
+    );
+    let source = Source::detect(&case.path("source")).expect("a source");
+    let mut spool = Spool::new(case.folder.path());
+    let settings = read::read(&source, &mut spool)
+        .expect("valid")
+        .map(|(_, settings)| settings);
+    let expected = ProgramSettings {
+        entrypoint: vec!["/bin/su".into()],
+        cmd: vec!["-c".into(), "it".into()],
+        env: [("A".into(), "1".into())].into(),
+        workdir: Some("/srv".into()),
+        user: Some("7:8".into()),
+        ..ProgramSettings::default()
+    };
+    assert_eq!(settings, Some(expected));
+}
+
+#[test]
 fn a_folder_becomes_an_image() {
     let case = Case::new(b"");
     fs::remove_file(case.path("source")).expect("there");

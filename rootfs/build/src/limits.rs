@@ -12,6 +12,11 @@ pub(crate) const NAME_BYTES_MAX: usize = 255;
 pub(crate) const DEPTH_MAX: usize = 256;
 /// Symlinks followed on the way to one entry's folder: as Linux does.
 pub(crate) const SYMLINKS_MAX: usize = 40;
+/// Folders and symlinks passed on the way to all entries together. Real images pass some ten an entry; symlinks of
+/// symlinks could make it a hundred thousand.
+pub(crate) const STEPS_MAX: u64 = 1 << 28;
+/// Bytes of the name of a file of a container image: other files of an archive are none. A blob's has 77.
+pub(crate) const IMAGE_FILE_NAME_BYTES_MAX: usize = 256;
 /// Bytes of one extended attribute's name: XATTR_NAME_MAX of Linux.
 pub(crate) const XATTR_NAME_BYTES_MAX: usize = 255;
 /// Bytes of one extended attribute's value: erofs counts them in 16 bits.

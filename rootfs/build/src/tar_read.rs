@@ -350,8 +350,7 @@ fn place(
         && let Some((_, name)) = path.split()
         && name.starts_with(WHITEOUT)
     {
-        hide(tree, &path, name, layer);
-        return Ok(());
+        return Ok(hide(tree, &path, name, layer)?);
     }
     let header = &record.header;
     if header.entry_type() == EntryType::Link {
@@ -364,11 +363,13 @@ fn place(
     Ok(())
 }
 
-fn hide(tree: &mut Tree, path: &EntryPath, name: &[u8], layer: Layer) {
+fn hide(tree: &mut Tree, path: &EntryPath, name: &[u8], layer: Layer) -> Result<(), PlaceError> {
     if name == OPAQUE {
-        tree.hide_below(&path.folder(), layer);
+        tree.hide_below(&path.folder(), layer)
     } else if !name.starts_with(AUFS_OWN) && name.len() > WHITEOUT.len() {
-        tree.hide(&path.with_name(&name[WHITEOUT.len()..]), layer);
+        tree.hide(&path.with_name(&name[WHITEOUT.len()..]), layer)
+    } else {
+        Ok(())
     }
 }
 

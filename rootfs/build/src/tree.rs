@@ -3,14 +3,15 @@
 //! Paths are resolved in the tree, never in the host's file system: a symlink, wherever it points, leads to a place in
 //! the tree.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::entry_path::{EntryPath, Name, PathFault, display};
 use crate::limits::{
-    DEPTH_MAX, ENTRIES_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, SYMLINKS_MAX,
-    XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX, XATTRS_BYTES_MAX,
+    DEPTH_MAX, ENTRIES_MAX, METADATA_BYTES_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, STEPS_MAX,
+    SYMLINKS_MAX, XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX, XATTRS_BYTES_MAX,
 };
 use crate::region::Region;
 
@@ -67,6 +68,9 @@ pub enum PlaceError {
     /// Too many entries.
     #[error("more than {ENTRIES_MAX} entries")]
     Entries,
+    /// Symlinks that cost more than they can be for.
+    #[error("more than {STEPS_MAX} folders and symlinks on the ways to all entries")]
+    Steps,
     /// Too much to be held in memory.
     #[error("more than {METADATA_BYTES_MAX} bytes of names and attributes")]
     Metadata,
@@ -77,7 +81,7 @@ pub enum PlaceError {
 pub(crate) struct Layer(pub(crate) u32);
 
 /// Index of an inode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct InodeId(usize);
 
 impl InodeId {
@@ -207,6 +211,10 @@ pub(crate) struct Tree {
     /// Placed so far, those that were replaced included: what bounds the work.
     entries: usize,
     metadata_bytes: usize,
+    /// Folders and symlinks passed so far.
+    steps: Cell<u64>,
+    /// Folders from which a layer has taken all that is below it. It cannot come back: a folder is cleared once a layer.
+    cleared: HashMap<InodeId, Layer>,
 }
 
 impl Tree {
@@ -215,6 +223,8 @@ impl Tree {
             inodes: vec![Inode::folder(Meta::ours(0o755))],
             entries: 0,
             metadata_bytes: 0,
+            steps: Cell::new(0),
+            cleared: HashMap::new(),
         }
     }
 
@@ -303,12 +313,13 @@ impl Tree {
     }
 
     /// Takes away what layers below `layer` have at `path`.
-    pub(crate) fn hide(&mut self, path: &EntryPath, layer: Layer) {
+    pub(crate) fn hide(&mut self, path: &EntryPath, layer: Layer) -> Result<(), PlaceError> {
+        self.count(path, 0)?;
         let Some((folders, name)) = path.split() else {
-            return;
+            return Ok(());
         };
         let Some(parent) = self.walk_to(folders) else {
-            return;
+            return Ok(());
         };
         if let Some(child) = self.child(parent, name)
             && !self.keeps(child, layer)
@@ -316,13 +327,16 @@ impl Tree {
         {
             children.remove(name);
         }
+        Ok(())
     }
 
     /// Takes away all that layers below `layer` have in the folder at `path`.
-    pub(crate) fn hide_below(&mut self, path: &EntryPath, layer: Layer) {
+    pub(crate) fn hide_below(&mut self, path: &EntryPath, layer: Layer) -> Result<(), PlaceError> {
+        self.count(path, 0)?;
         if let Some(id) = self.walk_to(path.names()) {
             self.clear(id, layer);
         }
+        Ok(())
     }
 
     /// Clears what is below, and tells whether the name itself stays: it is of `layer`, or something below it is.
@@ -338,6 +352,9 @@ impl Tree {
         let Node::Folder(children) = &mut self.inodes[id.0].node else {
             return false;
         };
+        if self.cleared.insert(id, layer) == Some(layer) {
+            return !children.is_empty();
+        }
         let mut children = std::mem::take(children);
         children.retain(|_, child| self.keeps(*child, layer));
         let is_left = !children.is_empty();
@@ -368,6 +385,7 @@ impl Tree {
                 Node::Symlink(target) => walk.follow(target).ok()?,
                 _ => return None,
             }
+            self.steps.update(|steps| steps + 1);
         }
         Some(walk.here())
     }
@@ -400,6 +418,7 @@ impl Tree {
                 }
             };
             step.map_err(|fault| fault.of(path))?;
+            self.steps.update(|steps| steps + 1);
         }
         Ok(walk.here())
     }
@@ -410,6 +429,8 @@ impl Tree {
         self.metadata_bytes = self.metadata_bytes.saturating_add(name + bytes);
         if self.entries > ENTRIES_MAX {
             Err(PlaceError::Entries)
+        } else if self.steps.get() > STEPS_MAX {
+            Err(PlaceError::Steps)
         } else if self.metadata_bytes > METADATA_BYTES_MAX {
             Err(PlaceError::Metadata)
         } else {

@@ -28,6 +28,7 @@ fn apply(tree: &mut Tree, layer: u32, steps: &[&str]) {
                 Some(folder) => tree.hide_below(&path(folder), layer),
                 None => tree.hide(&path(hidden), layer),
             }
+            .expect(step);
             continue;
         }
         let placed = match step.split_once(" -> ") {
@@ -111,6 +112,10 @@ fn an_opaque_folder_keeps_its_own_layer() {
     );
     check(&[&["a", "b/c"], &["-/*"]], "");
     check(&[&["d/a"], &["-d/*"]], "d/");
+    check(
+        &[&["d/a"], &["-d/*", "d/b", "-d/*"], &["d/c", "-d/*"]],
+        "d/ d/c",
+    );
 }
 
 #[test]
@@ -137,8 +142,8 @@ fn a_hard_link_is_another_name_of_a_lower_layers_file() {
     tree.link(&path("b/y"), &path("a/x"), Layer(2))
         .expect("linked");
     assert_eq!(tree.find(&path("a/x")), tree.find(&path("b/y")));
-    tree.hide_below(&path("b"), Layer(2));
-    tree.hide(&path("a"), Layer(2));
+    tree.hide_below(&path("b"), Layer(2)).expect("few entries");
+    tree.hide(&path("a"), Layer(2)).expect("few entries");
     assert_eq!(list(&tree), "b/ b/y");
 }
 
@@ -206,4 +211,13 @@ fn entries_are_bounded() {
         tree.place(&path("a"), file(""), Layer(1)),
         Err(PlaceError::Metadata)
     );
+    let mut tree = Tree::new();
+    tree.steps.set(STEPS_MAX);
+    assert!(tree.place(&path("a/b"), file(""), Layer(1)).is_ok());
+    let steps = Err(PlaceError::Steps);
+    assert_eq!(
+        tree.place(&path("c"), file(""), Layer(1)).map(|_| ()),
+        steps
+    );
+    assert_eq!(tree.hide(&path("c"), Layer(1)), steps);
 }

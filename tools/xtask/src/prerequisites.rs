@@ -54,6 +54,11 @@ const PREREQUISITES: &[Prerequisite] = &[
         package: "attr",
         is_present: || is_installed("setfattr"),
     },
+    Prerequisite {
+        what: "python3 (rootfs/recipes)",
+        package: "python3",
+        is_present: || is_installed("python3"),
+    },
 ];
 
 /// Names everything that is missing, with the package that brings it.
