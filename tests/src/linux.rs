@@ -1,13 +1,33 @@
-//! A Linux kernel of ours, and an initial RAM disk with one program in it.
+//! A Linux kernel of ours, and an initial RAM disk with the program `tests/guest/init.c` in it.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use serde_json::{Value, json};
+
+use crate::machine;
+use crate::process::{Finished, Process};
 use crate::scratch::Scratch;
 
-/// The kernel that `cargo xtask linux` builds: the one that the test run names, or else asked for.
+/// For whatever is waited for of a Linux guest: on software KVM on a busy host a boot may take minutes.
+pub const PATIENCE: Duration = Duration::from_secs(420);
+
+/// What no kernel may say of a guest that is well.
+const COMPLAINTS: [&str; 8] = [
+    "stall",
+    "lockup",
+    "unstable",
+    "hung",
+    "BUG",
+    "WARNING",
+    "all Trace",
+    "init: failed",
+];
+
+/// The kernel that `cargo xtask linux` builds, uncompressed: the one that the test run names, or else asked for.
 ///
 /// # Panics
 /// When there is none, and none can be built.
@@ -30,19 +50,143 @@ pub fn kernel() -> PathBuf {
         .unwrap_or_else(|| panic!("no kernel: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
+/// The same as a bzImage.
+#[must_use]
+pub fn bzimage() -> PathBuf {
+    kernel().with_file_name("bzImage")
+}
+
+/// A Linux guest to be.
+#[derive(Debug)]
+pub struct Guest {
+    /// Where it is run.
+    pub scratch: Scratch,
+    /// Its configuration.
+    pub config: Value,
+}
+
+impl Guest {
+    /// One vCPU, 128 MiB, no devices; what the kernel is told are `args`, those after `--` go to the init.
+    ///
+    /// # Panics
+    /// When there is no kernel or no C compiler.
+    #[must_use]
+    pub fn new(args: &str) -> Self {
+        Self::with_file(args, &[])
+    }
+
+    /// The same, with `content` as `/file` in its initial RAM disk, unless it is empty.
+    ///
+    /// # Panics
+    /// When there is no kernel or no C compiler.
+    #[must_use]
+    pub fn with_file(args: &str, content: &[u8]) -> Self {
+        let scratch = Scratch::new();
+        let config = json!({
+            "boot-source": {
+                "kernel_image_path": kernel(),
+                "initrd_path": initrd(&scratch, content),
+                "boot_args": format!("console=ttyS0 panic=-1 {args}"),
+            },
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+        });
+        Self { scratch, config }
+    }
+
+    /// Itself with another `key` of its boot source.
+    #[must_use]
+    pub fn booted_with(mut self, key: &str, value: &Value) -> Self {
+        self.config["boot-source"][key] = value.clone();
+        self
+    }
+
+    /// Itself with as many vCPUs, and RAM in MiB.
+    #[must_use]
+    pub fn sized(mut self, vcpus: u32, mib: u64) -> Self {
+        self.config["machine-config"] = json!({"vcpu_count": vcpus, "mem_size_mib": mib});
+        self
+    }
+
+    /// Itself with the keys of `more`.
+    #[must_use]
+    pub fn with(mut self, more: &Value) -> Self {
+        self.config = machine::with(&self.config, more);
+        self
+    }
+
+    /// Starts it, with more of the monitor's options.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start(&self, options: &[&str]) -> Process {
+        let config = self.scratch.config("vm.json", &self.config);
+        self.vmm(&[&["--config", &config], options].concat())
+    }
+
+    /// Starts a monitor for it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn vmm(&self, options: &[&str]) -> Process {
+        Process::start(&mut self.scratch.vmm(options)).with_deadline(PATIENCE)
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// When it does not end with `code`, or its kernel complains.
+    #[must_use]
+    #[track_caller]
+    pub fn run(&self, code: u8) -> Finished {
+        let finished = self.start(&[]).finish().with_code(code);
+        assert_is_well(&finished.stdout);
+        finished
+    }
+}
+
+/// Looks whether the kernel complains in its log.
+///
+/// # Panics
+/// When it does.
+#[track_caller]
+pub fn assert_is_well(log: &str) {
+    for complaint in COMPLAINTS {
+        let line = log.lines().find(|line| line.contains(complaint));
+        assert_eq!(line, None, "{log}");
+    }
+}
+
+/// Writes an initial RAM disk with the init, linked statically, and a file unless that is empty. Returns its name.
+fn initrd(scratch: &Scratch, content: &[u8]) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/init.c");
+    let mut files = vec![("init", static_program(scratch, &source))];
+    if !content.is_empty() {
+        files.push(("file", content.to_vec()));
+    }
+    initrd_of(scratch, &files)
+}
+
 /// Writes an initial RAM disk whose `/init` is the C program `source`, linked statically. Returns its name.
 ///
 /// # Panics
-/// When the program does not compile.
+/// When it does not compile.
 #[must_use]
-pub fn initrd(scratch: &Scratch, source: &str) -> String {
-    let (file, program) = (scratch.write("init.c", source), scratch.path("init"));
+pub fn initrd_of_source(scratch: &Scratch, source: &str) -> String {
+    let program = static_program(scratch, &scratch.write("init.c", source));
+    initrd_of(scratch, &[("init", program)])
+}
+
+/// Compiles a C program, linked statically.
+fn static_program(scratch: &Scratch, source: &Path) -> Vec<u8> {
+    let program = scratch.path("init");
     let status = Command::new("cc")
         .args(["-static", "-Os", "-o"])
-        .args([&program, &file])
+        .args([&program, source])
         .status();
     assert!(status.expect("cc").success(), "init.c does not compile");
-    initrd_of(scratch, &[("init", scratch.read("init"))])
+    scratch.read("init")
 }
 
 /// Writes an initial RAM disk of these programs, named from the root, in folders `bin`, `lib`, `lib64`, and a console.

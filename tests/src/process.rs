@@ -22,6 +22,7 @@ pub struct Process {
     stdout: Arc<Output>,
     stderr: Arc<Output>,
     started: Instant,
+    deadline: Duration,
     line: String,
 }
 
@@ -94,8 +95,16 @@ impl Process {
             stdout,
             stderr,
             started,
+            deadline: DEADLINE,
             line,
         }
+    }
+
+    /// Itself, with more patience: `deadline` for whatever is waited for, and twice as long for its end.
+    #[must_use]
+    pub const fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
     }
 
     /// Its process id.
@@ -121,7 +130,7 @@ impl Process {
     /// # Panics
     /// When that does not come.
     pub fn wait_stdout<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
-        let found = self.stdout.wait(find);
+        let found = self.stdout.wait(self.deadline, find);
         found.unwrap_or_else(|| {
             panic!(
                 "this does not come from {}: {:?}, {:?}",
@@ -137,7 +146,7 @@ impl Process {
     /// # Panics
     /// When that does not come.
     pub fn wait_stderr<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
-        let found = self.stderr.wait(find);
+        let found = self.stderr.wait(self.deadline, find);
         found.unwrap_or_else(|| {
             panic!(
                 "this does not come from {}: {:?}, {:?}",
@@ -173,7 +182,7 @@ impl Process {
                 break status;
             }
             assert!(
-                self.started.elapsed() < DEADLINE * 2,
+                self.started.elapsed() < self.deadline * 2,
                 "{} does not end: {:?}, {:?}",
                 self.line,
                 self.stdout(),
@@ -294,8 +303,8 @@ impl Output {
         String::from_utf8_lossy(&state.bytes).into_owned()
     }
 
-    fn wait<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + DEADLINE;
+    fn wait<T>(&self, patience: Duration, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + patience;
         let mut state = self.state.lock().expect("no reader panics");
         loop {
             if let Some(found) = find(&String::from_utf8_lossy(&state.bytes)) {

@@ -232,6 +232,52 @@ fn a_wish_to_save_without_a_place_is_no_end() {
     scratch.assert_nothing_left(&before);
 }
 
+#[test]
+fn ctrl_alt_del_is_pressed_by_a_signal_where_there_is_a_keyboard_driver() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let code = machine::code_that_waits_for_ctrl_alt_del();
+    scratch.write("elf", machine::elf(&code));
+    let config = json!({"boot-source": {"kernel_image_path": "elf"}});
+    let config = scratch.config("vm.json", &config);
+    let image = ["--save", "x.lv", "--save-at", "signal"];
+    let process = Process::start(&mut scratch.vmm(&[&["--config", &config], &image[..]].concat()));
+    process.wait_stdout(|text| text.contains("listening").then_some(()));
+    process.signal(Signal::USR1);
+    let _ = process.finish().with_code(exit::OK);
+    // In a clone too, whose keyboard is a new one.
+    let process = Process::start(&mut scratch.vmm(&["--restore", "x.lv"]));
+    wait_for_blocked_signals(process.pid());
+    let finished = press_until_it_ends(process);
+    assert_eq!(finished.code, i32::from(exit::OK), "{finished:?}");
+}
+
+/// Sends SIGPWR until the guest has heard it: at first it may not be there yet.
+fn press_until_it_ends(mut process: Process) -> Finished {
+    while process.is_alive() {
+        process.signal(Signal::POWER);
+        sleep(Duration::from_millis(100));
+    }
+    process.finish()
+}
+
+#[test]
+fn a_guest_without_a_driver_hears_of_no_button_and_goes_on() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "0", "5"]);
+    let process = Process::start(&mut scratch.lightv(&["run", &image]));
+    process.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    process.signal(Signal::POWER);
+    process.wait_stderr(|text| text.contains("Nothing was pressed").then_some(()));
+    process.wait_stdout(|text| text.contains("tick 20\n").then_some(()));
+    assert_eq!(process.end().code, 143);
+}
+
 /// Until the guest has filled its first array, so that there is something to save.
 fn wait_for_memory(process: &Process) {
     wait_for("16 MiB of guest memory", || {
@@ -315,22 +361,25 @@ fn the_end_of_lightv_killed_is_the_end_of_the_machine() {
     scratch.assert_nothing_left(&before);
 }
 
+/// Until a signal is the monitor's to serve: before that it ends the process by itself, and there is no exit code.
+fn wait_for_blocked_signals(pid: u32) {
+    wait_for("blocked signals", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:"))?;
+        let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+        (mask & (1 << (15 - 1)) != 0).then_some(())
+    });
+}
+
 #[test]
 fn a_signal_ends_the_wait_for_a_configuration() {
     let scratch = Scratch::new();
     for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
         let mut command = scratch.vmm(&["--config", "-"]);
         let mut child = command.stdin(Stdio::piped()).spawn().expect("lightv-vmm");
-        // Until the signal is blocked it ends the process by itself: then there is no exit code.
-        let blocked = wait_for("blocked signals", || {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-            let mask = status
-                .lines()
-                .find_map(|line| line.strip_prefix("SigBlk:"))?;
-            let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
-            (mask & (1 << (15 - 1)) != 0).then_some(mask)
-        });
-        assert_ne!(blocked, 0);
+        wait_for_blocked_signals(child.id());
         kill_process(Pid::from_child(&child), signal).expect("a signal");
         let status = wait_for("its end", || child.try_wait().expect("a child"));
         assert_eq!(status.code(), Some(code), "{signal:?}");

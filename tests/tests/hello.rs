@@ -419,6 +419,12 @@ fn doctor_tells_what_kvm_there_is() {
     );
     let text = scratch.run(&["doctor"]);
     assert_eq!(text.code, finished.code);
+    if report.kvm == "software" {
+        // With what is done about it for a Linux kernel, and how to turn that off.
+        for words in ["software KVM", "options", "--no-software-kvm-options"] {
+            assert!(text.stdout.contains(words), "{words}: {text:?}");
+        }
+    }
     assert!(
         report
             .checks

@@ -8,6 +8,7 @@ use lightv_devices::memory::GuestMem;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::event::StopReason;
+use crate::sys::cpu;
 use crate::sys::kvm::internal_error;
 
 /// An exit after which the guest cannot be entered again.
@@ -31,6 +32,9 @@ pub enum FailedExit {
 /// Instruction bytes shown: the longest instruction of x86.
 const INSTRUCTION_BYTES: usize = 15;
 
+/// What to do about an instruction that is not known.
+const ON_SOFTWARE_KVM: &str = " (software KVM: a Linux boots here only with the patches of `cargo xtask linux` and the options that are added unless --no-software-kvm-options is given)";
+
 /// The reason with registers and, where they can be read, instruction bytes.
 pub fn describe(exit: FailedExit, vcpu: &mut VcpuFd, mem: &GuestMem) -> StopReason {
     match exit {
@@ -45,8 +49,13 @@ pub fn describe(exit: FailedExit, vcpu: &mut VcpuFd, mem: &GuestMem) -> StopReas
                 3 => "an exit came that it did not expect",
                 _ => "no further reason",
             };
+            let hint = if suberror == 1 && !cpu::has_virtualization() {
+                ON_SOFTWARE_KVM
+            } else {
+                ""
+            };
             let text = format!(
-                "KVM internal error, suberror {suberror}: {what}; {}",
+                "KVM internal error, suberror {suberror}: {what}{hint}; {}",
                 place(vcpu, mem, bytes)
             );
             StopReason::KvmError { text }

@@ -21,7 +21,7 @@ const INIT: &str = include_str!("init.c");
 fn config(scratch: &Scratch, what: &str) -> String {
     let boot = json!({"boot-source": {
         "kernel_image_path": linux::kernel(),
-        "initrd_path": linux::initrd(scratch, INIT),
+        "initrd_path": linux::initrd_of_source(scratch, INIT),
         "boot_args": format!("console=ttyS0 quiet loglevel=0 panic=-1 -- {what}"),
     }});
     scratch.config("vm.json", &machine::with(&boot, &json!({"console": {}})))

@@ -12,6 +12,7 @@ pub(crate) fn check() -> Result<(), TaskError> {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--features=lightv-tests/linux",
         "--",
         "-D",
         "warnings",

@@ -93,3 +93,47 @@ fn patches(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
 fn absolute(path: &Path) -> Result<PathBuf, TaskError> {
     std::path::absolute(path).map_err(|cause| cache::file_error(path, cause))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A recipe with these files; it does nothing but tell the versions of what it would use.
+    fn recipe(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("patches")).unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        // By `cp`: a file that another test's child still has open for writing cannot be executed.
+        let script = folder.path().join("build.sh");
+        let copied = Command::new("cp").arg("/bin/echo").arg(&script).status();
+        assert!(copied.unwrap().success());
+        folder
+    }
+
+    #[test]
+    fn a_changed_option_patch_or_fragment_is_another_kernel_and_nothing_else_is() {
+        let key_of = |files: &[(&str, &str)], fragments: &[&str]| {
+            let recipe = recipe(files);
+            let path = |name: &&str| recipe.path().join(name);
+            let fragments: Vec<PathBuf> = fragments.iter().map(path).collect();
+            key(recipe.path(), &fragments).unwrap()
+        };
+        let config = ("kernel.config", "CONFIG_SMP=y\n");
+        let base = key_of(&[config], &[]);
+        assert_eq!(key_of(&[config, ("README.md", "…")], &[]), base);
+        assert_eq!(key_of(&[config, ("patches/notes", "…")], &[]), base);
+        let fragment = ("my.config", "CONFIG_A=y\n");
+        let others = [
+            key_of(&[("kernel.config", "CONFIG_SMP=n\n")], &[]),
+            key_of(&[config, ("patches/1.patch", "+a\n")], &[]),
+            key_of(&[config, ("patches/1.patch", "+b\n")], &[]),
+            key_of(&[config, ("patches/2.patch", "+a\n")], &[]),
+            key_of(&[config, fragment], &["my.config"]),
+        ];
+        for (index, one) in others.iter().enumerate() {
+            assert!(*one != base && !others[..index].contains(one), "{others:?}");
+        }
+    }
+}

@@ -40,7 +40,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "test",
-        about: "everything: unit tests and real guests; closes with `N passed, N failed`",
+        about: "everything: unit tests, real guests, Linux guests; closes with `N passed, N failed`",
         run: |_| suite::test(),
     },
     Task {
@@ -70,7 +70,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "linux-test",
-        about: "boot that kernel, save and restore it; minutes more when it has to be built",
+        about: "of `test`, what boots that kernel; minutes more when it has to be built",
         run: |_| suite::linux_test(),
     },
     Task {

@@ -167,8 +167,8 @@ mod tests {
     #[test]
     fn the_map_sums_up_to_the_ram_at_every_edge() {
         for mib in [
-            16_u64, 33, 63, 128, 129, 1023, 2047, 2049, 3071, 3072, 3073, 3328, 4095, 4096, 4097,
-            4674, 8192,
+            16_u64, 33, 63, 64, 128, 129, 1023, 1024, 2047, 2049, 3071, 3072, 3073, 3328, 4095,
+            4096, 4097, 4674, 5000, 8192,
         ] {
             let map = memory_map(mib << 20);
             assert_eq!(
@@ -176,6 +176,11 @@ mod tests {
                 mib << 20,
                 "{mib} MiB"
             );
+            let is_in_hole = |entry: &MapEntry| {
+                let end = entry.address + entry.bytes;
+                end > layout::HOLE_START && entry.address < layout::HOLE_END
+            };
+            assert!(!map.iter().any(is_in_hole), "{mib} MiB: RAM in the hole");
             for pair in map.windows(2) {
                 assert!(
                     pair[0].address + pair[0].bytes <= pair[1].address,

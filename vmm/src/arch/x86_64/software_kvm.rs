@@ -5,7 +5,7 @@ use super::linux_kernel::is_linux;
 use crate::sys::cpu;
 
 /// The options, in the order in which they are given.
-const OPTIONS: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
     "mitigations=off",
     "nopcid",
     "clearcpuid=308,295,151,158,306,298,534,514,141,154,297,580",
@@ -15,6 +15,7 @@ const OPTIONS: [&str; 9] = [
     "rodata=off",
     "clocksource=kvm-clock",
     "no-kvmapf",
+    "swiotlb=noforce",
 ];
 
 /// Options to add for `kernel` on this host: none on hardware KVM, none for other kernels, and none that the user's command
