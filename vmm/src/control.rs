@@ -242,12 +242,21 @@ impl Control {
             Token::Signals => self.serve_signals(),
             Token::Queue { device, queue } => {
                 self.machine.devices.process_queue(device, queue);
+                self.note_first_output();
                 None
             }
             Token::Backend { device } => {
                 self.machine.devices.process_backend(device);
                 None
             }
+        }
+    }
+
+    /// The first byte that a guest gives out by the console ends its start, as one by the other ways does.
+    fn note_first_output(&self) {
+        let stamps = &self.machine.stamps;
+        if stamps.awaits_output() && self.machine.devices.has_console_output() {
+            stamps.first_output();
         }
     }
 

@@ -95,6 +95,12 @@ impl Stamps {
         }
     }
 
+    /// Whether a report is wanted that ends with the guest's first byte, and there has been none.
+    #[must_use]
+    pub fn awaits_output(&self) -> bool {
+        self.sink.is_some() && !self.has_output.load(Ordering::Relaxed)
+    }
+
     /// The guest's first byte is out: the start is over, and the report is written.
     pub fn first_output(&self) {
         if self.has_output.load(Ordering::Relaxed) || self.has_output.swap(true, Ordering::SeqCst) {

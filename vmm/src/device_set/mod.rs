@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::console::Console;
-use lightv_devices::virtio::device::Progress;
+use lightv_devices::virtio::device::{Progress, VirtioDevice as _};
 use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
 use virtio_queue::Queue;
 
@@ -136,6 +136,15 @@ impl DeviceSet {
                 Held::Console(console) => Some(&mut **console),
                 Held::Other(_) => None,
             })
+    }
+
+    /// Whether the guest has given bytes to the console.
+    #[must_use]
+    pub fn has_console_output(&self) -> bool {
+        self.places.iter().any(|place| match &place.device {
+            Held::Console(console) => console.counters().snapshot().bytes_from_guest > 0,
+            Held::Other(_) => false,
+        })
     }
 
     /// The register fronts, in order.
