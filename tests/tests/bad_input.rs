@@ -187,16 +187,17 @@ fn what_is_not_offered_is_refused_by_name() {
         &machine("huge_pages", json!("2M")),
         "machine-config.huge_pages",
     );
-    for key in [
-        "vsock",
-        "balloon",
-        "mmds-config",
-        "cpu-config",
-        "logger",
-        "metrics",
-        "memory-hotplug",
+    for (key, value) in [
+        ("vsock", json!({"guest_cid": 3, "uds_path": "v"})),
+        ("balloon", json!({"amount_mib": 1, "deflate_on_oom": true})),
+        ("mmds-config", json!({"network_interfaces": ["n"]})),
+        ("cpu-config", json!({})),
+        ("cpu-config", json!("cpu.json")),
+        ("logger", json!({"log_path": "l"})),
+        ("metrics", json!({"metrics_path": "m"})),
+        ("memory-hotplug", json!({"total_size_mib": 128})),
     ] {
-        vm.check_field(&json!({key: {"a": 1}}), key);
+        vm.check_field(&json!({key: value}), key);
     }
     vm.check_field(
         &json!({"entropy": {"rate_limiter": {}}}),
@@ -204,7 +205,6 @@ fn what_is_not_offered_is_refused_by_name() {
     );
     for (key, value) in [
         ("io_engine", json!("Async")),
-        ("cache_type", json!("None")),
         ("rate_limiter", json!({})),
         ("socket", json!("s")),
     ] {
@@ -224,7 +224,7 @@ fn what_is_not_offered_is_refused_by_name() {
 fn several_faults_are_told_at_once() {
     let vm = Trial::new();
     let finished =
-        vm.run(&json!({"machine-config": {"vcpu_count": 0, "mem_size_mib": 0}, "vsock": {}}));
+        vm.run(&json!({"machine-config": {"vcpu_count": 0, "mem_size_mib": 0}, "vsock": {"guest_cid": 3, "uds_path": "v"}}));
     finished.assert_refused(
         BAD_CONFIG,
         &[
@@ -269,6 +269,11 @@ fn broken_configuration_files_are_refused_with_file_and_place() {
             r#"{"machine-config":{"mem_size_mib":1e400}}"#,
             "line 1 column",
         ),
+        (
+            r#"{"drives":[{"drive_id":"d","path_on_host":"p","cache_type":"None"}]}"#,
+            "unknown variant `None`, expected `Unsafe` or `Writeback`",
+        ),
+        (r#"{"vsock":{"a":1}}"#, "unknown field `a`"),
     ] {
         check(text.as_bytes(), &[words]);
     }

@@ -11,9 +11,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
+use lightv_api::contract::drive;
+use lightv_api::offer;
 use lightv_devices::virtio::block::CacheType;
 use lightv_devices::virtio::net::MacAddress;
-use serde_json::Value;
 
 use crate::limits;
 
@@ -268,41 +269,12 @@ impl Faults {
             allowed: allowed.into(),
         });
     }
-
-    fn unsupported(&mut self, field: impl Into<String>, value: Option<&Value>) {
-        if value.is_some_and(|value| !value.is_null()) {
-            self.add(
-                field,
-                "set",
-                "nothing: this version of LightV does not offer it",
-            );
-        }
-    }
 }
 
 fn refuse_unsupported(spec: &VmSpec, faults: &mut Faults) {
-    let keys = [
-        ("vsock", &spec.vsock),
-        ("balloon", &spec.balloon),
-        ("mmds-config", &spec.mmds_config),
-        ("cpu-config", &spec.cpu_config),
-        ("logger", &spec.logger),
-        ("metrics", &spec.metrics),
-        ("memory-hotplug", &spec.memory_hotplug),
-    ];
-    for (key, value) in keys {
-        faults.unsupported(key, value.as_ref());
+    for asked in offer::missing(spec, offer::NOT_OFFERED) {
+        faults.add(asked.field, asked.found, asked.allowed);
     }
-    let pmem = spec
-        .pmem
-        .as_ref()
-        .filter(|value| value.as_array().is_none_or(|list| !list.is_empty()));
-    faults.unsupported("pmem", pmem);
-    let limiter = spec
-        .entropy
-        .as_ref()
-        .and_then(|entropy| entropy.rate_limiter.as_ref());
-    faults.unsupported("entropy.rate_limiter", limiter);
 }
 
 fn prove_boot(boot: &BootSource, faults: &mut Faults) -> Option<BootConfig> {
@@ -369,32 +341,6 @@ fn prove_machine(spec: &VmSpec, host_memory_bytes: u64, faults: &mut Faults) -> 
         let allowed = format!("{}–{host_mib} (the host's memory)", limits::RAM_MIB_MIN);
         faults.add("machine-config.mem_size_mib", machine.mem_size_mib, allowed);
     }
-    if machine.smt {
-        faults.add(
-            "machine-config.smt",
-            "true",
-            "false: this version of LightV shows each vCPU as a core",
-        );
-    }
-    if machine.track_dirty_pages {
-        faults.add(
-            "machine-config.track_dirty_pages",
-            "true",
-            "false: differential snapshots are not offered yet",
-        );
-    }
-    for (name, value) in [
-        ("cpu_template", &machine.cpu_template),
-        ("huge_pages", &machine.huge_pages),
-    ] {
-        if let Some(value) = value.as_deref().filter(|value| *value != "None") {
-            faults.add(
-                format!("machine-config.{name}"),
-                format!("`{value}`"),
-                "None: others are not offered yet",
-            );
-        }
-    }
     vcpus.unwrap_or(1)
 }
 
@@ -405,26 +351,9 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
         let field = |name: &str| format!("drives[{index}].{name}");
         prove_id(&field("drive_id"), &spec.drive_id, &mut ids, faults);
         prove_path(&field("path_on_host"), &spec.path_on_host, faults);
-        faults.unsupported(field("rate_limiter"), spec.rate_limiter.as_ref());
-        faults.unsupported(field("socket"), spec.socket.as_ref());
-        if let Some(engine) = spec.io_engine.as_deref().filter(|engine| *engine != "Sync") {
-            faults.add(
-                field("io_engine"),
-                format!("`{engine}`"),
-                "Sync: others are not offered yet",
-            );
-        }
-        let cache = match spec.cache_type.as_deref() {
-            None | Some("Unsafe") => CacheType::Unsafe,
-            Some("Writeback") => CacheType::Writeback,
-            Some(other) => {
-                faults.add(
-                    field("cache_type"),
-                    format!("`{other}`"),
-                    "Unsafe, Writeback",
-                );
-                CacheType::Unsafe
-            }
+        let cache = match spec.cache_type {
+            None | Some(drive::CacheType::Unsafe) => CacheType::Unsafe,
+            Some(drive::CacheType::Writeback) => CacheType::Writeback,
         };
         if spec.is_root_device
             && drives
@@ -470,8 +399,6 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
     for (index, spec) in specs.iter().enumerate() {
         let field = |name: &str| format!("network-interfaces[{index}].{name}");
         prove_id(&field("iface_id"), &spec.iface_id, &mut ids, faults);
-        faults.unsupported(field("rx_rate_limiter"), spec.rx_rate_limiter.as_ref());
-        faults.unsupported(field("tx_rate_limiter"), spec.tx_rate_limiter.as_ref());
         let mtu = spec
             .mtu
             .and_then(|mtu| u16::try_from(mtu).ok().filter(|mtu| *mtu >= 68));

@@ -45,16 +45,17 @@ fn memory_outside_the_range_is_refused() {
 
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
-    for key in [
-        "vsock",
-        "balloon",
-        "mmds-config",
-        "cpu-config",
-        "logger",
-        "metrics",
-        "memory-hotplug",
+    for (key, value) in [
+        ("vsock", r#"{"guest_cid":3,"uds_path":"u"}"#),
+        ("balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#),
+        ("mmds-config", r#"{"network_interfaces":["a"]}"#),
+        ("cpu-config", "{}"),
+        ("cpu-config", r#""cpu.json""#),
+        ("logger", "{}"),
+        ("metrics", r#"{"metrics_path":"m"}"#),
+        ("memory-hotplug", r#"{"total_size_mib":128}"#),
     ] {
-        check_fault(&format!(r#"{{"{key}":{{"a":1}}}}"#), key);
+        check_fault(&format!(r#"{{"{key}":{value}}}"#), key);
         assert!(prove(&format!(r#"{{"{key}":null}}"#)).is_ok(), "null {key}");
     }
 }
@@ -121,7 +122,7 @@ fn interfaces_do_not_share_a_tap_or_an_address() {
 
 #[test]
 fn all_faults_are_reported_at_once() {
-    let json = r#"{"machine-config":{"vcpu_count":0,"mem_size_mib":0},"vsock":{}}"#;
+    let json = r#"{"machine-config":{"vcpu_count":0,"mem_size_mib":0},"vsock":{"guest_cid":3,"uds_path":"u"}}"#;
     assert_eq!(
         prove(json).unwrap_err(),
         [

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lightv_api::config::{DriveSpec, NetSpec};
+use lightv_api::contract::drive::CacheType;
 use lightv_vmm::net_override::{NetAddress, NetFault, NetOverride};
 
 /// Why an argument was refused; clap adds which one.
@@ -66,8 +67,8 @@ impl FromStr for DiskArg {
                 "ro" => drive.is_read_only = true,
                 "root" => drive.is_root_device = true,
                 "in-image" => drive.in_image = Some(true),
-                "cache=writeback" => drive.cache_type = Some("Writeback".into()),
-                "cache=unsafe" => drive.cache_type = Some("Unsafe".into()),
+                "cache=writeback" => drive.cache_type = Some(CacheType::Writeback),
+                "cache=unsafe" => drive.cache_type = Some(CacheType::Unsafe),
                 other => {
                     return Err(match other.strip_prefix("cache=") {
                         Some(cache) => ArgFault::UnknownCache(cache.into()),
@@ -159,7 +160,7 @@ mod tests {
             ("data", Some("/d.img"))
         );
         assert!(disk.is_root_device && disk.is_read_only);
-        assert_eq!(disk.cache_type.as_deref(), Some("Writeback"));
+        assert_eq!(disk.cache_type, Some(CacheType::Writeback));
     }
 
     #[test]

@@ -1,0 +1,88 @@
+//! `drives`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::limiter::RateLimiter;
+
+/// A disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveSpec {
+    /// Letters, digits and `_`, at most 64; unique.
+    pub drive_id: String,
+    /// Partition that is the root file system: `root=PARTUUID=…` is added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partuuid: Option<String>,
+    /// Whether this is the root disk (`root=/dev/vda` is added to the command line). `PUT /drives/{id}` must say it, as in
+    /// Firecracker; a configuration file may leave it out.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub is_root_device: bool,
+    /// `Unsafe` (default; the guest is offered no flush) or `Writeback` (flush is `fdatasync`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_type: Option<CacheType>,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub is_read_only: bool,
+    /// A raw disk image or block device. Empty when a socket is named in its place.
+    #[serde(default, skip_serializing_if = "is_empty")]
+    #[schema(value_type = String)]
+    pub path_on_host: PathBuf,
+    /// What the guest may transfer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+    /// How the host reads and writes: `Sync` (default) or `Async`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_engine: Option<IoEngine>,
+    /// Socket of a vhost-user process that is the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub socket: Option<PathBuf>,
+    /// Whether what the guest discards is given back to the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discard: Option<bool>,
+    /// LightV's own: whether the bytes of the disk become part of an image that is saved of the machine. Only for disks
+    /// that are read-only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_image: Option<bool>,
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// What a guest's flush does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum CacheType {
+    /// The guest is offered no flush.
+    Unsafe,
+    /// A flush reaches the disk.
+    Writeback,
+}
+
+/// How the host reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum IoEngine {
+    /// By calls that wait.
+    Sync,
+    /// By io_uring.
+    Async,
+}
+
+/// `PATCH /drives/{id}`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    /// The drive.
+    pub drive_id: String,
+    /// Another file. The same path again takes over a size that has changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path_on_host: Option<PathBuf>,
+    /// Other limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}

@@ -1,0 +1,212 @@
+//! `snapshot`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `PUT /snapshot/create`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// File for the state.
+    #[schema(value_type = String)]
+    pub snapshot_path: PathBuf,
+    /// File for guest memory.
+    #[schema(value_type = String)]
+    pub mem_file_path: PathBuf,
+    /// How much of the memory.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+}
+
+/// How much of the memory a snapshot holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum SnapshotType {
+    /// All.
+    #[default]
+    Full,
+    /// What was written since the snapshot before.
+    Diff,
+}
+
+/// `PUT /snapshot/load`, as it is written; [`LoadParams`] is the same, proved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// File with the state.
+    #[schema(value_type = String)]
+    pub snapshot_path: PathBuf,
+    /// Where guest memory comes from: this, or `mem_file_path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemBackend>,
+    /// Deprecated: a file with guest memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(deprecated, value_type = Option<String>)]
+    pub mem_file_path: Option<PathBuf>,
+    /// Whether pages that the guest writes are noted, for differential snapshots.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Deprecated: the old name of `track_dirty_pages`.
+    #[serde(default)]
+    #[schema(deprecated)]
+    pub enable_diff_snapshots: bool,
+    /// Whether the machine goes on at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Other taps.
+    #[serde(default)]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another socket for vsock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Whether the guest's wall clock is advanced by the time that has passed.
+    #[serde(default)]
+    pub clock_realtime: bool,
+    /// What guest memory is made of.
+    #[serde(default)]
+    pub huge_pages: LoadHugePages,
+    /// LightV's own: other files for disks.
+    #[serde(default)]
+    pub drive_overrides: Vec<DriveOverride>,
+}
+
+/// Where guest memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemBackend {
+    /// What the path names.
+    pub backend_type: MemBackendType,
+    /// A file, or the socket of a process that serves page faults.
+    #[schema(value_type = String)]
+    pub backend_path: PathBuf,
+}
+
+/// What gives guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum MemBackendType {
+    /// A file, mapped.
+    File,
+    /// A process, by userfaultfd.
+    Uffd,
+}
+
+/// Another tap for an interface. Unknown fields are passed over, as in Firecracker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NetworkOverride {
+    /// Which interface.
+    pub iface_id: String,
+    /// Its tap.
+    pub host_dev_name: String,
+}
+
+/// Another socket for vsock. Unknown fields are passed over, as in Firecracker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VsockOverride {
+    /// The socket.
+    #[schema(value_type = String)]
+    pub uds_path: PathBuf,
+}
+
+/// LightV's own: another file for a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveOverride {
+    /// Which disk.
+    pub drive_id: String,
+    /// Its file.
+    #[schema(value_type = String)]
+    pub path_on_host: PathBuf,
+}
+
+/// What guest memory is made of after a load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum LoadHugePages {
+    /// As when the snapshot was made.
+    #[default]
+    Snapshot,
+    /// Pages of 4 KiB.
+    None,
+    /// Pages of 4 KiB, which the kernel may join.
+    Transparent,
+    /// Pages of 2 MiB from the kernel's pool; only with [`MemBackendType::Uffd`].
+    #[serde(rename = "2M")]
+    Hugetlbfs2M,
+}
+
+/// A snapshot to load: [`SnapshotLoad`] without what contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadParams {
+    /// File with the state.
+    pub snapshot_path: PathBuf,
+    /// Where guest memory comes from.
+    pub memory: MemBackend,
+    /// Whether pages that the guest writes are noted.
+    pub track_dirty_pages: bool,
+    /// Whether the machine goes on at once.
+    pub resume: bool,
+    /// Other taps.
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another socket for vsock.
+    pub vsock_override: Option<VsockOverride>,
+    /// Whether the guest's wall clock is advanced.
+    pub clock_realtime: bool,
+    /// What guest memory is made of.
+    pub huge_pages: LoadHugePages,
+    /// Other files for disks.
+    pub drive_overrides: Vec<DriveOverride>,
+}
+
+/// Why [`SnapshotLoad`] is no snapshot to load. The texts are Firecracker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LoadFieldsError {
+    /// Memory comes from nowhere.
+    #[error("missing field: either `mem_backend` or `mem_file_path` is required")]
+    MemoryMissing,
+    /// Memory comes from two places.
+    #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
+    MemoryTwice,
+    /// Large pages of a file.
+    #[error("huge_pages `2M` needs `mem_backend` of the type `Uffd`")]
+    LargePagesOfFile,
+}
+
+impl SnapshotLoad {
+    /// Whether a field of the body is deprecated.
+    #[must_use]
+    pub const fn is_deprecated(&self) -> bool {
+        self.mem_file_path.is_some() || self.enable_diff_snapshots
+    }
+}
+
+impl TryFrom<SnapshotLoad> for LoadParams {
+    type Error = LoadFieldsError;
+
+    fn try_from(load: SnapshotLoad) -> Result<Self, LoadFieldsError> {
+        let memory = match (load.mem_backend, load.mem_file_path) {
+            (Some(_), Some(_)) => return Err(LoadFieldsError::MemoryTwice),
+            (None, None) => return Err(LoadFieldsError::MemoryMissing),
+            (Some(backend), None) => backend,
+            (None, Some(backend_path)) => MemBackend {
+                backend_type: MemBackendType::File,
+                backend_path,
+            },
+        };
+        if load.huge_pages == LoadHugePages::Hugetlbfs2M
+            && memory.backend_type == MemBackendType::File
+        {
+            return Err(LoadFieldsError::LargePagesOfFile);
+        }
+        Ok(Self {
+            snapshot_path: load.snapshot_path,
+            memory,
+            track_dirty_pages: load.track_dirty_pages || load.enable_diff_snapshots,
+            resume: load.resume_vm,
+            network_overrides: load.network_overrides,
+            vsock_override: load.vsock_override,
+            clock_realtime: load.clock_realtime,
+            huge_pages: load.huge_pages,
+            drive_overrides: load.drive_overrides,
+        })
+    }
+}

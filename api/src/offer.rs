@@ -1,0 +1,243 @@
+//! What of the contract this version of LightV does not offer yet: one list, from which a line goes when a feature
+//! comes. The configuration file and the REST API refuse by it, with the same words.
+
+use crate::config::VmSpec;
+use crate::contract::drive::{DriveSpec, IoEngine};
+use crate::contract::limiter::RateLimiter;
+use crate::contract::machine::{CpuTemplate, HugePages, MachineSpec};
+
+/// Something of the contract that a machine can have or lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named like its resource or field")]
+pub enum Feature {
+    Vsock,
+    Balloon,
+    Mmds,
+    CpuConfig,
+    Logger,
+    Metrics,
+    Serial,
+    MemoryHotplug,
+    Pmem,
+    RateLimiter,
+    AsyncIo,
+    VhostUser,
+    Discard,
+    Smt,
+    DirtyTracking,
+    CpuTemplate,
+    HugePages,
+}
+
+/// What this version lacks.
+pub const NOT_OFFERED: &[Feature] = &[
+    Feature::Vsock,
+    Feature::Balloon,
+    Feature::Mmds,
+    Feature::CpuConfig,
+    Feature::Logger,
+    Feature::Metrics,
+    Feature::Serial,
+    Feature::MemoryHotplug,
+    Feature::Pmem,
+    Feature::RateLimiter,
+    Feature::AsyncIo,
+    Feature::VhostUser,
+    Feature::Discard,
+    Feature::Smt,
+    Feature::DirtyTracking,
+    Feature::CpuTemplate,
+    Feature::HugePages,
+];
+
+/// A feature that was asked for, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// What.
+    pub feature: Feature,
+    /// The field, as a path in the configuration's JSON: `drives[1].io_engine`.
+    pub field: String,
+    /// What stands there.
+    pub found: String,
+    /// What may stand there without the feature.
+    pub allowed: &'static str,
+}
+
+const NOTHING: &str = "nothing: this version of LightV does not offer it";
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            field,
+            found,
+            allowed,
+            ..
+        } = self;
+        write!(out, "{field} is {found}; allowed: {allowed}")
+    }
+}
+
+impl Asked {
+    /// `field` is set, and it should not be.
+    #[must_use]
+    pub fn set(feature: Feature, field: &str) -> Self {
+        Self {
+            feature,
+            field: field.to_owned(),
+            found: "set".to_owned(),
+            allowed: NOTHING,
+        }
+    }
+}
+
+/// Which features of `lacking` the machine `spec` asks for, in the order of its fields.
+#[must_use]
+pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
+    let mut list = List(Vec::new());
+    let VmSpec {
+        boot_source: _,
+        machine_config,
+        drives,
+        network_interfaces,
+        entropy,
+        console: _,
+        run: _,
+        vsock,
+        balloon,
+        mmds_config,
+        cpu_config,
+        logger,
+        metrics,
+        pmem,
+        memory_hotplug,
+    } = spec;
+    list.set(Feature::Vsock, "vsock", vsock.is_some());
+    list.set(Feature::Balloon, "balloon", balloon.is_some());
+    list.set(Feature::Mmds, "mmds-config", mmds_config.is_some());
+    list.set(Feature::CpuConfig, "cpu-config", cpu_config.is_some());
+    list.set(Feature::Logger, "logger", logger.is_some());
+    list.set(Feature::Metrics, "metrics", metrics.is_some());
+    let hotplug = memory_hotplug.is_some();
+    list.set(Feature::MemoryHotplug, "memory-hotplug", hotplug);
+    let pmem = pmem.as_ref().is_some_and(|list| !list.is_empty());
+    list.set(Feature::Pmem, "pmem", pmem);
+    list.machine(machine_config);
+    for (index, drive) in drives.iter().enumerate() {
+        list.drive(&format!("drives[{index}]"), drive);
+    }
+    for (index, net) in network_interfaces.iter().enumerate() {
+        let at = format!("network-interfaces[{index}]");
+        list.limiter(&at, "rx_rate_limiter", net.rx_rate_limiter);
+        list.limiter(&at, "tx_rate_limiter", net.tx_rate_limiter);
+    }
+    let limiter = entropy.as_ref().and_then(|entropy| entropy.rate_limiter);
+    list.limiter("entropy", "rate_limiter", limiter);
+    list.0.retain(|asked| lacking.contains(&asked.feature));
+    list.0
+}
+
+struct List(Vec<Asked>);
+
+impl List {
+    fn set(&mut self, feature: Feature, field: &str, is_set: bool) {
+        if is_set {
+            self.0.push(Asked::set(feature, field));
+        }
+    }
+
+    fn limiter(&mut self, at: &str, field: &str, limiter: Option<RateLimiter>) {
+        self.set(
+            Feature::RateLimiter,
+            &format!("{at}.{field}"),
+            limiter.is_some(),
+        );
+    }
+
+    fn value(&mut self, feature: Feature, field: String, found: String, allowed: &'static str) {
+        self.0.push(Asked {
+            feature,
+            field,
+            found,
+            allowed,
+        });
+    }
+
+    fn machine(&mut self, machine: &MachineSpec) {
+        let field = |name: &str| format!("machine-config.{name}");
+        if machine.smt {
+            let allowed = "false: this version of LightV shows each vCPU as a core";
+            self.value(Feature::Smt, field("smt"), "true".to_owned(), allowed);
+        }
+        if machine.track_dirty_pages {
+            let allowed = "false: differential snapshots are not offered yet";
+            let name = field("track_dirty_pages");
+            self.value(Feature::DirtyTracking, name, "true".to_owned(), allowed);
+        }
+        let allowed = "None: others are not offered yet";
+        if let Some(template) = machine.cpu_template
+            && template != CpuTemplate::None
+        {
+            let (name, found) = (field("cpu_template"), format!("`{template:?}`"));
+            self.value(Feature::CpuTemplate, name, found, allowed);
+        }
+        let pages = match machine.huge_pages {
+            HugePages::None => return,
+            HugePages::Transparent => "`Transparent`",
+            HugePages::Hugetlbfs2M => "`2M`",
+        };
+        let name = field("huge_pages");
+        self.value(Feature::HugePages, name, pages.to_owned(), allowed);
+    }
+
+    fn drive(&mut self, at: &str, drive: &DriveSpec) {
+        self.limiter(at, "rate_limiter", drive.rate_limiter);
+        let socket = drive.socket.is_some();
+        self.set(Feature::VhostUser, &format!("{at}.socket"), socket);
+        if drive.io_engine == Some(IoEngine::Async) {
+            let (field, found) = (format!("{at}.io_engine"), "`Async`".to_owned());
+            let allowed = "Sync: others are not offered yet";
+            self.value(Feature::AsyncIo, field, found, allowed);
+        }
+        if drive.discard == Some(true) {
+            let (field, found) = (format!("{at}.discard"), "true".to_owned());
+            let allowed = "false: discards are not offered yet";
+            self.value(Feature::Discard, field, found, allowed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(json: &str, lacking: &[Feature]) -> Vec<String> {
+        let spec = serde_json::from_str(json).expect("the JSON of a test is well-formed");
+        let missing = missing(&spec, lacking).into_iter();
+        missing.map(|asked| asked.field).collect()
+    }
+
+    #[test]
+    fn only_what_is_lacking_is_named() {
+        let json = r#"{"vsock":{"guest_cid":3,"uds_path":"u"},"machine-config":{"smt":true,"huge_pages":"2M"},
+            "drives":[{"drive_id":"a","path_on_host":"p"},
+                {"drive_id":"b","path_on_host":"p","io_engine":"Async","rate_limiter":{}}]}"#;
+        let all = [
+            "vsock",
+            "machine-config.smt",
+            "machine-config.huge_pages",
+            "drives[1].rate_limiter",
+            "drives[1].io_engine",
+        ];
+        assert_eq!(fields(json, NOT_OFFERED), all);
+        assert_eq!(fields(json, &[Feature::Vsock]), ["vsock"]);
+        assert_eq!(fields(json, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn defaults_written_out_ask_for_nothing() {
+        let json = r#"{"pmem":[],"balloon":null,
+            "machine-config":{"smt":false,"cpu_template":"None","huge_pages":"None"},
+            "drives":[{"drive_id":"a","path_on_host":"p","io_engine":"Sync","discard":false}]}"#;
+        assert_eq!(fields(json, NOT_OFFERED), [""; 0]);
+    }
+}
