@@ -10,6 +10,8 @@ use super::tree::{TextFile, Tree};
 
 /// Crates that are large enough to need the rule.
 const CRATES: &[&str] = &[
+    "api/src/",
+    "api/server/src/",
     "vmm/src/",
     "devices/src/",
     "tools/lightv/src/",

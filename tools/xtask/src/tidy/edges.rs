@@ -12,13 +12,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // What a guest's agent is told and where: the smallest of our crates, shared with the guest.
     ("lightv-contract", &[]),
     ("lightv-api", &["lightv-contract"]),
+    // hyper and tokio, away from the start path: docs/adr/0012-rest-server.md.
+    ("lightv-api-server", &["lightv-api", "lightv-contract"]),
     ("lightv-devices", &["lightv-contract"]),
     // Root file systems from folders, archives and OCI images (docs/adr/0010-linux-images.md).
     ("lightv-rootfs", &["lightv-contract"]),
     ("lightv-workloads", &[]),
     (
         "lightv-vmm",
-        &["lightv-api", "lightv-contract", "lightv-devices"],
+        &[
+            "lightv-api",
+            "lightv-api-server",
+            "lightv-contract",
+            "lightv-devices",
+        ],
     ),
     ("lightv-bench", &["lightv-api", "lightv-workloads"]),
     // The monitor for `lightv run` alone: docs/adr/0007-run-is-the-monitor.md.
@@ -135,6 +142,7 @@ mod tests {
         assert_eq!(edges_of("lightv-devices", "lightv-api"), 1);
         assert_eq!(edges_of("lightv", "lightv-vmm"), 0);
         assert_eq!(edges_of("lightv", "lightv-devices"), 1);
+        assert_eq!(edges_of("lightv", "lightv-api-server"), 1);
         assert_eq!(edges_of("lightv-new", "serde"), 1);
         assert!(check_edges("{}").is_none());
     }

@@ -1,0 +1,74 @@
+//! The controller on a thread of its own.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use lightv_api::request::Request;
+
+use super::{Controller, View};
+use crate::limits;
+use crate::machine::Machine;
+use crate::service::{ReplySender, Service};
+
+/// Name of the controller's thread.
+const THREAD_NAME: &str = "api-machine";
+
+/// A request on its way to the controller.
+type Job = (Request, ReplySender);
+
+/// The server's end: answers by itself what needs no machine, and hands on the rest.
+#[derive(Debug)]
+pub struct ControllerService {
+    view: View,
+    jobs: Sender<Job>,
+}
+
+impl Service for ControllerService {
+    fn call(&self, request: Request, reply: ReplySender) {
+        match self.view.answer(&request) {
+            Some(answer) => reply.send(answer),
+            // When the worker has ended, the sender is dropped and the client told so. No more jobs wait than there are
+            // connections: each has one request at a time.
+            None => drop(self.jobs.send((request, reply))),
+        }
+    }
+}
+
+/// The machine's end.
+#[derive(Debug)]
+pub struct Worker<M> {
+    controller: Controller<M>,
+    jobs: Receiver<Job>,
+}
+
+impl<M: Machine> Worker<M> {
+    /// Serves one request after the other on a thread of its own, until there is no server any more.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn spawn(self) -> io::Result<()> {
+        thread::Builder::new()
+            .name(THREAD_NAME.to_owned())
+            .stack_size(limits::MACHINE_STACK_BYTES)
+            .spawn(move || self.run())
+            .map(drop)
+    }
+
+    /// The same on this thread.
+    pub fn run(mut self) {
+        while let Ok((request, reply)) = self.jobs.recv() {
+            reply.send(self.controller.handle(request));
+        }
+    }
+}
+
+/// Both ends of a controller.
+pub fn split<M: Machine>(controller: Controller<M>) -> (ControllerService, Worker<M>) {
+    let (sender, jobs) = channel();
+    let service = ControllerService {
+        view: controller.view(),
+        jobs: sender,
+    };
+    (service, Worker { controller, jobs })
+}

@@ -1,0 +1,24 @@
+//! The REST server that orchestrators already speak to: HTTP over a Unix socket, and the state machine behind it.
+//!
+//! ```text
+//!   client --HTTP--> server (thread api) --Request--> Service --> Controller (its own thread) --calls--> Machine
+//!                       |                                |                                        (the monitor)
+//!                       |<------------- Reply -----------+-- View: what needs no machine, at once
+//! ```
+//!
+//! A crate of its own, so that what starts a VM without a server links neither hyper nor tokio
+//! (docs/adr/0012-rest-server.md). [`listen`] makes the socket, [`server`] serves it, [`controller`] decides what is
+//! legal when and calls the monitor through [`machine::Machine`].
+
+#![forbid(unsafe_code)]
+
+mod answer;
+mod connection;
+pub mod controller;
+pub mod limits;
+pub mod listen;
+pub mod machine;
+pub mod server;
+pub mod service;
+pub mod settings;
+mod transport;

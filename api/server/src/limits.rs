@@ -1,0 +1,42 @@
+//! Limits, each with its reason.
+
+use std::time::Duration;
+
+/// Bytes of a body: Firecracker's default; `--http-api-max-payload-size` changes it.
+pub const BODY_BYTES_MAX: usize = 51_200;
+
+/// Bytes of a request's head. Requests of the contract need some 200; a browser sends 2 KiB.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Header lines of a request.
+pub const HEADERS_MAX: usize = 64;
+
+/// Connections at a time. One takes some 10 KiB, and one descriptor of the 1024 that a process usually may have: the
+/// other half is for disks, taps and events.
+pub const CONNECTIONS_MAX: usize = 512;
+
+/// From a request's first byte to its last. Clients are on the same host; one that needs longer is stuck.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long a connection may be silent between requests. Pools of clients keep connections for minutes; hours mean that
+/// they have forgotten them.
+pub const IDLE_TIME_MAX: Duration = Duration::from_secs(3600);
+
+/// What the accepting loop waits after the host refused it a connection: descriptors may come back.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections that wait to be accepted.
+pub const BACKLOG: i32 = 128;
+
+/// Bytes of a Unix socket's path, without the NUL (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Stack of the server's thread. It parses JSON of at most 128 levels, each some 500 bytes of stack.
+pub const STACK_BYTES: usize = 512 << 10;
+
+/// Stack of the controller's thread, on which the monitor builds and saves machines: what the main thread has by default
+/// in most programs. Only what is used is memory.
+pub const MACHINE_STACK_BYTES: usize = 2 << 20;
+
+/// vCPUs of a machine, as the contract has it.
+pub const VCPUS_MAX: u64 = 32;

@@ -1,0 +1,155 @@
+//! The socket on which the server listens: made, found stale, taken away.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::limits;
+
+/// Why there is no socket to listen on. Nothing was made, and what lay there lies there.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// A Unix socket cannot have such a name.
+    #[error(
+        "Failed to open the API socket at: {}: the path has {} bytes; allowed: 1–{}",
+        path.display(), path.as_os_str().len(), limits::SOCKET_PATH_BYTES_MAX
+    )]
+    PathLength {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something else is there.
+    #[error(
+        "Failed to open the API socket at: {}. Check that it is not already used.: {found}",
+        path.display()
+    )]
+    InUse {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The host refuses.
+    #[error("Failed to open the API socket at: {}", path.display())]
+    Host {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// The file of a socket that is listened on. Dropped or removed, the file goes; but never one that somebody else has put
+/// in its place.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the file away: what to call before the process ends without dropping anything.
+    pub fn remove(&self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            // Gone already, or not to be had: there is nobody to tell.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Listens on `path`. A socket that nobody listens on any more, left by a process that was killed, is replaced; one that
+/// is in use, and whatever else lies there, is respected.
+///
+/// # Errors
+/// [`ListenError`].
+pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.is_empty() || bytes.len() > limits::SOCKET_PATH_BYTES_MAX || bytes.contains(&0) {
+        return Err(ListenError::PathLength { path: path.into() });
+    }
+    let host = |cause: Errno| ListenError::Host {
+        path: path.into(),
+        cause: cause.into(),
+    };
+    let listener = match bind(path) {
+        Err(Errno::ADDRINUSE) => {
+            remove_stale(path)?;
+            bind(path).map_err(host)?
+        }
+        bound => bound.map_err(host)?,
+    };
+    let identity = identity(path).map_err(|cause| ListenError::Host {
+        path: path.into(),
+        cause,
+    })?;
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    Ok((listener, SocketFile { path, identity }))
+}
+
+fn bind(path: &Path) -> Result<UnixListener, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, limits::BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Removes the socket at `path` if nobody listens on it.
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let in_use = |found| ListenError::InUse {
+        path: path.into(),
+        found,
+    };
+    let host = |cause| ListenError::Host {
+        path: path.into(),
+        cause,
+    };
+    // Not followed: a symbolic link is something else, whatever it leads to.
+    let found = fs::symlink_metadata(path).map_err(host)?;
+    if !found.file_type().is_socket() {
+        return Err(in_use("a file that is no socket is there"));
+    }
+    match connect(path) {
+        Err(Errno::CONNREFUSED) => {}
+        // A full queue (EAGAIN) is one that somebody serves.
+        Ok(()) | Err(_) => return Err(in_use("a process listens on it")),
+    }
+    // Another process may have come to the same end, and listen already.
+    if identity(path).map_err(host)? == (found.dev(), found.ino()) {
+        fs::remove_file(path).map_err(host)?;
+    }
+    Ok(())
+}
+
+fn connect(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+#[path = "listen_tests.rs"]
+mod tests;

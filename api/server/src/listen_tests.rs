@@ -1,0 +1,72 @@
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+
+use super::*;
+
+fn refusal(path: &Path) -> String {
+    listen(path).expect_err("it is refused").to_string()
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    let (listener, file) = listen(&path).unwrap();
+    let text = refusal(&path);
+    assert!(
+        text.contains("Check that it is not already used."),
+        "{text}"
+    );
+    assert!(text.contains(path.to_str().unwrap()), "{text}");
+    listener.set_nonblocking(false).unwrap();
+    let _client = UnixStream::connect(&path).unwrap();
+    listener.accept().unwrap();
+    drop(file);
+    assert!(!path.exists());
+}
+
+#[test]
+fn whatever_else_lies_there_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "content").unwrap();
+    let link = folder.path().join("link");
+    symlink(&file, &link).unwrap();
+    let dangling = folder.path().join("dangling");
+    symlink("nowhere", &dangling).unwrap();
+    for path in [&file, &link, &dangling, &folder.path().to_path_buf()] {
+        let text = refusal(path);
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "content");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    let missing = folder.path().join("no/such.sock");
+    assert!(refusal(&missing).contains("no/such.sock"));
+}
+
+#[test]
+fn paths_of_107_bytes_are_the_longest() {
+    let folder = tempfile::tempdir().unwrap();
+    let room = limits::SOCKET_PATH_BYTES_MAX - folder.path().as_os_str().len() - 1;
+    let longest = folder.path().join("a".repeat(room));
+    assert!(listen(&longest).is_ok());
+    for more in [1, 93] {
+        let text = refusal(&folder.path().join("a".repeat(room + more)));
+        assert!(text.contains("allowed: 1–107"), "{text}");
+    }
+    assert!(refusal(Path::new("")).contains("allowed: 1–107"));
+}
+
+#[test]
+fn a_socket_of_somebody_else_is_not_removed_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let (_listener, file) = listen(&path).unwrap();
+    // The other name keeps the inode's number from coming again.
+    fs::hard_link(&path, folder.path().join("kept")).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _other = UnixListener::bind(&path).unwrap();
+    file.remove();
+    assert!(path.exists());
+}

@@ -1,0 +1,181 @@
+//! A client's socket, which notes how far its request has come.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// What a connection is doing.
+///
+/// ```text
+///   Idle --first byte--> Receiving --whole request--> Serving --answer--> Idle
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Between requests.
+    Idle,
+    /// A request is coming.
+    Receiving,
+    /// A request is being answered, for as long as that takes.
+    Serving,
+}
+
+/// How long a phase may last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PhaseTimes {
+    pub(crate) request: Duration,
+    pub(crate) idle: Duration,
+}
+
+/// How far a connection is, and since when.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    phase: Cell<Phase>,
+    since: Cell<Instant>,
+    changed: Notify,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(Instant::now()),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.since.set(Instant::now());
+        self.changed.notify_one();
+    }
+
+    /// Bytes have come.
+    fn note_bytes(&self) {
+        if self.phase.get() == Phase::Idle {
+            self.enter(Phase::Receiving);
+        }
+    }
+
+    /// Ends when a phase has lasted too long.
+    pub(crate) async fn expire(&self, times: PhaseTimes) {
+        loop {
+            let time = match self.phase.get() {
+                Phase::Idle => times.idle,
+                Phase::Receiving => times.request,
+                Phase::Serving => {
+                    self.changed.notified().await;
+                    continue;
+                }
+            };
+            let deadline = self.since.get() + time;
+            let sleep = tokio::time::sleep_until(deadline);
+            if let Raced::First(()) = race(sleep, self.changed.notified()).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Which of two was ready first.
+#[derive(Debug)]
+pub(crate) enum Raced<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Waits for the first of two; at the same time, the first one.
+pub(crate) async fn race<A: Future, B: Future>(a: A, b: B) -> Raced<A::Output, B::Output> {
+    let (mut a, mut b) = (std::pin::pin!(a), std::pin::pin!(b));
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(output) = a.as_mut().poll(context) {
+            return Poll::Ready(Raced::First(output));
+        }
+        b.as_mut().poll(context).map(Raced::Second)
+    })
+    .await
+}
+
+/// The socket.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    stream: UnixStream,
+    /// Bytes that were read already, and are read again first.
+    again: Bytes,
+    progress: Rc<Progress>,
+}
+
+impl Transport {
+    pub(crate) fn new(stream: UnixStream, progress: Rc<Progress>) -> Self {
+        Self {
+            stream,
+            again: Bytes::new(),
+            progress,
+        }
+    }
+
+    /// The same socket, with `bytes` to be read again.
+    pub(crate) fn rewound(mut self, bytes: Bytes) -> Self {
+        self.again = bytes;
+        self
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.again.has_remaining() {
+            let length = self.again.len().min(buffer.remaining());
+            buffer.put_slice(&self.again.split_to(length));
+            self.progress.note_bytes();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.progress.note_bytes();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
