@@ -8,7 +8,7 @@
 //!
 //! A crate of its own, so that what starts a VM without a server links neither hyper nor tokio
 //! (docs/adr/0012-rest-server.md). [`listen`] makes the socket, [`server`] serves it, [`controller`] decides what is
-//! legal when and calls the monitor through [`machine::Machine`].
+//! legal when and calls the monitor through [`machine::Machine`], [`openapi`] describes it all.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod controller;
 pub mod limits;
 pub mod listen;
 pub mod machine;
+pub mod openapi;
 pub mod server;
 pub mod service;
 pub mod settings;

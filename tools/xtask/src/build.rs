@@ -55,6 +55,13 @@ pub(crate) fn golden() -> Result<(), TaskError> {
     commands::run(command.env("LIGHTV_UPDATE_GOLDEN", "1"))
 }
 
+/// Writes docs/openapi.json and the golden answers of the REST server. What they were is in git: the difference is to be
+/// read.
+pub(crate) fn rest() -> Result<(), TaskError> {
+    let mut command = commands::cargo(&["test", "--package=lightv-api-server"]);
+    commands::run(command.env("LIGHTV_UPDATE_REST", "1"))
+}
+
 /// Manual pages and completions, made from the command line's own definition.
 pub(crate) fn man() -> Result<(), TaskError> {
     release()?;

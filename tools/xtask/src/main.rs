@@ -59,6 +59,11 @@ const TASKS: &[Task] = &[
         run: |_| build::golden(),
     },
     Task {
+        name: "rest",
+        about: "write docs/openapi.json and the golden answers of the REST server anew",
+        run: |_| build::rest(),
+    },
+    Task {
         name: "linux",
         about: "build the Linux guest kernel unless it is in the cache; prints its path",
         run: linux::linux,
