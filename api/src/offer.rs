@@ -123,15 +123,15 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
     list.set(Feature::Pmem, "pmem", pmem);
     list.machine(machine_config);
     for (index, drive) in drives.iter().enumerate() {
-        list.drive(&format!("drives[{index}]"), drive);
+        list.drive(index, drive);
     }
     for (index, net) in network_interfaces.iter().enumerate() {
-        let at = format!("network-interfaces[{index}]");
-        list.limiter(&at, "rx_rate_limiter", net.rx_rate_limiter);
-        list.limiter(&at, "tx_rate_limiter", net.tx_rate_limiter);
+        let at = |field: &str| format!("network-interfaces[{index}].{field}");
+        list.limiter(net.rx_rate_limiter, || at("rx_rate_limiter"));
+        list.limiter(net.tx_rate_limiter, || at("tx_rate_limiter"));
     }
     let limiter = entropy.as_ref().and_then(|entropy| entropy.rate_limiter);
-    list.limiter("entropy", "rate_limiter", limiter);
+    list.limiter(limiter, || "entropy.rate_limiter".to_owned());
     list.0.retain(|asked| lacking.contains(&asked.feature));
     list.0
 }
@@ -145,12 +145,11 @@ impl List {
         }
     }
 
-    fn limiter(&mut self, at: &str, field: &str, limiter: Option<RateLimiter>) {
-        self.set(
-            Feature::RateLimiter,
-            &format!("{at}.{field}"),
-            limiter.is_some(),
-        );
+    /// The field is written only if it is needed: this stands on the way to every start.
+    fn limiter(&mut self, limiter: Option<RateLimiter>, field: impl FnOnce() -> String) {
+        if limiter.is_some() {
+            self.0.push(Asked::set(Feature::RateLimiter, &field()));
+        }
     }
 
     fn value(&mut self, feature: Feature, field: String, found: String, allowed: &'static str) {
@@ -189,19 +188,21 @@ impl List {
         self.value(Feature::HugePages, name, pages.to_owned(), allowed);
     }
 
-    fn drive(&mut self, at: &str, drive: &DriveSpec) {
-        self.limiter(at, "rate_limiter", drive.rate_limiter);
-        let socket = drive.socket.is_some();
-        self.set(Feature::VhostUser, &format!("{at}.socket"), socket);
+    fn drive(&mut self, index: usize, drive: &DriveSpec) {
+        let at = |field: &str| format!("drives[{index}].{field}");
+        self.limiter(drive.rate_limiter, || at("rate_limiter"));
+        if drive.socket.is_some() {
+            self.0.push(Asked::set(Feature::VhostUser, &at("socket")));
+        }
         if drive.io_engine == Some(IoEngine::Async) {
-            let (field, found) = (format!("{at}.io_engine"), "`Async`".to_owned());
             let allowed = "Sync: others are not offered yet";
-            self.value(Feature::AsyncIo, field, found, allowed);
+            let found = "`Async`".to_owned();
+            self.value(Feature::AsyncIo, at("io_engine"), found, allowed);
         }
         if drive.discard == Some(true) {
-            let (field, found) = (format!("{at}.discard"), "true".to_owned());
             let allowed = "false: discards are not offered yet";
-            self.value(Feature::Discard, field, found, allowed);
+            let found = "true".to_owned();
+            self.value(Feature::Discard, at("discard"), found, allowed);
         }
     }
 }
