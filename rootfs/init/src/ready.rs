@@ -15,6 +15,7 @@ use crate::ports::Ports;
 use crate::program::{Program, Start};
 use crate::renew::Identity;
 use crate::run_file;
+use crate::sys::signals;
 
 /// How often a listener is looked for.
 pub const LISTEN_PAUSE: Duration = Duration::from_millis(20);
@@ -72,6 +73,8 @@ fn start_held(
         Outcome::Ended(status) => return Ok(Started::Ended(status)),
     };
     let had_terminal = identity.orders().has_terminal;
+    // Of the stops of the program; nothing else has run that could have sent it. A start would first look after that.
+    signals::forget(libc::SIGCHLD);
     let renewed = identity.ready()?;
     match renewed {
         Some(renewed) if renewed.is_other_program => {
@@ -95,7 +98,11 @@ fn start_held(
     if renewed.is_some() {
         identity.announce();
     }
-    Ok(Started::Running(held.pid()))
+    let pid = held.pid();
+    // Never closed: the program runs now, and each close would take the processor from it before its first words (8,000
+    // instructions of the kernel; 15 ms in all where they are emulated).
+    Box::leak(Box::new((identity, held)));
+    Ok(Started::Running(pid))
 }
 
 /// Looks for a socket that listens.

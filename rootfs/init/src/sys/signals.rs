@@ -75,6 +75,17 @@ pub fn restore_defaults() {
     let _ = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Takes a blocked `signal` back that waits for this process, if it does.
+pub fn forget(signal: i32) {
+    let set = set_of(&[signal]);
+    let at_once = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: set and time are ours; no more than the number is asked for.
+    let _ = unsafe { libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const at_once) };
+}
+
 /// Sends `signal`, of whatever number, to `pid`. A program that is gone, or a number that is none, is ignored.
 pub fn send(pid: Pid, signal: i32) {
     // SAFETY: no memory is involved.
