@@ -93,7 +93,9 @@ Examples:
 
 Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 152 bad configuration or image;
 153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
-162 guest panic; 128+N ended by signal N.";
+162 guest panic; 128+N ended by signal N.
+
+SIGPWR asks the guest to end: by its power button, else by Ctrl-Alt-Del.";
 
 /// See [`Cli::save_at`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

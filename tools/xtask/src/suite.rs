@@ -171,6 +171,9 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
         ],
         commands::cargo,
     );
+    if prerequisites::has_nextest() {
+        command.args(["--profile", "linux"]);
+    }
     command
         .env("LIGHTV_BIN_DIR", commands::release_dir())
         .env(SKIP_LOG, skip_log);
