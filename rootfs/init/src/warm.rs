@@ -64,6 +64,9 @@ pub fn touch(memory: &File, areas: &[Area]) {
         if area.is_written {
             write_back(memory, area.start, end);
         } else {
+            // Twice, so that the kernel counts its pages among those in use: it would when the program ends, page by page,
+            // and that is half of the program's end where the kernel is emulated.
+            read(memory, area.start, end, &mut chunk);
             read(memory, area.start, end, &mut chunk);
         }
     }
