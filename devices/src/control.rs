@@ -1,78 +1,21 @@
 //! The LightV control device (docs/control-device.md): what a guest reads of its run, and the doorbells it rings.
 
+pub use lightv_contract::control::{
+    BYTES as CONTROL_BYTES, FLAG_TTY, MAGIC, MARK_USER_CODE, VERSION, read as field,
+    write as doorbell,
+};
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use crate::fault::GuestFault;
 use crate::limits::{CONTROL_STRINGS_BYTES_MAX, PRINT_BYTES_MAX};
 use crate::memory::GuestMem;
 
-/// Length of the device in bytes.
-pub const CONTROL_BYTES: usize = 0x10000;
-/// The bytes `LVCT`.
-pub const MAGIC: u32 = u32::from_le_bytes(*b"LVCT");
-/// Version of the register map.
-pub const VERSION: u32 = 1;
-/// Number of a `MARK` that is reserved: first instruction of the user's own code.
-pub const MARK_USER_CODE: u32 = 1;
-
-/// Offsets of the read side.
-pub mod field {
-    /// `MAGIC`, 32 bits.
-    pub const MAGIC: usize = 0x000;
-    /// `VERSION`, 32 bits.
-    pub const VERSION: usize = 0x004;
-    /// `RESTORES`, 64 bits.
-    pub const RESTORES: usize = 0x008;
-    /// `GENERATION`, 16 bytes.
-    pub const GENERATION: usize = 0x010;
-    /// `SEED`, 32 bytes.
-    pub const SEED: usize = 0x020;
-    /// `WALL_CLOCK_NS`, 64 bits.
-    pub const WALL_CLOCK_NS: usize = 0x040;
-    /// `WALL_CLOCK_TSC`, 64 bits.
-    pub const WALL_CLOCK_TSC: usize = 0x048;
-    /// `TSC_KHZ`, 32 bits.
-    pub const TSC_KHZ: usize = 0x050;
-    /// `VCPUS`, 32 bits.
-    pub const VCPUS: usize = 0x054;
-    /// `RAM_BYTES`, 64 bits.
-    pub const RAM_BYTES: usize = 0x058;
-    /// `ARGS_OFFSET`, `ARGS_LEN` and `ARGS_COUNT`, 32 bits each.
-    pub const ARGS: usize = 0x060;
-    /// `ENV_OFFSET`, `ENV_LEN` and `ENV_COUNT`, 32 bits each.
-    pub const ENV: usize = 0x06c;
-    /// `FLAGS`, 32 bits.
-    pub const FLAGS: usize = 0x078;
-    /// `AGENT_OFFSET` and `AGENT_LEN`, 32 bits each.
-    pub const AGENT: usize = 0x07c;
-    /// Where strings stand when they end before [`DOORBELLS`].
-    pub const STRINGS_SHORT: usize = 0x100;
-    /// First doorbell: nothing is read from here to [`STRINGS_LONG`].
-    pub const DOORBELLS: usize = 0x800;
-    /// Where longer strings stand.
-    pub const STRINGS_LONG: usize = 0x1000;
-}
-
-/// Offsets of the write side.
-pub mod doorbell {
-    /// `READY`, 32 bits.
-    pub const READY: u64 = 0x800;
-    /// `PRINT`, 64 bits.
-    pub const PRINT: u64 = 0x808;
-    /// `PRINT_ERR`, 64 bits.
-    pub const PRINT_ERR: u64 = 0x810;
-    /// `EXIT`, 32 bits.
-    pub const EXIT: u64 = 0x818;
-    /// `MARK`, 32 bits.
-    pub const MARK: u64 = 0x820;
-    /// `CLOCK`, 32 bits.
-    pub const CLOCK: u64 = 0x828;
-    /// `PANIC`, 32 bits.
-    pub const PANIC: u64 = 0x830;
-}
-
-/// Bit 0 of `FLAGS`: the run has a terminal, which the guest's program gets as its own.
-pub const FLAG_TTY: u32 = 1;
+/// Where strings stand when they end before [`DOORBELLS`].
+const STRINGS_SHORT: usize = 0x100;
+/// First doorbell: nothing is read from here to [`STRINGS_LONG`].
+const DOORBELLS: usize = doorbell::READY;
+/// Where longer strings stand.
+const STRINGS_LONG: usize = 0x1000;
 
 /// What a run is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -172,12 +115,12 @@ impl<'a> ControlPage<'a> {
                 bytes: self.page.len(),
             });
         }
-        let short = field::DOORBELLS.saturating_sub(field::STRINGS_SHORT);
+        let short = DOORBELLS.saturating_sub(STRINGS_SHORT);
         let is_short = strings.bytes.len() <= short;
         let start = if is_short {
-            field::STRINGS_SHORT
+            STRINGS_SHORT
         } else {
-            field::STRINGS_LONG
+            STRINGS_LONG
         };
         self.put(start, &strings.bytes);
         self.put(field::MAGIC, &MAGIC.to_le_bytes());
@@ -293,6 +236,7 @@ impl Doorbell {
     /// counted and ignored.
     #[must_use]
     pub fn decode(offset: u64, data: &[u8]) -> Option<Self> {
+        let offset = usize::try_from(offset).ok()?;
         match offset {
             doorbell::PRINT | doorbell::PRINT_ERR => {
                 let [a, b, c, d, e, f, low, high] = *<&[u8; 8]>::try_from(data).ok()?;

@@ -1,4 +1,4 @@
-//! The control device as the agent uses it (docs/control-device.md). Offsets in bytes.
+//! The register map of the control device (docs/control-device.md). Offsets in bytes.
 
 /// Name of the kernel's parameter that gives the device's guest-physical address, in hexadecimal with `0x`.
 pub const PARAMETER: &str = "lightv.control";
@@ -6,6 +6,8 @@ pub const PARAMETER: &str = "lightv.control";
 pub const BYTES: usize = 0x10000;
 /// What stands at [`read::MAGIC`]: the bytes `LVCT`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"LVCT");
+/// What stands at [`read::VERSION`].
+pub const VERSION: u32 = 1;
 /// Bit 0 of [`read::FLAGS`]: the run has a terminal, and the program gets it (console port 0) as its own.
 pub const FLAG_TTY: u32 = 1;
 /// Number of a `MARK`: first instruction of the user's own code.
@@ -15,6 +17,8 @@ pub const MARK_USER_CODE: u32 = 1;
 pub mod read {
     /// u32.
     pub const MAGIC: usize = 0x000;
+    /// u32: [`super::VERSION`]. A guest that finds a higher number may go on: fields are only added.
+    pub const VERSION: usize = 0x004;
     /// u64: 0 after a boot, one more after each restore.
     pub const RESTORES: usize = 0x008;
     /// 16 bytes, other ones in every boot and restore.
@@ -27,6 +31,10 @@ pub mod read {
     pub const WALL_CLOCK_TSC: usize = 0x048;
     /// u32: its frequency in kHz, 0 if unknown.
     pub const TSC_KHZ: usize = 0x050;
+    /// u32: number of vCPUs.
+    pub const VCPUS: usize = 0x054;
+    /// u64: guest RAM in bytes.
+    pub const RAM_BYTES: usize = 0x058;
     /// u32 offset, u32 bytes, u32 count: arguments, each ended by NUL.
     pub const ARGS: usize = 0x060;
     /// The same: environment, `NAME=value`.
@@ -41,6 +49,10 @@ pub mod read {
 pub mod write {
     /// 32 bits: ready to be saved. The next instruction runs in the saved guest and in each restored one.
     pub const READY: usize = 0x800;
+    /// 64 bits, address and length of a buffer: text for standard output.
+    pub const PRINT: usize = 0x808;
+    /// The same for standard error.
+    pub const PRINT_ERR: usize = 0x810;
     /// 32 bits: the exit status of the program, and the end of the machine.
     pub const EXIT: usize = 0x818;
     /// 32 bits: a time stamp.
