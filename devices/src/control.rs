@@ -150,9 +150,9 @@ impl<'a> ControlPage<'a> {
 
     /// Words of 32 bits: offsets, lengths and counts of strings, all below 2^16.
     fn put_words(&self, offset: usize, words: &[usize]) {
-        let word = |value: &usize| u32::try_from(*value).unwrap_or(0).to_le_bytes();
-        let bytes: Vec<u8> = words.iter().flat_map(word).collect();
-        self.put(offset, &bytes);
+        for (value, at) in words.iter().zip((offset..).step_by(4)) {
+            self.put(at, &u32::try_from(*value).unwrap_or(0).to_le_bytes());
+        }
     }
 
     fn put(&self, offset: usize, bytes: &[u8]) {

@@ -162,6 +162,17 @@ pub enum ActivateError {
     Host(#[source] HostFault),
 }
 
+impl ActivateError {
+    /// The check with which every device begins: `is_active` when it works already.
+    pub(crate) fn unless_idle(device: &str, is_active: bool) -> Result<(), Self> {
+        if is_active {
+            let device = device.to_owned();
+            return Err(Self::AlreadyActive { device });
+        }
+        Ok(())
+    }
+}
+
 /// Why a device could not be made from its saved form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreDeviceError {

@@ -384,11 +384,7 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
-        if self.active.is_some() {
-            return Err(ActivateError::AlreadyActive {
-                device: self.id.clone(),
-            });
-        }
+        ActivateError::unless_idle(&self.id, self.active.is_some())?;
         let buffers = GuestBuffers::new(Arc::clone(&env.mem));
         let has_flush = env.acked_features & feature::FLUSH != 0;
         let is_write_through = self.cache == CacheType::Writeback && !has_flush;

@@ -428,11 +428,7 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
-        if self.active.is_some() {
-            return Err(ActivateError::AlreadyActive {
-                device: self.id.clone(),
-            });
-        }
+        ActivateError::unless_idle(&self.id, self.active.is_some())?;
         let is_multiport = env.acked_features & feature::MULTIPORT != 0;
         let rings: [Ring; QUEUES] = env.into_rings(&self.id, &self.counters)?;
         let [

@@ -145,11 +145,7 @@ impl VirtioDevice for Entropy {
     }
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
-        if self.ring.is_some() {
-            return Err(ActivateError::AlreadyActive {
-                device: self.id.clone(),
-            });
-        }
+        ActivateError::unless_idle(&self.id, self.ring.is_some())?;
         let [ring] = env.into_rings(&self.id, &self.counters)?;
         self.ring = Some(ring);
         Ok(())

@@ -158,11 +158,7 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
-        if self.active.is_some() {
-            return Err(ActivateError::AlreadyActive {
-                device: self.id.clone(),
-            });
-        }
+        ActivateError::unless_idle(&self.id, self.active.is_some())?;
         let acked_features = env.acked_features;
         self.is_tap_gone = self.settle_offload(acked_features).map_err(|cause| {
             self.counters.host_fault(&cause);
