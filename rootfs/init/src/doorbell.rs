@@ -14,7 +14,6 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use crate::end;
 use crate::renew::Identity;
-use crate::run_file;
 
 /// A reader that has looked the name up before it was replaced needs no longer to open the file.
 const STRAGGLER: Duration = Duration::from_millis(100);
@@ -70,13 +69,9 @@ fn save_when_read(mut identity: Identity) -> io::Result<()> {
     let empty = format!("{READY_PATH}.empty");
     File::create(&empty)?;
     fs::rename(&empty, READY_PATH)?;
-    let renewed = identity.ready().map_err(io::Error::other)?;
-    if renewed.is_some_and(|renewed| renewed.is_other_program) {
-        run_file::write(identity.orders())?;
-    }
-    identity.mark();
+    let is_restored = identity.ready_while_running()?;
     drop(writer);
-    if renewed.is_some() {
+    if is_restored {
         identity.announce();
     }
     thread::sleep(STRAGGLER);

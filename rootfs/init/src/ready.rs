@@ -155,12 +155,7 @@ impl Listener {
             let is_late = Instant::now() > self.end;
             return Ok(if is_late { Look::TooLate } else { Look::NotYet });
         }
-        let renewed = self.identity.ready().map_err(io::Error::other)?;
-        if renewed.is_some_and(|renewed| renewed.is_other_program) {
-            run_file::write(self.identity.orders())?;
-        }
-        self.identity.mark();
-        if renewed.is_some() {
+        if self.identity.ready_while_running()? {
             self.identity.announce();
         }
         Ok(Look::Ready)

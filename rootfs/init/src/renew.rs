@@ -13,6 +13,7 @@ use crate::fresh;
 use crate::message::{plain, say};
 use crate::names;
 use crate::network::Network;
+use crate::run_file;
 use crate::sys::control_page::ControlPage;
 use crate::sys::{counter, random};
 
@@ -95,6 +96,20 @@ impl Identity {
         if let Err(error) = random::reseed(&self.random, seed) {
             say(format_args!("random numbers may repeat: {}", plain(&error)));
         }
+    }
+
+    /// The same for a program that runs already: it finds the orders of the run in a file, and the monitor is told that its
+    /// code goes on. Returns whether the machine was restored.
+    ///
+    /// # Errors
+    /// When a restored machine's orders cannot be read, or written for the program.
+    pub fn ready_while_running(&mut self) -> io::Result<bool> {
+        let renewed = self.ready().map_err(io::Error::other)?;
+        if renewed.is_some_and(|renewed| renewed.is_other_program) {
+            run_file::write(&self.orders)?;
+        }
+        self.mark();
+        Ok(renewed.is_some())
     }
 
     fn set_clock(&self) {
