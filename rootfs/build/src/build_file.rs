@@ -28,7 +28,7 @@ pub struct BuildFile {
     pub format: Option<Format>,
     /// Its compression.
     pub compression: Option<Compression>,
-    /// Size of an ext4 in MiB.
+    /// Room in memory for what the program writes, in MiB.
     pub size: Option<u32>,
     /// First words of the command line: an array, or text for `/bin/sh -c`.
     #[serde(deserialize_with = "words")]
