@@ -1,9 +1,15 @@
 //! The command line: as typed ([`Cli`]), then as proved ([`Job`]).
 
+mod api;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use lightv_api::contract::instance::{APP_NAME, FIRECRACKER_VERSION};
+
+pub use self::api::ApiJob;
+use self::api::{ApiArgs, is_firecracker};
 
 use crate::control::{SaveMoment, SavePlan};
 use crate::net_override::NetOverride;
@@ -79,9 +85,14 @@ pub struct Cli {
     /// When the caller began, in nanoseconds of CLOCK_MONOTONIC, for --timings.
     #[arg(long, value_name = "NS")]
     started_at_ns: Option<u64>,
+    #[command(flatten)]
+    api: ApiArgs,
     /// Arguments of this run; given at all, they replace the stored ones.
     #[arg(last = true)]
     args: Option<Vec<String>>,
+    /// The program was called so.
+    #[arg(skip)]
+    is_firecracker: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -90,6 +101,8 @@ Examples:
   lightv-vmm --config vm.json --save vm.lv
   lightv-vmm --restore vm.lv --net eth0=tap7 --disk data=copy.img -- first second
   lightv-vmm --describe vm.lv
+  lightv-vmm --api-sock vm.sock --id vm7
+  lightv-vmm --api-sock vm.sock --config vm.json
 
 Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 152 bad configuration or image;
 153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
@@ -116,12 +129,29 @@ enum AfterSave {
 pub enum Job {
     /// Run a machine.
     Run(Box<RunJob>),
+    /// Serve the REST API, and run a machine if there is one.
+    Serve(Box<ServeJob>),
+    /// Print the version of the snapshot format.
+    SnapshotVersion,
+    /// Print the version of the snapshot format that a file has.
+    DescribeSnapshot(PathBuf),
     /// Print what an image holds.
     Describe(PathBuf),
     /// Print what the host offers.
     CheckHost,
     /// Print what a VM's process takes.
     InspectPid(u32),
+}
+
+/// A server of the REST API.
+#[derive(Debug, Clone)]
+pub struct ServeJob {
+    /// Name of the machine.
+    pub id: String,
+    /// How it is served.
+    pub api: ApiJob,
+    /// The machine that is started at once.
+    pub run: Option<RunJob>,
 }
 
 /// Where a machine comes from.
@@ -157,9 +187,47 @@ pub struct RunJob {
 }
 
 impl Cli {
+    /// Reads these arguments, the program's name first. Called `firecracker`, it has that program's name and version.
+    ///
+    /// # Errors
+    /// clap's: the arguments are refused, or help or version were asked for.
+    pub fn parse_from_name(args: Vec<OsString>) -> Result<Self, clap::Error> {
+        let is_firecracker = is_firecracker(args.first());
+        let mut command = Self::command();
+        if is_firecracker {
+            let version = format!(
+                "v{FIRECRACKER_VERSION}\nLightV {}",
+                env!("CARGO_PKG_VERSION")
+            );
+            command = command.name(APP_NAME).version(version);
+        }
+        let matches = command.try_get_matches_from(args)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.is_firecracker = is_firecracker;
+        if cli.api.metadata.is_some() && cli.api.job(is_firecracker).is_none() {
+            let text = "--metadata needs --api-sock: without the API nobody could read it";
+            return Err(
+                Self::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
+            );
+        }
+        Ok(cli)
+    }
+
+    /// Whether a flag was given that does nothing here.
+    #[must_use]
+    pub const fn has_enable_pci(&self) -> bool {
+        self.api.enable_pci
+    }
+
     /// What was asked for; `None` when nothing was.
     #[must_use]
     pub fn into_job(self) -> Option<Job> {
+        if self.api.snapshot_version {
+            return Some(Job::SnapshotVersion);
+        }
+        if let Some(path) = self.api.describe_snapshot {
+            return Some(Job::DescribeSnapshot(path));
+        }
         if let Some(image) = self.describe {
             return Some(Job::Describe(image));
         }
@@ -169,18 +237,34 @@ impl Cli {
         if let Some(pid) = self.inspect_pid {
             return Some(Job::InspectPid(pid));
         }
-        let origin = match (self.config, self.restore, self.boot) {
+        let api = self.api.job(self.is_firecracker);
+        let id = self.id.clone();
+        let run = self.into_run();
+        match api {
+            Some(api) => Some(Job::Serve(Box::new(ServeJob { id, api, run }))),
+            None => run.map(|run| Job::Run(Box::new(run))),
+        }
+    }
+
+    fn into_run(self) -> Option<RunJob> {
+        let origin = match (
+            self.config.or(self.api.config_file),
+            self.restore,
+            self.boot,
+        ) {
             (Some(path), ..) => Origin::Config(path),
             (_, Some(path), _) => Origin::Restore(path),
             (.., Some(path)) => Origin::Boot(path),
             _ => return None,
         };
+        let by_us = self.api.start_time_us.map(|us| us.saturating_mul(1000));
         let disks = self
             .disk
             .into_iter()
             .map(|(id, path)| (id, PathBuf::from(path)))
             .collect();
         let overrides = Overrides {
+            is_from_api: false,
             disks,
             nets: self.net,
             env: self.env,
@@ -195,7 +279,7 @@ impl Cli {
             SaveAt::Signal => SaveMoment::Signal,
         };
         let go_on = self.after_save == AfterSave::Continue;
-        Some(Job::Run(Box::new(RunJob {
+        Some(RunJob {
             id: self.id,
             origin,
             overrides,
@@ -209,8 +293,8 @@ impl Cli {
             timings: self
                 .timings
                 .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
-            started_at_ns: self.started_at_ns,
-        })))
+            started_at_ns: self.started_at_ns.or(by_us),
+        })
     }
 }
 
@@ -218,7 +302,14 @@ impl Cli {
 /// are parsed: with one, this process is not the monitor.
 #[must_use]
 pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
-    let options = ["--config", "--restore", "--boot"].map(str::as_bytes);
+    let options = [
+        "--config",
+        "--restore",
+        "--boot",
+        "--config-file",
+        "--api-sock",
+    ];
+    let options = options.map(str::as_bytes);
     let mut is_named = false;
     for arg in args.skip(1).take_while(|arg| arg != "--") {
         let name = arg.as_encoded_bytes().split(|byte| *byte == b'=').next();

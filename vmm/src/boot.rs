@@ -13,12 +13,12 @@ use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::rng_seed::{self, WriteSeedError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
 use crate::arch::host::{cpuid, layout, linux_kernel, software_kvm};
-use crate::bus::Bus;
+use crate::bus::{Bus, PortDevices};
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
 use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
 use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{Around, DeviceSet, DeviceSetError, HostSide, make_ports};
+use crate::device_set::{Around, DeviceSet, DeviceSetError, HeldTaps, HostSide, make_ports};
 use crate::event::event_channel;
 use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
@@ -94,6 +94,8 @@ pub struct Site<'a> {
     pub stamps: Arc<Stamps>,
     /// What of this process the machine is connected to.
     pub host: HostSide,
+    /// Taps that are open already.
+    pub taps: Option<HeldTaps>,
 }
 
 /// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
@@ -110,6 +112,7 @@ pub fn boot(
         control,
         stamps,
         host,
+        taps,
     } = site;
     let EmptyVm {
         kvm,
@@ -117,6 +120,7 @@ pub fn boot(
     } = control.take_vm().map_err(BuildError::Vm)?;
     let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
     ram.exclude_from_core_dumps();
+    let on_failure = ram.discard_unless_kept();
     let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
@@ -133,6 +137,7 @@ pub fn boot(
         events: &sender,
         disks: &files.disks,
         host,
+        taps: taps.as_ref(),
         output: &output,
     };
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
@@ -144,14 +149,9 @@ pub fn boot(
         .tell(run_facts(&config, 0, clock, host.is_tty))
         .map_err(BuildError::ControlPage)?;
     let ports = make_ports(&vm, None, &output.of_serial(&config)).map_err(BuildError::Devices)?;
-    let bus = Arc::new(Bus::new(
-        devices.fronts(),
-        ports,
-        output,
-        Arc::clone(ram.mem()),
-        Arc::clone(&stamps),
-    ));
+    let bus = make_bus(&devices, ports, output, &ram, &stamps);
     stamps.step(Step::Resources);
+    on_failure.keep();
     Ok(Machine {
         config,
         kvm,
@@ -167,6 +167,19 @@ pub fn boot(
         boot_files: files,
         stamps,
     })
+}
+
+/// The way from the vCPUs' accesses to `devices` and `ports`.
+#[must_use]
+pub fn make_bus(
+    devices: &DeviceSet,
+    ports: PortDevices,
+    output: GuestOutput,
+    ram: &GuestRam,
+    stamps: &Arc<Stamps>,
+) -> Arc<Bus> {
+    let (mem, stamps) = (Arc::clone(ram.mem()), Arc::clone(stamps));
+    Arc::new(Bus::new(devices.fronts(), ports, output, mem, stamps))
 }
 
 /// Puts the ACPI and MP tables into RAM (docs/boot-tables.md).

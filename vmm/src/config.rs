@@ -176,6 +176,18 @@ impl MachineConfig {
         &self.spec
     }
 
+    /// Drive `id` has another disk from now on, which is in no image. Gives the number of the one in an image, if it was.
+    pub fn replace_disk(&mut self, id: &str, path: &Path) -> Option<u32> {
+        let specs = self.spec.drives.iter_mut();
+        for spec in specs.filter(|drive| drive.drive_id == id) {
+            spec.path_on_host = path.to_owned();
+            spec.in_image = None;
+        }
+        let drive = self.drives.iter_mut().find(|drive| drive.id == id)?;
+        drive.path = path.to_owned();
+        drive.in_image.take()
+    }
+
     /// What is booted, if the configuration says so.
     #[must_use]
     pub const fn boot(&self) -> Option<&BootConfig> {

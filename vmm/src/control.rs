@@ -7,12 +7,21 @@
 //!      +------------------------------------------------+-----------------------<-- continue --------------+--> end
 //! ```
 //!
+//! The REST API adds: Running --Pause--> Parking --all parked--> Paused --Save--> Capturing --> Paused --Resume--> Running.
+//!
 //! The loop never waits for a vCPU: a vCPU that resets a device waits for the loop, also while the loop is parking
 //! the vCPUs.
 
+mod capture;
+mod orders;
+mod phase;
+
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use self::phase::{Phase, Purpose};
 
 use crate::arch::VcpuId;
 use crate::buttons;
@@ -20,10 +29,10 @@ use crate::event::{DeviceCall, Event, StopReason};
 use crate::foreground::Leash;
 use crate::limits;
 use crate::machine::{Machine, Running};
+use crate::orders::{Order, OrderReply};
 use crate::poller::{PollError, Poller, Token};
-use crate::save::{SaveError, save};
-use crate::snapshot::saved::SavedDevices;
-use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
+use crate::save::SaveError;
+use crate::snapshot::vcpu_state::VcpuStateError;
 use crate::sys::process;
 use crate::sys::signal::{self, SignalFd};
 use crate::terminal;
@@ -101,26 +110,23 @@ pub enum SaveFailure {
     MsrList(#[source] crate::arch::host::msr::MsrError),
 }
 
+impl SaveFailure {
+    /// The signal that interrupted the save, if one did.
+    #[must_use]
+    pub const fn interrupted_by(&self) -> Option<u8> {
+        match self {
+            Self::Save(cause) => cause.interrupted_by(),
+            _ => None,
+        }
+    }
+}
+
 /// Why the loop could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The kernel's event interface failed.
     #[error("The event loop failed")]
     Poll(#[source] PollError),
-}
-
-/// What the loop is doing about a save.
-#[derive(Debug)]
-enum Phase {
-    Running,
-    Parking {
-        deadline: Instant,
-        next_kick: Instant,
-    },
-    Capturing {
-        devices: SavedDevices,
-        states: Vec<Option<VcpuStateV1>>,
-    },
 }
 
 /// What the loop takes over from the time before there was a machine.
@@ -144,7 +150,11 @@ pub fn run(
     plan: Option<SavePlan>,
     inherited: Inherited,
 ) -> Result<Ending, ControlError> {
-    let Running { mut machine, vcpus } = running;
+    let Running {
+        mut machine,
+        vcpus,
+        is_paused,
+    } = running;
     let Inherited {
         signals,
         save_is_wanted,
@@ -156,7 +166,9 @@ pub fn run(
         .devices
         .watch_doorbells(&mut poller)
         .map_err(ControlError::Poll)?;
-    machine.devices.resume();
+    if !is_paused {
+        machine.devices.resume();
+    }
     if let Some(leash) = &leash {
         // Without it keys come by the line, and nothing else is wrong.
         let _ = leash.terminal().make_raw();
@@ -172,7 +184,11 @@ pub fn run(
         has_start_pages: true,
         leash,
         told_to_end: None,
+        waiting: VecDeque::new(),
     };
+    if is_paused {
+        control.park_all(Purpose::Pause(None));
+    }
     control.take_terminal_size();
     if save_is_wanted {
         control.save_at_signal();
@@ -198,6 +214,8 @@ struct Control {
     leash: Option<Leash>,
     /// When the agent was told SIGTERM.
     told_to_end: Option<Instant>,
+    /// Orders that came while vCPUs were on their way out of the guest.
+    waiting: VecDeque<(Order, OrderReply)>,
 }
 
 impl Drop for Control {
@@ -228,6 +246,7 @@ impl Control {
             if let Some(ending) = self.kick_again().or_else(|| self.end_overdue()) {
                 return Ok(ending);
             }
+            self.serve_waiting();
             self.detach_if_wanted();
             self.machine
                 .devices
@@ -269,8 +288,12 @@ impl Control {
                     self.serve_device_call(device, call);
                     None
                 }
+                Event::Order(order, reply) => {
+                    self.serve_order(order, reply);
+                    None
+                }
                 Event::Ready => {
-                    self.park_all();
+                    self.park_all(Purpose::Plan);
                     None
                 }
                 Event::Parked(id) => self.note_parked(id),
@@ -399,7 +422,7 @@ impl Control {
     fn save_at_signal(&mut self) {
         let plan = self.plan.as_ref();
         if plan.is_some_and(|plan| plan.moment == SaveMoment::Signal) {
-            self.park_all();
+            self.park_all(Purpose::Plan);
         }
     }
 
@@ -410,19 +433,6 @@ impl Control {
             }
             _ if self.machine.bus.output().is_lost() => Ending::OutputLost(reason),
             _ => Ending::Stopped(reason),
-        }
-    }
-
-    fn park_all(&mut self) {
-        if matches!(self.phase, Phase::Running) {
-            let now = Instant::now();
-            self.phase = Phase::Parking {
-                deadline: now + Duration::from_millis(limits::PAUSE_TIMEOUT_MS),
-                next_kick: now + KICK_INTERVAL,
-            };
-            for vcpu in &self.vcpus {
-                vcpu.ask_to_park();
-            }
         }
     }
 
@@ -442,123 +452,6 @@ impl Control {
         let grace = Duration::from_millis(limits::TERM_GRACE_MS + 1);
         self.told_to_end
             .map(|told| grace.saturating_sub(told.elapsed()))
-    }
-
-    /// A signal can be lost between a thread's start and its first entry; so those that have not parked are asked
-    /// again until the time is over.
-    fn kick_again(&mut self) -> Option<Ending> {
-        let Phase::Parking {
-            deadline,
-            next_kick,
-        } = &mut self.phase
-        else {
-            return None;
-        };
-        let now = Instant::now();
-        if now >= *deadline {
-            return self.finish_save(Err(SaveFailure::ParkTimeout));
-        }
-        if now >= *next_kick {
-            *next_kick = now + KICK_INTERVAL;
-            for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
-                if self.parked & (1 << id) == 0 {
-                    vcpu.ask_to_park();
-                }
-            }
-        }
-        None
-    }
-
-    fn note_parked(&mut self, id: VcpuId) -> Option<Ending> {
-        let all = u32::MAX >> (u32::BITS - u32::try_from(self.vcpus.len()).unwrap_or(u32::BITS));
-        self.parked |= 1 << u32::from(id);
-        match self.phase {
-            Phase::Parking { .. } if self.parked == all => {}
-            Phase::Parking { .. } | Phase::Capturing { .. } => return None,
-            // It parks for a save that was given up.
-            Phase::Running => {
-                self.release_parked();
-                return None;
-            }
-        }
-        let indices = match crate::arch::host::msr::saved_indices(&self.machine.kvm) {
-            Ok(indices) => Arc::new(indices),
-            Err(cause) => return self.finish_save(Err(SaveFailure::MsrList(cause))),
-        };
-        // Devices first: an interrupt of their last request then is in the state of the vCPU that gets it.
-        self.phase = Phase::Capturing {
-            devices: self.machine.devices.pause(&gives_up),
-            states: self.vcpus.iter().map(|_| None).collect(),
-        };
-        for vcpu in &self.vcpus {
-            vcpu.capture(&indices);
-        }
-        None
-    }
-
-    fn note_captured(
-        &mut self,
-        id: VcpuId,
-        state: Result<Box<VcpuStateV1>, VcpuStateError>,
-    ) -> Option<Ending> {
-        let Phase::Capturing { devices, states } = &mut self.phase else {
-            return None;
-        };
-        match state {
-            Ok(state) => {
-                if let Some(place) = states.get_mut(usize::from(id)) {
-                    *place = Some(*state);
-                }
-            }
-            Err(cause) => return self.finish_save(Err(SaveFailure::Vcpu { id, cause })),
-        }
-        if states.iter().any(Option::is_none) {
-            return None;
-        }
-        let states: Vec<VcpuStateV1> = states.drain(..).flatten().collect();
-        let saved = match &self.plan {
-            Some(plan) => save(&self.machine, &states, devices, &plan.path),
-            None => Ok(0),
-        };
-        self.finish_save(saved.map(|_bytes| ()).map_err(SaveFailure::Save))
-    }
-
-    /// Ends, or lets the guest go on. A save at `READY` happens once, one by signal as often as it is asked for.
-    fn finish_save(&mut self, result: Result<(), SaveFailure>) -> Option<Ending> {
-        if let Phase::Capturing { .. } = std::mem::replace(&mut self.phase, Phase::Running) {
-            self.machine.devices.resume();
-        }
-        self.machine.bus.set_park_at_ready(false);
-        let goes_on = self.plan.as_ref().is_some_and(|plan| plan.go_on);
-        match (result, goes_on) {
-            (Ok(()), false) => return Some(Ending::Saved),
-            (Err(failure), false) => return Some(Ending::SaveFailed(failure)),
-            (Ok(()), true) => {}
-            (Err(failure), true) => crate::report::warn(&failure),
-        }
-        self.release_parked();
-        if self
-            .plan
-            .as_ref()
-            .is_some_and(|plan| plan.moment == SaveMoment::Ready)
-        {
-            self.plan = None;
-            // What was kept for clones is ours.
-            if let Some(console) = self.machine.devices.console() {
-                console.hold_input(false);
-            }
-        }
-        None
-    }
-
-    /// Lets those run that are parked. One that is still on its way there is let go when it arrives.
-    fn release_parked(&mut self) {
-        for (id, vcpu) in (0_u32..).zip(&self.vcpus) {
-            if self.parked & (1 << id) != 0 {
-                vcpu.run();
-            }
-        }
-        self.parked = 0;
     }
 }
 

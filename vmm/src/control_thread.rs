@@ -83,6 +83,8 @@ impl ControlThread {
                 // A main thread that is gone takes the process with it.
                 let _ = vm_sender.send(make_vm(&path));
             }
+            // Who asks for a second one is told that none comes from here.
+            drop(vm_sender);
             finish(waiting.run());
         };
         thread::Builder::new()
@@ -98,7 +100,7 @@ impl ControlThread {
         })
     }
 
-    /// The empty VM: made by the thread, or here, when all CPUs are busy and the thread has not had its turn yet.
+    /// An empty VM: made by the thread, or here, when all CPUs are busy and the thread has not had its turn yet.
     ///
     /// # Errors
     /// [`VmError`].
@@ -106,10 +108,8 @@ impl ControlThread {
         if !self.is_taken.swap(true, Ordering::SeqCst) {
             return make_vm(&self.kvm_path);
         }
-        self.vm.recv().unwrap_or(Err(VmError::Call {
-            what: "create a VM twice",
-            cause: kvm_ioctls::Error::new(libc::EBUSY),
-        }))
+        // There is one of its; after a machine that could not be built, the next is made here.
+        self.vm.recv().unwrap_or_else(|_| make_vm(&self.kvm_path))
     }
 
     /// Hands a machine over to the loop.

@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::VcpuId;
+use crate::orders::{Order, OrderReply};
 use crate::snapshot::vcpu_state::{VcpuStateError, VcpuStateV1};
 
 /// Why a vCPU will not run any more, and with it the machine.
@@ -66,6 +67,8 @@ pub enum Event {
     Stopped(VcpuId, StopReason),
     /// A call to the device with this place in the device set.
     Device(usize, DeviceCall),
+    /// The REST API wants something.
+    Order(Order, OrderReply),
 }
 
 /// The vCPUs' end of the loop's channel.

@@ -2,44 +2,37 @@
 
 use std::convert::Infallible;
 use std::ffi::CStr;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use lightv_api::config::VmSpec;
 use lightv_api::exit;
 
 use crate::args::{Origin, RunJob};
-use crate::boot::{BuildError, Site, boot};
-use crate::config::{BootConfig, ConfigFaults, MachineConfig};
-use crate::control::{ControlError, Ending, SaveFailure, SaveMoment, describe_stop};
+use crate::boot::Site;
+use crate::builder::{Builder, PrepareError};
+use crate::control::{ControlError, Ending, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
 use crate::device_set::HostSide;
 use crate::event::StopReason;
 use crate::foreground::{self, Leash, Split};
-use crate::image::disk::take_disks;
-use crate::image::read::{Image, OpenImageError};
-use crate::image::write::WriteImageError;
-use crate::kernel::{BootFiles, ReadFileError, read_file};
-use crate::machine::{Machine, StartError};
+use crate::image::header::FORMAT_VERSION;
+use crate::machine::StartError;
 use crate::memory::GuestRam;
-use crate::overrides::Overrides;
-use crate::restore::restore;
 use crate::sandbox::{self, SandboxError};
-use crate::save::{SaveError, ensure_target};
-use crate::snapshot::saved::{SavedMachine, take_boot_files};
-use crate::stamps::{Stamps, Step};
+use crate::stamps::Stamps;
 use crate::sys::cpu;
 use crate::sys::file::StandardStream;
 use crate::sys::process;
 use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
-use crate::{describe, host_check, inspect, limits, report};
+use crate::{at_end, describe, host_check, inspect, report};
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
+    at_end::run();
     process::exit_now(status)
 }
 
@@ -48,36 +41,15 @@ const PROCESS_NAME: &CStr = c"lightv-vmm";
 
 /// Why a run failed before or in the loop.
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+#[expect(
+    missing_docs,
+    reason = "each variant is the failure of the step that its source names"
+)]
+pub enum RunError {
     #[error("Cannot set up signals")]
     Signals(#[source] io::Error),
-    #[error("Configuration {path} is refused: {cause}")]
-    Json {
-        path: String,
-        cause: serde_json::Error,
-    },
-    #[error("Cannot read configuration {path}")]
-    ReadConfig {
-        path: String,
-        #[source]
-        cause: io::Error,
-    },
-    #[error("Configuration is refused: {0}")]
-    Config(ConfigFaults),
-    #[error(
-        "Configuration is refused: boot-source is missing; allowed: an object with kernel_image_path"
-    )]
-    NoBootSource,
-    #[error(
-        "Configuration is refused: console is missing; a run with a terminal needs one: allowed: {{}}"
-    )]
-    NoConsole,
     #[error(transparent)]
-    ReadFile(ReadFileError),
-    #[error(transparent)]
-    Image(OpenImageError),
-    #[error(transparent)]
-    Build(BuildError),
+    Prepare(#[from] PrepareError),
     #[error("The process cannot limit itself")]
     Sandbox(#[source] SandboxError),
     #[error("Cannot start the control thread")]
@@ -90,23 +62,15 @@ enum RunError {
     Control(ControlError),
     #[error(transparent)]
     WorkingSet(AddWorkingSetError),
-    #[error(transparent)]
-    SaveTarget(WriteImageError),
 }
 
 impl RunError {
-    const fn exit_status(&self) -> u8 {
+    /// The exit status of a process that ends by it.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
         match self {
-            Self::Json { .. }
-            | Self::ReadConfig { .. }
-            | Self::Config(_)
-            | Self::NoBootSource
-            | Self::NoConsole
-            | Self::ReadFile(_)
-            | Self::Image(_) => exit::BAD_CONFIG,
-            Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
-            Self::Build(_) => exit::HOST_FAILURE,
-            Self::WorkingSet(_) | Self::SaveTarget(_) => exit::SAVE_FAILED,
+            Self::Prepare(cause) => cause.exit_status(),
+            Self::WorkingSet(_) => exit::SAVE_FAILED,
             Self::ControlThread(_) | Self::Start(_) => exit::HOST_FAILURE,
             Self::Signals(_) | Self::Sandbox(_) | Self::NoVcpu | Self::Control(_) => exit::FAILURE,
         }
@@ -131,6 +95,17 @@ pub struct Begun {
     main_ns: u64,
     watched: Watched,
     control: Result<ControlThread, RunError>,
+}
+
+impl Begun {
+    /// When the process began, in nanoseconds of CLOCK_MONOTONIC, and the thread that waits for a machine.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn into_control(self) -> Result<(u64, ControlThread), RunError> {
+        let main_ns = self.main_ns;
+        self.control.map(|control| (main_ns, control))
+    }
 }
 
 /// Begins a run: the first thing that a process does which is to be a VM. What fails here is said by [`Begun::run`].
@@ -174,7 +149,9 @@ impl Begun {
     }
 }
 
-fn stamps_of(job: &RunJob, main_ns: u64) -> Arc<Stamps> {
+/// Stamps of the start that `job` describes.
+#[must_use]
+pub fn stamps_of(job: &RunJob, main_ns: u64) -> Arc<Stamps> {
     let way = if matches!(job.origin, Origin::Restore(_)) {
         "restore"
     } else {
@@ -205,19 +182,16 @@ fn build_and_run(
                 is_tty: leash.is_some(),
                 is_input_held: at_ready,
             },
+            taps: None,
         },
         save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
     };
-    let machine = match &job.origin {
-        Origin::Config(path) => builder.boot_config(path, job.overrides)?,
-        Origin::Boot(path) => builder.boot_image(path, job.overrides)?,
-        Origin::Restore(path) => builder.restore_image(path, job.overrides)?,
-    };
+    let machine = builder.build(&job.origin, job.overrides)?;
     if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
         let _ = watched.set((path, machine.ram.clone()));
     }
     machine.bus.set_park_at_ready(at_ready);
-    let (running, first) = machine.start().map_err(RunError::Start)?;
+    let (running, first) = machine.start(false).map_err(RunError::Start)?;
     control.assign(Assignment {
         running,
         plan: job.save,
@@ -253,135 +227,6 @@ fn start_control(watched: Watched) -> Result<ControlThread, RunError> {
     ControlThread::start(PathBuf::from(KVM_PATH), finish).map_err(RunError::ControlThread)
 }
 
-/// What all ways to a machine have in common.
-struct Builder<'a> {
-    site: Site<'a>,
-    /// Where the machine is to be saved, with its kernel.
-    save_as: Option<&'a Path>,
-}
-
-impl Builder<'_> {
-    fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
-        let mut spec = read_config(path)?;
-        overrides
-            .apply(&mut spec, false)
-            .map_err(RunError::Config)?;
-        let config = self.prove(spec)?;
-        let boot_config = config.boot().cloned().ok_or(RunError::NoBootSource)?;
-        let kernel = read_file("kernel", &boot_config.kernel, limits::KERNEL_BYTES_MAX)
-            .map_err(RunError::ReadFile)?;
-        let initrd = boot_config
-            .initrd
-            .as_deref()
-            .map(|initrd| read_file("initrd", initrd, limits::INITRD_BYTES_MAX));
-        let initrd = initrd.transpose().map_err(RunError::ReadFile)?;
-        let files = BootFiles {
-            kernel: Some(kernel),
-            initrd,
-            disks: Vec::new(),
-        };
-        self.boot_loaded(config, &boot_config, files)
-    }
-
-    fn boot_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
-        let mut image = Image::open(path).map_err(RunError::Image)?;
-        let mut spec = image.take_manifest().map_err(RunError::Image)?.config;
-        let mut files = take_boot_files(&mut image).map_err(RunError::Image)?;
-        files.disks = take_disks(&mut image, &spec).map_err(RunError::Image)?;
-        overrides
-            .apply(&mut spec, false)
-            .map_err(RunError::Config)?;
-        let config = self.prove(spec)?;
-        let boot_config = config.boot().cloned().filter(|_| files.kernel.is_some());
-        let missing = || {
-            RunError::Image(image.missing("kernel", 0, "it can only be restored; leave --cold out"))
-        };
-        let boot_config = boot_config.ok_or_else(missing)?;
-        self.boot_loaded(config, &boot_config, files)
-    }
-
-    /// Boots what has been read and proved.
-    fn boot_loaded(
-        &self,
-        config: MachineConfig,
-        boot_config: &BootConfig,
-        files: BootFiles,
-    ) -> Result<Machine, RunError> {
-        self.site.stamps.step(Step::ImageLoad);
-        let machine = boot(config, boot_config, files, self.site.clone());
-        Ok(self.keep_or_drop_files(machine.map_err(RunError::Build)?))
-    }
-
-    fn restore_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, RunError> {
-        let mut image = Image::open(path).map_err(RunError::Image)?;
-        self.site.stamps.mark("image proved");
-        let saved = SavedMachine::decode(&mut image).map_err(RunError::Image)?;
-        let mut spec = saved.manifest.config.clone();
-        overrides.apply(&mut spec, true).map_err(RunError::Config)?;
-        let config = self.prove(spec)?;
-        if config.ram_bytes() != saved.manifest.ram_bytes {
-            return Err(RunError::Image(
-                image.contents_error("manifest[0]", "contradicts itself about RAM"),
-            ));
-        }
-        let files = if self.save_as.is_some() {
-            take_boot_files(&mut image).map_err(RunError::Image)?
-        } else {
-            BootFiles::default()
-        };
-        self.site.stamps.step(Step::ImageLoad);
-        let mut machine =
-            restore(config, &saved, &image, self.site.clone()).map_err(RunError::Build)?;
-        machine.boot_files = files;
-        Ok(machine)
-    }
-
-    /// The kernel file is needed no more once it is in RAM, except for an image.
-    fn keep_or_drop_files(&self, mut machine: Machine) -> Machine {
-        if self.save_as.is_none() {
-            machine.boot_files = BootFiles::default();
-        }
-        machine
-    }
-
-    /// A save that cannot succeed is refused before the guest runs.
-    fn prove(&self, spec: VmSpec) -> Result<MachineConfig, RunError> {
-        let config =
-            MachineConfig::prove(spec, process::host_memory_bytes()).map_err(RunError::Config)?;
-        if self.site.host.is_tty && !config.console() {
-            return Err(RunError::NoConsole);
-        }
-        if let Some(path) = self.save_as {
-            ensure_target(&config, path).map_err(RunError::SaveTarget)?;
-        }
-        Ok(config)
-    }
-}
-
-fn read_config(path: &Path) -> Result<VmSpec, RunError> {
-    let name = path.display().to_string();
-    let bytes = if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        let read = io::stdin()
-            .lock()
-            .take(limits::CONFIG_FILE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes);
-        read.map_err(|cause| RunError::ReadConfig {
-            path: name.clone(),
-            cause,
-        })?;
-        if bytes.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
-            let cause = io::Error::from_raw_os_error(libc::EFBIG);
-            return Err(RunError::ReadConfig { path: name, cause });
-        }
-        bytes
-    } else {
-        read_file("configuration", path, limits::CONFIG_FILE_BYTES_MAX)
-            .map_err(RunError::ReadFile)?
-    };
-    serde_json::from_slice(&bytes).map_err(|cause| RunError::Json { path: name, cause })
-}
-
 fn exit_status(ending: &Ending) -> u8 {
     match ending {
         Ending::Saved => exit::OK,
@@ -392,14 +237,13 @@ fn exit_status(ending: &Ending) -> u8 {
             status => status,
         },
         Ending::Signal(number) => exit::by_signal(*number),
-        Ending::SaveFailed(SaveFailure::Save(SaveError::Write(WriteImageError::Interrupted {
-            signal,
-            ..
-        }))) => exit::by_signal(*signal),
-        Ending::SaveFailed(failure) => {
-            report::warn(failure);
-            exit::SAVE_FAILED
-        }
+        Ending::SaveFailed(failure) => match failure.interrupted_by() {
+            Some(signal) => exit::by_signal(signal),
+            None => {
+                report::warn(failure);
+                exit::SAVE_FAILED
+            }
+        },
     }
 }
 
@@ -456,6 +300,24 @@ pub fn describe(path: &Path) -> u8 {
     }
 }
 
+/// Prints the version of the snapshot format that this build writes and reads, in Firecracker's form.
+#[must_use]
+pub fn snapshot_version() -> u8 {
+    print_text(&format!("v{FORMAT_VERSION}.0.0\n"))
+}
+
+/// Prints the version of the snapshot format that a file has.
+#[must_use]
+pub fn describe_snapshot(path: &Path) -> u8 {
+    match describe::describe(path) {
+        Ok(description) => print_text(&format!("v{}.0.0\n", description.format_version)),
+        Err(error) => {
+            report::warn(&error);
+            exit::BAD_CONFIG
+        }
+    }
+}
+
 /// Prints what the host offers.
 #[must_use]
 pub fn check_host() -> u8 {
@@ -479,6 +341,10 @@ fn print_json(value: &impl serde::Serialize) -> u8 {
         return exit::FAILURE;
     };
     text.push('\n');
+    print_text(&text)
+}
+
+fn print_text(text: &str) -> u8 {
     match StandardStream::Stdout.write_all(text.as_bytes()) {
         Ok(()) => exit::OK,
         Err(cause) if cause.kind() == io::ErrorKind::BrokenPipe => exit::OK,

@@ -8,7 +8,9 @@
 
 pub mod arch;
 pub mod args;
+pub mod at_end;
 pub mod boot;
+pub mod builder;
 pub mod bus;
 pub mod buttons;
 pub mod cmdline;
@@ -30,10 +32,13 @@ pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod net_override;
+pub mod orders;
 pub mod output;
 pub mod overrides;
 pub mod poller;
+pub mod publish;
 pub mod report;
+pub mod rest;
 pub mod restore;
 pub mod sandbox;
 pub mod save;

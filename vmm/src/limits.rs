@@ -21,6 +21,8 @@ pub const HOSTNAME_BYTES_MAX: usize = 63;
 /// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;
+/// Pages of a memory file by which its state knows it: some 0.2 ms of reading.
+pub const MEMORY_SAMPLES: u64 = 64;
 /// Stretches of a working set: each is a call at every start.
 pub const WORKING_SET_RUNS_MAX: usize = 256;
 /// Bytes of a working set: all of it is given to every clone at once.
@@ -34,6 +36,8 @@ pub const STATE_SECTION_BYTES_MAX: u64 = 1 << 20;
 pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
 /// How long a vCPU may take to come out of the guest before a pause fails.
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
+/// How long a pause waits for those who read what the guest has printed.
+pub const PAUSE_OUTPUT_MS: u64 = 1000;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
 /// How long a guest whose agent was told SIGTERM may take to end: as long as `docker stop` gives a container.

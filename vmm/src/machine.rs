@@ -66,15 +66,17 @@ pub struct Running {
     pub machine: Machine,
     /// Its vCPUs.
     pub vcpus: Vec<VcpuHandle>,
+    /// They stand still from the beginning, and the devices with them.
+    pub is_paused: bool,
 }
 
 impl Machine {
     /// Starts the threads of all vCPUs but the first, which the caller runs itself: on the way to the guest's first
-    /// instruction there is then no thread to wait for.
+    /// instruction there is then no thread to wait for. `is_paused`: none enters the guest before it is told to.
     ///
     /// # Errors
     /// [`StartError`]; threads that were started end with the process.
-    pub fn start(mut self) -> Result<(Running, Option<Vcpu>), StartError> {
+    pub fn start(mut self, is_paused: bool) -> Result<(Running, Option<Vcpu>), StartError> {
         let context = VcpuContext {
             bus: Arc::clone(&self.bus),
             events: self.sender.clone(),
@@ -84,6 +86,9 @@ impl Machine {
         let mut first = None;
         for (id, fd) in (0..).zip(std::mem::take(&mut self.vcpus)) {
             let (vcpu, handle) = vcpu::prepare(id, fd, context.clone());
+            if is_paused {
+                handle.ask_to_park();
+            }
             handles.push(handle);
             if id == 0 {
                 first = Some(vcpu);
@@ -95,6 +100,7 @@ impl Machine {
             Running {
                 machine: self,
                 vcpus: handles,
+                is_paused,
             },
             first,
         ))

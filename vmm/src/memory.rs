@@ -165,6 +165,20 @@ impl GuestRam {
         Err(outside())
     }
 
+    /// Has all pages given back to the host when what is returned is dropped, unless it is told to keep them.
+    pub fn discard_unless_kept(&self) -> DiscardGuard {
+        DiscardGuard(Some(self.clone()))
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.parts
+            .iter()
+            .map(|part| part.mapping.bytes() as u64)
+            .sum()
+    }
+
     /// RAM as devices see it.
     #[must_use]
     pub const fn mem(&self) -> &Arc<GuestMem> {
@@ -175,6 +189,27 @@ impl GuestRam {
     #[must_use]
     pub fn parts(&self) -> &[RamPart] {
         &self.parts
+    }
+}
+
+/// RAM of a machine that is being built: its pages are given back when the build fails, since a process that is asked
+/// by the REST API can be asked again.
+#[derive(Debug)]
+#[must_use]
+pub struct DiscardGuard(Option<GuestRam>);
+
+impl DiscardGuard {
+    /// The machine is built.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for DiscardGuard {
+    fn drop(&mut self) {
+        for part in self.0.iter().flat_map(GuestRam::parts) {
+            part.mapping.discard();
+        }
     }
 }
 

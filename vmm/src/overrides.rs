@@ -11,6 +11,8 @@ use crate::net_override::NetOverride;
 /// The changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
+    /// They were asked for by the REST API, which has other names for them than the command line.
+    pub is_from_api: bool,
     /// New paths by drive id.
     pub disks: Vec<(String, PathBuf)>,
     /// New taps, and addresses for guests with LightV's agent.
@@ -36,6 +38,11 @@ impl Overrides {
     /// Ids that the configuration does not have, and what a restore cannot change.
     pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
         let mut faults = Vec::new();
+        let (disk_field, net_field) = if self.is_from_api {
+            ("drive_overrides", "network_overrides")
+        } else {
+            ("--disk", "--net")
+        };
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
                 Some(drive) => {
@@ -43,14 +50,14 @@ impl Overrides {
                     drive.in_image = None;
                 }
                 None => faults.push(unknown(
-                    "--disk",
+                    disk_field,
                     &id,
                     spec.drives.iter().map(|drive| &drive.drive_id),
                 )),
             }
         }
         for net in self.nets {
-            faults.extend(apply_net(net, spec));
+            faults.extend(apply_net(net_field, net, spec));
         }
         if is_restore {
             faults.extend(self.memory_mib.map(|mib| fixed("--memory", mib)));
@@ -87,11 +94,11 @@ impl Overrides {
 }
 
 /// Another tap, and another address where the guest has an agent that takes it.
-fn apply_net(change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
+fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
     let NetOverride { id, tap, address } = change;
     let ids = || spec.network_interfaces.iter().map(|net| &net.iface_id);
     let Some(index) = ids().position(|known| *known == id) else {
-        return Some(unknown("--net", &id, ids()));
+        return Some(unknown(field, &id, ids()));
     };
     if let Some(net) = spec.network_interfaces.get_mut(index) {
         net.host_dev_name = tap;
@@ -99,7 +106,7 @@ fn apply_net(change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
     let address = address?;
     let Some(agent) = spec.run.as_mut().and_then(|run| run.agent.as_mut()) else {
         return Some(ConfigFault {
-            field: "--net".to_owned(),
+            field: field.to_owned(),
             found: format!("an address for `{id}`"),
             allowed: "only ID=TAP: the guest has no LightV agent that could take an address"
                 .to_owned(),

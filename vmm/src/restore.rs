@@ -1,18 +1,17 @@
 //! Restoring a snapshot. The same steps as `boot`, with the state of the image in place of a kernel's entry.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::{acpi, generation, layout};
-use crate::boot::{BuildError, GuestClock, Site, run_facts};
-use crate::bus::Bus;
+use crate::boot::{BuildError, GuestClock, Site, make_bus, run_facts};
 use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
 use crate::control_thread::EmptyVm;
 use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
-use crate::image::read::Image;
 use crate::kernel::BootFiles;
 use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
@@ -24,27 +23,29 @@ use crate::sys::cpu;
 use crate::vm::Vm;
 
 /// Builds the machine that `saved` describes, with `config` (its configuration, changed as this run wants it) and the
-/// memory in `image`. The caller starts it.
+/// `memory` that it names stretches of. The caller starts it.
 ///
 /// # Errors
 /// [`BuildError`].
 pub fn restore(
     config: MachineConfig,
     saved: &SavedMachine,
-    image: &Image,
+    memory: &File,
     site: Site<'_>,
 ) -> Result<Machine, BuildError> {
     let Site {
         control,
         stamps,
         host,
+        taps,
     } = site;
     let EmptyVm {
         kvm,
         vm: mut new_vm,
     } = control.take_vm().map_err(BuildError::Vm)?;
     stamps.mark("vm");
-    let ram = map_ram(saved, image).map_err(BuildError::Ram)?;
+    let ram = map_ram(saved, memory).map_err(BuildError::Ram)?;
+    let on_failure = ram.discard_unless_kept();
     let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
     stamps.mark("memory mapped");
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
@@ -67,6 +68,7 @@ pub fn restore(
         events: &sender,
         disks: &saved.disks,
         host,
+        taps: taps.as_ref(),
         output: &output,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
@@ -78,17 +80,12 @@ pub fn restore(
     control_page
         .tell(run_facts(&config, restores, clock, host.is_tty))
         .map_err(BuildError::ControlPage)?;
-    let bus = Arc::new(Bus::new(
-        devices.fronts(),
-        ports,
-        output,
-        Arc::clone(ram.mem()),
-        Arc::clone(&stamps),
-    ));
+    let bus = make_bus(&devices, ports, output, &ram, &stamps);
     if is_renewed {
         bus.add_event(acpi::event::GENERATION);
     }
     stamps.step(Step::Resources);
+    on_failure.keep();
     Ok(Machine {
         config,
         kvm,
@@ -106,12 +103,12 @@ pub fn restore(
     })
 }
 
-/// Views of the image over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
+/// Views of the file over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
 /// memory slots: KVM then hears nothing of it.
-fn map_ram(saved: &SavedMachine, image: &Image) -> Result<GuestRam, RamError> {
+fn map_ram(saved: &SavedMachine, memory: &File) -> Result<GuestRam, RamError> {
     let mut ram = GuestRam::allocate(saved.manifest.ram_bytes)?;
     for run in &saved.runs {
-        ram.overlay(image.file(), *run)?;
+        ram.overlay(memory, *run)?;
     }
     for run in &saved.working_set.written {
         // A hint: without it the guest takes a fault a page.

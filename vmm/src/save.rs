@@ -1,6 +1,7 @@
 //! Saving a machine whose vCPUs are parked and have given their state.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightv_api::config::VmSpec;
@@ -12,7 +13,9 @@ use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
 use crate::image::write::{ImageContents, Source, WriteImageError, check_target, write_image};
 use crate::machine::Machine;
+use crate::orders::SnapshotTarget;
 use crate::snapshot::irqchip_state::{self, VmStateError};
+use crate::snapshot::memory_file::{self, WriteMemoryError};
 use crate::snapshot::ram_scan;
 use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::VcpuStateV1;
@@ -29,6 +32,24 @@ pub enum SaveError {
     /// The file could not be written.
     #[error("The image was not saved")]
     Write(#[source] WriteImageError),
+    /// The memory file could not be written.
+    #[error("Guest memory was not saved")]
+    Memory(#[source] WriteMemoryError),
+    /// One file for both.
+    #[error("State and memory cannot be the same file: {}", .0.display())]
+    SameFile(PathBuf),
+}
+
+impl SaveError {
+    /// The signal that interrupted the save, if one did.
+    #[must_use]
+    pub const fn interrupted_by(&self) -> Option<u8> {
+        match self {
+            Self::Write(WriteImageError::Interrupted { signal, .. })
+            | Self::Memory(WriteMemoryError::Interrupted { signal, .. }) => Some(*signal),
+            _ => None,
+        }
+    }
 }
 
 /// Saves `machine`, with `vcpus` in order and `devices` idle, as the image `path`. Returns its length in bytes.
@@ -42,11 +63,7 @@ pub fn save(
     path: &Path,
 ) -> Result<u64, SaveError> {
     ensure_target(&machine.config, path).map_err(SaveError::Write)?;
-    let mut contents = ImageContents::default();
-    contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
-    let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
-    add_state(&mut contents, machine, vcpus, devices, &vm).map_err(SaveError::Write)?;
-    rng_seed::forget(machine.ram.mem());
+    let mut contents = state_of(machine, vcpus, devices)?;
     let runs = ram_scan::non_zero_runs(&machine.ram);
     contents
         .add(0, &MemoryMapV1 { runs: runs.clone() })
@@ -58,10 +75,66 @@ pub fn save(
     if let Some(initrd) = &machine.boot_files.initrd {
         contents.add_bytes(kind::INITRD, initrd.clone());
     }
+    add_disks(&mut contents, machine)?;
+    write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
+}
+
+/// Saves `machine` as two files: RAM first, then the state, which knows it.
+///
+/// # Errors
+/// [`SaveError`]. When the state could not be written, a new memory file may be there; an old state does not fit it.
+pub fn save_apart(
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+    target: &SnapshotTarget,
+) -> Result<(), SaveError> {
+    ensure_targets(&machine.config, target)?;
+    let mut contents = state_of(machine, vcpus, devices)?;
+    let runs = ram_scan::all_runs(&machine.ram);
+    let known =
+        memory_file::write(&machine.ram, &runs, &target.memory).map_err(SaveError::Memory)?;
+    contents.add(0, &known).map_err(SaveError::Write)?;
+    add_disks(&mut contents, machine)?;
+    let written = write_image(&target.state, contents, Source::Ram(machine.ram.mem()));
+    written.map(|_bytes| ()).map_err(SaveError::Write)
+}
+
+fn ensure_targets(config: &MachineConfig, target: &SnapshotTarget) -> Result<(), SaveError> {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let is_same_file = || {
+        let identity = |path: &Path| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        identity(&target.state).is_some_and(|state| identity(&target.memory) == Some(state))
+    };
+    if absolute(&target.state) == absolute(&target.memory) || is_same_file() {
+        return Err(SaveError::SameFile(target.state.clone()));
+    }
+    ensure_target(config, &target.state).map_err(SaveError::Write)?;
+    memory_file::check_target(&target.memory, &disk_paths(config)).map_err(SaveError::Memory)
+}
+
+/// All of the machine but memory, disks and what it was booted from.
+fn state_of(
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+) -> Result<ImageContents, SaveError> {
+    let mut contents = ImageContents::default();
+    contents.add_bytes(kind::MANIFEST, manifest(machine, devices)?);
+    let vm = irqchip_state::capture(machine.vm.fd()).map_err(SaveError::Vm)?;
+    add_state(&mut contents, machine, vcpus, devices, &vm).map_err(SaveError::Write)?;
+    rng_seed::forget(machine.ram.mem());
+    Ok(contents)
+}
+
+fn add_disks(contents: &mut ImageContents, machine: &Machine) -> Result<(), SaveError> {
     for disk in machine.devices.stored_disks() {
         contents.add_disk(disk.clone()).map_err(SaveError::Write)?;
     }
-    write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
+    Ok(())
 }
 
 fn add_state(
@@ -130,10 +203,10 @@ fn stored_config(machine: &Machine) -> VmSpec {
 /// # Errors
 /// [`WriteImageError::Target`].
 pub fn ensure_target(config: &MachineConfig, path: &Path) -> Result<(), WriteImageError> {
-    let disks: Vec<&Path> = config
-        .drives()
-        .iter()
-        .map(|drive| drive.path.as_path())
-        .collect();
-    check_target(path, &disks)
+    check_target(path, &disk_paths(config))
+}
+
+fn disk_paths(config: &MachineConfig) -> Vec<&Path> {
+    let drives = config.drives().iter();
+    drives.map(|drive| drive.path.as_path()).collect()
 }

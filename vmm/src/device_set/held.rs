@@ -1,12 +1,14 @@
-//! A device in its set: most are alike, the console is spoken to.
+//! A device in its set: most are alike, console and disks are spoken to.
 
 use std::ops::{Deref, DerefMut};
 
+use lightv_devices::virtio::block::Block;
 use lightv_devices::virtio::console::Console;
 use lightv_devices::virtio::device::VirtioDevice;
 
 #[derive(Debug)]
 pub(super) enum Held {
+    Block(Box<Block>),
     Console(Box<Console>),
     Other(Box<dyn VirtioDevice>),
 }
@@ -14,6 +16,10 @@ pub(super) enum Held {
 impl Held {
     pub(super) fn console(console: Console) -> Self {
         Self::Console(Box::new(console))
+    }
+
+    pub(super) fn block(block: Block) -> Self {
+        Self::Block(Box::new(block))
     }
 
     pub(super) fn other(device: impl VirtioDevice + 'static) -> Self {
@@ -26,6 +32,7 @@ impl Deref for Held {
 
     fn deref(&self) -> &Self::Target {
         match self {
+            Self::Block(block) => &**block,
             Self::Console(console) => &**console,
             Self::Other(device) => &**device,
         }
@@ -35,6 +42,7 @@ impl Deref for Held {
 impl DerefMut for Held {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
+            Self::Block(block) => &mut **block,
             Self::Console(console) => &mut **console,
             Self::Other(device) => &mut **device,
         }

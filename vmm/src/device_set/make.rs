@@ -10,8 +10,10 @@ use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, T
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
 use lightv_devices::virtio::net::{Net, NetOptions, Tap};
 
+use super::Around;
 use super::error::DeviceSetError;
 use super::held::Held;
+use super::taps::HeldTaps;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::output::GuestOutput;
@@ -78,18 +80,17 @@ pub(super) fn stored_disks(config: &MachineConfig, disks: &[Disk]) -> Vec<Stored
 pub(super) fn create(
     config: &MachineConfig,
     disks: Vec<Disk>,
-    host: HostSide,
-    output: &GuestOutput,
+    around: &Around<'_>,
 ) -> Result<Vec<Unconnected>, DeviceSetError> {
     let mut devices = Vec::with_capacity(count(config));
     for (drive, disk) in config.drives().iter().zip(disks) {
         let block = Block::new(drive.id.clone(), drive.cache, disk);
-        devices.push(Unconnected::new(&drive.id, Held::other(block)));
+        devices.push(Unconnected::new(&drive.id, Held::block(block)));
     }
     for net in config.nets() {
         let options = NetOptions {
             id: net.id.clone(),
-            tap: open_tap(net)?,
+            tap: open_tap(net, around.taps)?,
             mac: net.mac,
             mtu: net.mtu,
         };
@@ -100,7 +101,7 @@ pub(super) fn create(
         devices.push(Unconnected::new(ENTROPY_ID, Held::other(entropy)));
     }
     if config.console() {
-        let console = open_console(host, output)?;
+        let console = open_console(around.host, around.output)?;
         devices.push(Unconnected::new(CONSOLE_ID, Held::console(console)));
     }
     Ok(devices)
@@ -131,7 +132,10 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
     Ok(disk)
 }
 
-fn open_tap(net: &NetConfig) -> Result<Tap, DeviceSetError> {
+fn open_tap(net: &NetConfig, held: Option<&HeldTaps>) -> Result<Tap, DeviceSetError> {
+    if let Some(tap) = held.and_then(|held| held.take(&net.tap)) {
+        return Ok(tap);
+    }
     Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
         id: net.id.clone(),
         cause,
@@ -172,7 +176,7 @@ pub(super) fn restore(
     place: usize,
     state: &DeviceState,
     disk: Option<Disk>,
-    (host, output): (HostSide, &GuestOutput),
+    around: &Around<'_>,
 ) -> Result<Unconnected, DeviceSetError> {
     let (drives, nets) = (config.drives(), config.nets());
     let single = place.checked_sub(drives.len() + nets.len());
@@ -180,7 +184,7 @@ pub(super) fn restore(
     if let (Some(drive), Some(disk)) = (drives.get(place), disk) {
         restore_drive(place, drive, disk, state)
     } else if let Some(net) = net.and_then(|place| nets.get(place)) {
-        restore_net(place, net, state)
+        restore_net(place, net, state, around.taps)
     } else if single == Some(0) && config.entropy() {
         let DeviceState::Entropy(EntropyStateV1 {}) = state else {
             return Err(wrong_kind(place, ENTROPY_ID));
@@ -191,7 +195,7 @@ pub(super) fn restore(
         let DeviceState::Console(state) = state else {
             return Err(wrong_kind(place, CONSOLE_ID));
         };
-        restore_console(open_console(host, output)?, state)
+        restore_console(open_console(around.host, around.output)?, state)
     }
 }
 
@@ -210,18 +214,19 @@ fn restore_drive(
         path: drive.path.clone(),
         cause,
     })?;
-    Ok(Unconnected::new(&drive.id, Held::other(block)))
+    Ok(Unconnected::new(&drive.id, Held::block(block)))
 }
 
 fn restore_net(
     place: usize,
     net: &NetConfig,
     state: &DeviceState,
+    taps: Option<&HeldTaps>,
 ) -> Result<Unconnected, DeviceSetError> {
     let DeviceState::Net(state) = state else {
         return Err(wrong_kind(place, &net.id));
     };
-    let card = Net::from_state(net.id.clone(), state, open_tap(net)?);
+    let card = Net::from_state(net.id.clone(), state, open_tap(net, taps)?);
     let card = card.map_err(|cause| DeviceSetError::Restore {
         id: net.id.clone(),
         cause,

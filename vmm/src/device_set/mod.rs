@@ -11,6 +11,7 @@ mod error;
 mod held;
 mod make;
 mod place;
+mod taps;
 mod wiring;
 
 use std::os::fd::AsRawFd;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::DeviceState;
+use lightv_devices::virtio::block::Disk;
 use lightv_devices::virtio::console::Console;
 use lightv_devices::virtio::device::{Progress, VirtioDevice as _};
 use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
@@ -25,6 +27,7 @@ use virtio_queue::Queue;
 
 pub use self::error::DeviceSetError;
 pub use self::make::HostSide;
+pub use self::taps::HeldTaps;
 pub use self::wiring::make_ports;
 
 use self::held::Held;
@@ -60,6 +63,8 @@ pub struct Around<'a> {
     pub disks: &'a [ImageDisk],
     /// What of this process the guest is connected to.
     pub host: HostSide,
+    /// Taps that are open already.
+    pub taps: Option<&'a HeldTaps>,
     /// Where the guest's output goes.
     pub output: &'a GuestOutput,
 }
@@ -83,7 +88,7 @@ impl DeviceSet {
         let wiring = around.wiring();
         let disks = make::open_disks(config, around.disks)?;
         let stored = make::stored_disks(config, &disks);
-        let places = make::create(config, disks, around.host, around.output)?
+        let places = make::create(config, disks, around)?
             .into_iter()
             .enumerate()
             .map(|(place, device)| wiring.connect(place, device, None));
@@ -115,8 +120,7 @@ impl DeviceSet {
         let mut disks = disks.into_iter();
         let mut places = Vec::with_capacity(expected);
         for (place, saved) in saved.devices.iter().enumerate() {
-            let host = (around.host, around.output);
-            let device = make::restore(config, place, &saved.state, disks.next(), host)?;
+            let device = make::restore(config, place, &saved.state, disks.next(), around)?;
             places.push(wiring.connect(place, device, Some(&saved.transport))?);
         }
         Ok(Self { places, stored })
@@ -134,7 +138,7 @@ impl DeviceSet {
             .iter_mut()
             .find_map(|place| match &mut place.device {
                 Held::Console(console) => Some(&mut **console),
-                Held::Other(_) => None,
+                Held::Block(_) | Held::Other(_) => None,
             })
     }
 
@@ -143,7 +147,7 @@ impl DeviceSet {
     pub fn has_console_output(&self) -> bool {
         self.places.iter().any(|place| match &place.device {
             Held::Console(console) => console.counters().snapshot().bytes_from_guest > 0,
-            Held::Other(_) => false,
+            Held::Block(_) | Held::Other(_) => false,
         })
     }
 
@@ -231,8 +235,27 @@ impl DeviceSet {
         }
     }
 
-    /// Stops all devices, all their I/O finished, and says what a snapshot keeps of them. The vCPUs are parked. Waits for
-    /// those who read the guest's output, until `gives_up`.
+    /// Gives drive `id` another disk, and shows the guest its size; false when there is no such drive. The vCPUs are parked.
+    pub fn replace_disk(&mut self, id: &str, disk: Disk) -> bool {
+        for place in self.places.iter_mut().filter(|place| place.id == id) {
+            let Held::Block(block) = &mut place.device else {
+                continue;
+            };
+            block.replace_disk(disk);
+            lock(&place.front).set_config(block.config());
+            return true;
+        }
+        false
+    }
+
+    /// A save does not put the disk of the drive with this number in the configuration into the image any more.
+    pub fn forget_stored(&mut self, index: u32) {
+        self.stored.retain(|stored| stored.index != index);
+    }
+
+    /// Stops all devices, all their I/O finished, and says what a snapshot keeps of them: of those that have not started
+    /// yet, what they will be started with. The vCPUs are parked. Waits for those who read the guest's output, until
+    /// `gives_up`.
     pub fn pause(&mut self, gives_up: &dyn Fn() -> bool) -> SavedDevices {
         let mut saved = SavedDevices {
             devices: Vec::with_capacity(self.places.len()),
@@ -241,7 +264,13 @@ impl DeviceSet {
         for place in &mut self.places {
             place.device.finish(gives_up);
             let front = lock(&place.front);
-            let queues = place.device.deactivate();
+            let queues = match place.resume.take() {
+                Some(waiting) => {
+                    place.acked_features = waiting.acked_features;
+                    waiting.queues
+                }
+                None => place.device.deactivate(),
+            };
             let transport = front.save(&queues);
             let is_active = front.is_active();
             drop(front);

@@ -1,11 +1,10 @@
 //! Making an image: whole or not at all.
 //!
-//! The bytes go to a file without a name in the target's directory, are synced, and get the name by link and rename.
-//! Until then the old image, if any, stays what it is; when the process dies, nothing is left.
+//! A file that is published when it is complete ([`crate::publish`]): header and table last, then sync and name.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
@@ -19,9 +18,8 @@ use super::disk::StoredDisk;
 use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind};
 use super::manifest::MemoryRunV1;
 use super::read::Image;
-use crate::sys::file::{link_unnamed, open_unnamed};
+use crate::publish::{NewFile, PublishError};
 use crate::sys::mapping::PAGE_BYTES;
-use crate::sys::process::random;
 use crate::sys::signal::waiting_end;
 
 /// Alignment of sections in the file.
@@ -41,12 +39,13 @@ pub enum WriteImageError {
         what: &'static str,
     },
     /// The file could not be made, written, synced or named.
-    #[error("Cannot {what} image {}", path.display())]
-    Io {
-        /// Which path.
-        path: PathBuf,
-        /// What was being done.
-        what: &'static str,
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A section of another image could not be read.
+    #[error("Cannot copy section {section} of an image")]
+    Copy {
+        /// Which section.
+        section: String,
         /// The kernel's reason.
         #[source]
         cause: io::Error,
@@ -194,7 +193,8 @@ pub fn write_image(
     contents: ImageContents,
     source: Source<'_>,
 ) -> Result<u64, WriteImageError> {
-    let target = Target::create(path)?;
+    check_target(path, &[])?;
+    let target = NewFile::create(path)?;
     let mut end = (HEADER_BYTES + contents.sections.len() * ENTRY_BYTES) as u64;
     let mut entries = Vec::with_capacity(contents.sections.len());
     for (mut entry, body) in contents.sections {
@@ -254,7 +254,8 @@ pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteImageError
     if in_use.iter().any(is_same) {
         return Err(refused("it is a disk of the machine"));
     }
-    if !is_image(path) {
+    // An empty file is what tools reserve a name with.
+    if found.size() > 0 && !is_image(path) {
         return Err(refused(
             "it exists and is not a LightV image; remove it, or choose another name",
         ));
@@ -270,7 +271,7 @@ fn is_image(path: &Path) -> bool {
 
 /// Writes one section and takes its checksum.
 struct SectionWriter<'a> {
-    target: &'a Target,
+    target: &'a NewFile,
     position: u64,
     hash: Xxh3,
 }
@@ -279,7 +280,7 @@ impl SectionWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), WriteImageError> {
         if let Some(signal) = waiting_end() {
             return Err(WriteImageError::Interrupted {
-                path: self.target.path.clone(),
+                path: self.target.path().to_owned(),
                 signal,
             });
         }
@@ -312,15 +313,13 @@ impl SectionWriter<'_> {
         from: &SectionEntry,
         source: Source<'_>,
     ) -> Result<(), WriteImageError> {
-        let path = self.target.path.clone();
         self.write_chunks(from.bytes, |chunk, done| {
             let Source::Image(image) = source else {
                 return Err(WriteImageError::Ram { address: 0 });
             };
             let read = image.file().read_exact_at(chunk, from.offset + done);
-            read.map_err(|cause| WriteImageError::Io {
-                path: path.clone(),
-                what: "copy a section of",
+            read.map_err(|cause| WriteImageError::Copy {
+                section: from.name(),
                 cause,
             })
         })
@@ -353,108 +352,4 @@ impl SectionWriter<'_> {
         }
         Ok(())
     }
-}
-
-/// A file that becomes the image.
-#[derive(Debug)]
-struct Target {
-    path: PathBuf,
-    directory: PathBuf,
-    file: File,
-    /// Its temporary name, where the file system has no unnamed files, or while it is being published.
-    name: Option<PathBuf>,
-}
-
-impl Target {
-    fn create(path: &Path) -> Result<Self, WriteImageError> {
-        check_target(path, &[])?;
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let opened = open_unnamed(&directory).map(|file| (file, None));
-        let opened = match opened {
-            Err(cause) if matches!(cause.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-                open_temporary(path)
-            }
-            other => other,
-        };
-        let (file, name) = opened.map_err(|cause| WriteImageError::Io {
-            path: path.into(),
-            what: "create",
-            cause,
-        })?;
-        Ok(Self {
-            path: path.into(),
-            directory,
-            file,
-            name,
-        })
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), WriteImageError> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|cause| self.io("write", cause))
-    }
-
-    fn publish(mut self) -> Result<(), WriteImageError> {
-        self.file
-            .sync_all()
-            .map_err(|cause| self.io("sync", cause))?;
-        self.take_name()?;
-        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        directory.map_err(|cause| self.io("sync the directory of", cause))
-    }
-
-    /// A free name is taken at once. An image that is there is replaced by rename, from a name beside it.
-    fn take_name(&mut self) -> Result<(), WriteImageError> {
-        if self.name.is_none() {
-            match link_unnamed(&self.file, &self.path) {
-                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-                other => return other.map_err(|cause| self.io("name", cause)),
-            }
-            let temporary = temporary_name(&self.path).map_err(|cause| self.io("name", cause))?;
-            link_unnamed(&self.file, &temporary).map_err(|cause| self.io("name", cause))?;
-            self.name = Some(temporary);
-        }
-        if let Some(temporary) = &self.name {
-            fs::rename(temporary, &self.path).map_err(|cause| self.io("name", cause))?;
-        }
-        self.name = None;
-        Ok(())
-    }
-
-    fn io(&self, what: &'static str, cause: io::Error) -> WriteImageError {
-        WriteImageError::Io {
-            path: self.path.clone(),
-            what,
-            cause,
-        }
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // Nothing more can be done about a temporary file that cannot be removed.
-            let _ = fs::remove_file(name);
-        }
-    }
-}
-
-/// A file with a temporary name beside `path`.
-fn open_temporary(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
-    let temporary = temporary_name(path)?;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    Ok((options.open(&temporary)?, Some(temporary)))
-}
-
-/// A name beside `path` that nobody else takes, of a length that every file system allows.
-fn temporary_name(path: &Path) -> io::Result<PathBuf> {
-    let mut number = [0; 8];
-    random(&mut number)?;
-    let number = u64::from_le_bytes(number);
-    Ok(path.with_file_name(format!(".lightv-{number:016x}.tmp")))
 }

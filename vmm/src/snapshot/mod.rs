@@ -4,6 +4,7 @@
 //! `lightv-devices`.
 
 pub mod irqchip_state;
+pub mod memory_file;
 pub mod ram_scan;
 pub mod saved;
 pub mod vcpu_state;

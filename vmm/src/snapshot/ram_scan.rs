@@ -29,6 +29,17 @@ const ENTRY_BYTES: usize = 8;
 /// The guest must be paused.
 #[must_use]
 pub fn non_zero_runs(ram: &GuestRam) -> Vec<MemoryRunV1> {
+    merge(scan(ram), limits::MEMORY_RUNS_MAX)
+}
+
+/// All stretches of RAM that are not zero, in address order. The guest must be paused.
+#[must_use]
+pub fn all_runs(ram: &GuestRam) -> Vec<MemoryRunV1> {
+    scan(ram).concat()
+}
+
+/// The stretches of each part of RAM that are not zero.
+fn scan(ram: &GuestRam) -> Vec<Vec<MemoryRunV1>> {
     let map = File::open("/proc/self/pagemap").ok();
     let mut runs = Vec::new();
     for part in ram.parts() {
@@ -36,7 +47,7 @@ pub fn non_zero_runs(ram: &GuestRam) -> Vec<MemoryRunV1> {
         scan_part(ram, part, map.as_ref(), &mut part_runs);
         runs.push(part_runs);
     }
-    merge(runs, limits::MEMORY_RUNS_MAX)
+    runs
 }
 
 fn scan_part(ram: &GuestRam, part: &RamPart, map: Option<&File>, runs: &mut Vec<MemoryRunV1>) {

@@ -7,6 +7,7 @@ use lightv_devices::state::{
 };
 
 use super::irqchip_state::VmStateV1;
+use super::memory_file::{self, MemoryFileV1};
 use super::vcpu_state::VcpuStateV1;
 use super::working_set::WorkingSetV1;
 use crate::arch::host::layout;
@@ -51,8 +52,10 @@ pub struct SavedMachine {
     pub devices: Vec<SavedDevice>,
     /// The serial port.
     pub serial: SerialStateV1,
-    /// Where in the file which stretch of RAM lies.
+    /// Where in the image, or in the memory file, which stretch of RAM lies.
     pub runs: Vec<RamRun>,
+    /// What is known of the memory file, if RAM is not in the image.
+    pub memory_file: Option<MemoryFileV1>,
     /// Disks in the image.
     pub disks: Vec<ImageDisk>,
     /// Pages that the guest wrote in a run that was watched.
@@ -78,7 +81,11 @@ impl SavedMachine {
         let vcpus = take_vcpus(image, &manifest.config)?;
         let devices = take_devices(image)?;
         let serial = image.take_needed(0)?;
-        let runs = take_memory(image, manifest.ram_bytes)?;
+        let memory_file = take_memory_file(image, manifest.ram_bytes)?;
+        let runs = match &memory_file {
+            Some(known) => memory_file::runs(known.bytes),
+            None => take_memory(image, manifest.ram_bytes)?,
+        };
         let working_set = take_working_set(image, manifest.ram_bytes)?;
         let disks = take_disks(image, &manifest.config)?;
         for kind in [kind::KERNEL, kind::INITRD] {
@@ -92,6 +99,7 @@ impl SavedMachine {
             devices,
             serial,
             runs,
+            memory_file,
             disks,
             working_set,
         })
@@ -165,6 +173,25 @@ fn take_devices(image: &mut Image) -> Result<Vec<SavedDevice>, OpenImageError> {
         devices.push(SavedDevice { state, transport });
     }
     Ok(devices)
+}
+
+fn take_memory_file(
+    image: &mut Image,
+    ram_bytes: u64,
+) -> Result<Option<MemoryFileV1>, OpenImageError> {
+    let Some(known) = image.take::<MemoryFileV1>(0)? else {
+        return Ok(None);
+    };
+    let are_pages = known
+        .samples
+        .iter()
+        .all(|sample| sample.offset % PAGE == 0 && sample.offset < ram_bytes);
+    if known.bytes == ram_bytes && are_pages && known.samples.len() as u64 <= limits::MEMORY_SAMPLES
+    {
+        return Ok(Some(known));
+    }
+    let name = format!("{}[0]", MemoryFileV1::KIND);
+    Err(image.contents_error(&name, "does not fit the machine's RAM"))
 }
 
 fn take_memory(image: &mut Image, ram_bytes: u64) -> Result<Vec<RamRun>, OpenImageError> {

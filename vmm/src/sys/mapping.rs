@@ -132,6 +132,16 @@ impl Mapping {
         }
     }
 
+    /// Replaces the whole by zeroed private memory again: what it held, and views of files, are let go.
+    pub fn discard(&self) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let target = self.start.as_ptr().cast::<libc::c_void>();
+        // SAFETY: MAP_FIXED replaces exactly this mapping, to which no Rust reference exists; it stays valid for its
+        // length. When the kernel refuses, it is as it was, and costs memory.
+        unsafe { libc::mmap(target, self.bytes, protection, flags, -1, 0) };
+    }
+
     /// Keeps the mapping out of core dumps: they hold no guest memory.
     pub fn exclude_from_core_dumps(&self) {
         let target = self.start.as_ptr().cast::<libc::c_void>();

@@ -193,8 +193,7 @@ impl RunArgs {
             args: self.has_separator.then_some(args),
             memory_mib: self.memory.map(u64::from),
             vcpus: self.vcpus.map(u64::from),
-            append: None,
-            no_software_kvm_options: false,
+            ..Overrides::default()
         };
         let origin = if self.cold {
             Origin::Boot(image)

@@ -1,0 +1,103 @@
+//! The flags that Firecracker has too: for clients that start the monitor as they start Firecracker.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+
+/// See `Cli`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "REST API and Firecracker's flags")]
+pub(super) struct ApiArgs {
+    /// Serve the REST API on this Unix socket; a machine that other flags name is started at once.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["save", "tty", "record_working_set"])]
+    pub(super) api_sock: Option<PathBuf>,
+    /// The same as --config.
+    #[arg(long, value_name = "FILE", group = "job")]
+    pub(super) config_file: Option<PathBuf>,
+    /// Serve no REST API. Only a program called `firecracker` serves it without --api-sock.
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    pub(super) no_api: bool,
+    /// Begin with the JSON object in this file as metadata (`GET /mmds`).
+    #[arg(long, value_name = "FILE")]
+    pub(super) metadata: Option<PathBuf>,
+    /// Bytes that a request's body can have.
+    #[arg(long, value_name = "BYTES", default_value_t = BODY_BYTES_MAX, value_parser = parse_bytes)]
+    pub(super) http_api_max_payload_size: u64,
+    /// Bytes of JSON that the metadata can have [default: as --http-api-max-payload-size].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(super) mmds_size_limit: Option<u64>,
+    /// Accepted with a warning: devices are on virtio-mmio, which guests find by ACPI and by the command line.
+    #[arg(long)]
+    pub(super) enable_pci: bool,
+    /// There is no seccomp filter yet that this could switch off.
+    #[arg(long)]
+    pub(super) no_seccomp: bool,
+    /// When the caller began, in microseconds of CLOCK_MONOTONIC: --started-at-ns by Firecracker's name.
+    #[arg(long, value_name = "US", conflicts_with = "started_at_ns")]
+    pub(super) start_time_us: Option<u64>,
+    /// Print the version of the snapshot format.
+    #[arg(long, group = "job")]
+    pub(super) snapshot_version: bool,
+    /// Print the version of the snapshot format that this file has.
+    #[arg(long, value_name = "FILE", group = "job")]
+    pub(super) describe_snapshot: Option<PathBuf>,
+    /// Refused: there are no seccomp filters yet.
+    #[arg(long, value_name = "FILE", hide = true, value_parser = refuse_filter, action = ArgAction::Set)]
+    pub(super) seccomp_filter: Option<PathBuf>,
+}
+
+/// As the server's own default.
+const BODY_BYTES_MAX: u64 = 51_200;
+/// Far above any metadata, and no danger to a host.
+const BYTES_MAX: u64 = 64 << 20;
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bytes = text.parse().ok();
+    bytes
+        .filter(|bytes| (1..=BYTES_MAX).contains(bytes))
+        .ok_or_else(|| format!("1–{BYTES_MAX} are allowed"))
+}
+
+fn refuse_filter(_: &str) -> Result<PathBuf, String> {
+    Err("this version of LightV has no seccomp filters".to_owned())
+}
+
+/// What the REST API is served with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiJob {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// Bytes that a request's body can have.
+    pub body_bytes_max: u64,
+    /// Bytes that the metadata can have.
+    pub metadata_bytes_max: u64,
+    /// File with metadata to begin with.
+    pub metadata: Option<PathBuf>,
+}
+
+/// Where a program that is called `firecracker` serves its API without being told.
+const FIRECRACKER_SOCKET: &str = "/run/firecracker.socket";
+
+impl ApiArgs {
+    /// What is to be served, if anything.
+    pub(super) fn job(&self, is_firecracker: bool) -> Option<ApiJob> {
+        let by_name = || (is_firecracker && !self.no_api).then(|| FIRECRACKER_SOCKET.into());
+        let socket = self.api_sock.clone().or_else(by_name)?;
+        Some(ApiJob {
+            socket,
+            body_bytes_max: self.http_api_max_payload_size,
+            metadata_bytes_max: self
+                .mmds_size_limit
+                .unwrap_or(self.http_api_max_payload_size),
+            metadata: self.metadata.clone(),
+        })
+    }
+}
+
+/// Whether a program of this name is to be Firecracker to its caller.
+pub(super) fn is_firecracker(program: Option<&OsString>) -> bool {
+    let name = program.map(PathBuf::from);
+    let name = name.as_ref().and_then(|path| path.file_name());
+    name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"firecracker"))
+}

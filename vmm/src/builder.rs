@@ -1,0 +1,306 @@
+//! From what was asked for to a machine: a configuration file, an image, a snapshot, or what the REST API was told.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use lightv_api::config::VmSpec;
+use lightv_api::exit;
+
+use crate::args::Origin;
+use crate::boot::{BuildError, Site, boot};
+use crate::config::{BootConfig, ConfigFaults, MachineConfig};
+use crate::image::disk::take_disks;
+use crate::image::read::{Image, OpenImageError};
+use crate::image::write::WriteImageError;
+use crate::kernel::{BootFiles, ReadFileError, read_file};
+use crate::limits;
+use crate::machine::Machine;
+use crate::overrides::Overrides;
+use crate::restore::restore;
+use crate::save::ensure_target;
+use crate::snapshot::memory_file::{self, OpenMemoryError};
+use crate::snapshot::saved::{SavedMachine, take_boot_files};
+use crate::stamps::Step;
+use crate::sys::process;
+
+/// Why there is no machine. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "each variant is the failure of the step that its source names"
+)]
+pub enum PrepareError {
+    #[error("Configuration {path} is refused: {cause}")]
+    Json {
+        path: String,
+        cause: serde_json::Error,
+    },
+    #[error("Cannot read configuration {path}")]
+    ReadConfig {
+        path: String,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("Configuration is refused: {0}")]
+    Config(ConfigFaults),
+    #[error(
+        "Configuration is refused: boot-source is missing; allowed: an object with kernel_image_path"
+    )]
+    NoBootSource,
+    #[error(
+        "Configuration is refused: console is missing; a run with a terminal needs one: allowed: {{}}"
+    )]
+    NoConsole,
+    #[error(transparent)]
+    ReadFile(ReadFileError),
+    #[error(transparent)]
+    Image(OpenImageError),
+    #[error(
+        "Snapshot {} has its memory in a file of its own: load it by PUT /snapshot/load, or by `lightv snapshot load`",
+        path.display()
+    )]
+    MemoryApart { path: PathBuf },
+    #[error(
+        "Image {} has its memory in itself: run it with `lightv run`, or --restore",
+        path.display()
+    )]
+    MemoryInImage { path: PathBuf },
+    #[error(transparent)]
+    Memory(OpenMemoryError),
+    #[error(transparent)]
+    Build(BuildError),
+    #[error(transparent)]
+    SaveTarget(WriteImageError),
+}
+
+impl PrepareError {
+    /// The exit status of a process that ends by it.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Json { .. }
+            | Self::ReadConfig { .. }
+            | Self::Config(_)
+            | Self::NoBootSource
+            | Self::NoConsole
+            | Self::ReadFile(_)
+            | Self::Image(_)
+            | Self::MemoryApart { .. }
+            | Self::MemoryInImage { .. }
+            | Self::Memory(_) => exit::BAD_CONFIG,
+            Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
+            Self::Build(_) => exit::HOST_FAILURE,
+            Self::SaveTarget(_) => exit::SAVE_FAILED,
+        }
+    }
+}
+
+/// A snapshot of two files to restore.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotFiles<'a> {
+    /// The state.
+    pub state: &'a Path,
+    /// Guest memory.
+    pub memory: &'a Path,
+    /// The guest's clock is advanced by the time that has passed since the save.
+    pub advance_clock: bool,
+}
+
+/// What all ways to a machine have in common.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    /// What it is connected to.
+    pub site: Site<'a>,
+    /// Where the machine is to be saved, with its kernel.
+    pub save_as: Option<&'a Path>,
+}
+
+impl Builder<'_> {
+    /// The machine that comes from `origin`, changed by `overrides`.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn build(&self, origin: &Origin, overrides: Overrides) -> Result<Machine, PrepareError> {
+        match origin {
+            Origin::Config(path) => self.boot_config(path, overrides),
+            Origin::Boot(path) => self.boot_image(path, overrides),
+            Origin::Restore(path) => self.restore_image(path, overrides),
+        }
+    }
+
+    fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
+        let mut spec = read_config(path)?;
+        overrides
+            .apply(&mut spec, false)
+            .map_err(PrepareError::Config)?;
+        self.boot_spec(spec)
+    }
+
+    /// Boots what `spec` describes.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn boot_spec(&self, spec: VmSpec) -> Result<Machine, PrepareError> {
+        let config = self.prove(spec)?;
+        let boot_config = config.boot().cloned().ok_or(PrepareError::NoBootSource)?;
+        let kernel = read_file("kernel", &boot_config.kernel, limits::KERNEL_BYTES_MAX)
+            .map_err(PrepareError::ReadFile)?;
+        let initrd = boot_config
+            .initrd
+            .as_deref()
+            .map(|initrd| read_file("initrd", initrd, limits::INITRD_BYTES_MAX));
+        let initrd = initrd.transpose().map_err(PrepareError::ReadFile)?;
+        let files = BootFiles {
+            kernel: Some(kernel),
+            initrd,
+            disks: Vec::new(),
+        };
+        self.boot_loaded(config, &boot_config, files)
+    }
+
+    fn boot_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
+        let mut image = Image::open(path).map_err(PrepareError::Image)?;
+        let mut spec = image.take_manifest().map_err(PrepareError::Image)?.config;
+        let mut files = take_boot_files(&mut image).map_err(PrepareError::Image)?;
+        files.disks = take_disks(&mut image, &spec).map_err(PrepareError::Image)?;
+        overrides
+            .apply(&mut spec, false)
+            .map_err(PrepareError::Config)?;
+        let config = self.prove(spec)?;
+        let boot_config = config.boot().cloned().filter(|_| files.kernel.is_some());
+        let missing = || {
+            PrepareError::Image(image.missing(
+                "kernel",
+                0,
+                "it can only be restored; leave --cold out",
+            ))
+        };
+        let boot_config = boot_config.ok_or_else(missing)?;
+        self.boot_loaded(config, &boot_config, files)
+    }
+
+    /// Boots what has been read and proved.
+    fn boot_loaded(
+        &self,
+        config: MachineConfig,
+        boot_config: &BootConfig,
+        files: BootFiles,
+    ) -> Result<Machine, PrepareError> {
+        self.site.stamps.step(Step::ImageLoad);
+        let machine = boot(config, boot_config, files, self.site.clone());
+        Ok(self.keep_or_drop_files(machine.map_err(PrepareError::Build)?))
+    }
+
+    fn restore_image(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
+        let (mut image, saved) = self.decode(path)?;
+        if saved.memory_file.is_some() {
+            return Err(PrepareError::MemoryApart { path: path.into() });
+        }
+        let files = if self.save_as.is_some() {
+            take_boot_files(&mut image).map_err(PrepareError::Image)?
+        } else {
+            BootFiles::default()
+        };
+        let mut machine = self.restore_saved(&image, &saved, image.file(), overrides)?;
+        machine.boot_files = files;
+        Ok(machine)
+    }
+
+    /// Restores a snapshot of two files.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn restore_files(
+        &self,
+        files: SnapshotFiles<'_>,
+        overrides: Overrides,
+    ) -> Result<Machine, PrepareError> {
+        let (image, mut saved) = self.decode(files.state)?;
+        let Some(known) = &saved.memory_file else {
+            let path = files.state.into();
+            return Err(PrepareError::MemoryInImage { path });
+        };
+        let memory = memory_file::open(files.memory, known).map_err(PrepareError::Memory)?;
+        if files.advance_clock {
+            let passed = process::wall_clock_ns().saturating_sub(known.saved_unix_ns);
+            saved.vm.clock_ns = saved.vm.clock_ns.saturating_add(passed);
+        }
+        self.restore_saved(&image, &saved, &memory, overrides)
+    }
+
+    fn decode(&self, path: &Path) -> Result<(Image, SavedMachine), PrepareError> {
+        let mut image = Image::open(path).map_err(PrepareError::Image)?;
+        self.site.stamps.mark("image proved");
+        let saved = SavedMachine::decode(&mut image).map_err(PrepareError::Image)?;
+        Ok((image, saved))
+    }
+
+    fn restore_saved(
+        &self,
+        image: &Image,
+        saved: &SavedMachine,
+        memory: &File,
+        overrides: Overrides,
+    ) -> Result<Machine, PrepareError> {
+        let mut spec = saved.manifest.config.clone();
+        overrides
+            .apply(&mut spec, true)
+            .map_err(PrepareError::Config)?;
+        let config = self.prove(spec)?;
+        if config.ram_bytes() != saved.manifest.ram_bytes {
+            return Err(PrepareError::Image(
+                image.contents_error("manifest[0]", "contradicts itself about RAM"),
+            ));
+        }
+        self.site.stamps.step(Step::ImageLoad);
+        restore(config, saved, memory, self.site.clone()).map_err(PrepareError::Build)
+    }
+
+    /// The kernel file is needed no more once it is in RAM, except for an image.
+    fn keep_or_drop_files(&self, mut machine: Machine) -> Machine {
+        if self.save_as.is_none() {
+            machine.boot_files = BootFiles::default();
+        }
+        machine
+    }
+
+    /// A save that cannot succeed is refused before the guest runs.
+    fn prove(&self, spec: VmSpec) -> Result<MachineConfig, PrepareError> {
+        let config = MachineConfig::prove(spec, process::host_memory_bytes())
+            .map_err(PrepareError::Config)?;
+        if self.site.host.is_tty && !config.console() {
+            return Err(PrepareError::NoConsole);
+        }
+        if let Some(path) = self.save_as {
+            ensure_target(&config, path).map_err(PrepareError::SaveTarget)?;
+        }
+        Ok(config)
+    }
+}
+
+fn read_config(path: &Path) -> Result<VmSpec, PrepareError> {
+    let name = path.display().to_string();
+    let bytes = if path == Path::new("-") {
+        read_stdin().map_err(|cause| PrepareError::ReadConfig {
+            path: name.clone(),
+            cause,
+        })?
+    } else {
+        read_file("configuration", path, limits::CONFIG_FILE_BYTES_MAX)
+            .map_err(PrepareError::ReadFile)?
+    };
+    serde_json::from_slice(&bytes).map_err(|cause| PrepareError::Json { path: name, cause })
+}
+
+fn read_stdin() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::stdin()
+        .lock()
+        .take(limits::CONFIG_FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limits::CONFIG_FILE_BYTES_MAX {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,98 @@
+//! Orders of the REST API. They come one after the other; one that comes while vCPUs are on their way out of the guest
+//! waits until they are there.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lightv_devices::virtio::block::Disk;
+
+use super::phase::{DiskChange, Phase, Purpose, SaveFor};
+use super::{Control, gives_up};
+use crate::buttons::{self, Button};
+use crate::limits;
+use crate::orders::{Order, OrderError, OrderReply};
+
+impl Control {
+    /// Carries out `order`, or begins to; the answer goes to `reply`.
+    pub(super) fn serve_order(&mut self, order: Order, reply: OrderReply) {
+        if matches!(self.phase, Phase::Parking { .. } | Phase::Capturing { .. }) {
+            self.waiting.push_back((order, reply));
+            return;
+        }
+        let is_paused = matches!(self.phase, Phase::Paused { .. });
+        let done = match order {
+            Order::Pause if !is_paused => return self.park_all(Purpose::Pause(Some(reply))),
+            Order::ReplaceDisk { id, path } => match self.open_disk(id, path) {
+                Ok(change) if is_paused => self.replace_disk(change),
+                Ok(change) => return self.park_all(Purpose::ReplaceDisk(change, reply)),
+                Err(error) => Err(error),
+            },
+            Order::Save(target) if is_paused => {
+                self.begin_capture(SaveFor::Order(target, reply));
+                return;
+            }
+            Order::Save(_) => Err(OrderError::new("the machine is running")),
+            Order::Pause => Ok(()),
+            Order::Resume => {
+                self.resume();
+                Ok(())
+            }
+            Order::PressCtrlAltDel => {
+                buttons::press(&self.machine, Button::CtrlAltDel).map_err(OrderError::new)
+            }
+        };
+        let _ = reply.send(done);
+    }
+
+    /// Carries out what had to wait.
+    pub(super) fn serve_waiting(&mut self) {
+        while matches!(self.phase, Phase::Running | Phase::Paused { .. }) {
+            let Some((order, reply)) = self.waiting.pop_front() else {
+                return;
+            };
+            self.serve_order(order, reply);
+        }
+    }
+
+    /// All vCPUs are parked: stops the devices too. What the guest has printed and nobody reads stays in its queues.
+    pub(super) fn enter_pause(&mut self) {
+        let until = Instant::now() + Duration::from_millis(limits::PAUSE_OUTPUT_MS);
+        let gives_up = || gives_up() || Instant::now() >= until;
+        let devices = self.machine.devices.pause(&gives_up);
+        self.phase = Phase::Paused { devices };
+    }
+
+    fn resume(&mut self) {
+        if let Phase::Paused { .. } = self.phase {
+            self.phase = Phase::Running;
+            self.machine.devices.resume();
+            self.release_parked();
+        }
+    }
+
+    /// The disk at `path`, for drive `id` and with its rights.
+    fn open_disk(&self, id: String, path: PathBuf) -> Result<DiskChange, OrderError> {
+        let mut drives = self.machine.config.drives().iter();
+        let Some(drive) = drives.find(|drive| drive.id == id) else {
+            return Err(OrderError::new("Device not found"));
+        };
+        let disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
+        Ok(DiskChange { id, path, disk })
+    }
+
+    /// All vCPUs are parked: no register front is locked by one that waits for us.
+    pub(super) fn replace_disk(&mut self, change: DiskChange) -> Result<(), OrderError> {
+        let DiskChange { id, path, disk } = change;
+        if !self.machine.devices.replace_disk(&id, disk) {
+            return Err(OrderError::new("Device not found"));
+        }
+        if let Some(number) = self.machine.config.replace_disk(&id, &path) {
+            self.machine.devices.forget_stored(number);
+        }
+        if let Phase::Paused { .. } = self.phase {
+            // A save keeps what the disk is now.
+            self.enter_pause();
+        }
+        Ok(())
+    }
+}

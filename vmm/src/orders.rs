@@ -1,0 +1,61 @@
+//! What the REST API tells the loop to do with a machine: a closed list.
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+
+/// Something to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Stop all vCPUs and devices.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Save the paused machine.
+    Save(SnapshotTarget),
+    /// Give a drive another disk.
+    ReplaceDisk {
+        /// Id of the drive.
+        id: String,
+        /// Path of the disk.
+        path: PathBuf,
+    },
+    /// Press Ctrl-Alt-Del.
+    PressCtrlAltDel,
+}
+
+/// A snapshot as the REST API has it: two files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotTarget {
+    /// For the state.
+    pub state: PathBuf,
+    /// For guest memory.
+    pub memory: PathBuf,
+}
+
+/// Why an order was not carried out; the machine is as it was.
+#[derive(Debug)]
+pub struct OrderError(Box<dyn Error + Send + Sync>);
+
+impl fmt::Display for OrderError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(out)
+    }
+}
+
+impl Error for OrderError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl OrderError {
+    /// For this reason.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+/// Where the answer to an order goes.
+pub type OrderReply = Sender<Result<(), OrderError>>;

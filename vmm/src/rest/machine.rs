@@ -1,0 +1,282 @@
+//! The machine as the REST API's controller sees it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvError, channel};
+
+use lightv_api::config::VmSpec;
+use lightv_api::contract::drive::DrivePatch;
+use lightv_api::contract::mmds::MmdsData;
+use lightv_api::contract::snapshot::{
+    LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
+};
+use lightv_api::exit;
+use lightv_api::offer::{Feature, NOT_OFFERED};
+use lightv_api::request::Reply;
+use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
+
+use crate::args::RunJob;
+use crate::boot::Site;
+use crate::builder::{Builder, PrepareError, SnapshotFiles};
+use crate::config::{ConfigFaults, MachineConfig};
+use crate::control_thread::{Assignment, ControlThread};
+use crate::device_set::{HeldTaps, HostSide};
+use crate::event::{Event, EventSender};
+use crate::job::stamps_of;
+use crate::machine::{Machine as BuiltMachine, StartError};
+use crate::net_override::NetOverride;
+use crate::orders::{Order, SnapshotTarget};
+use crate::overrides::Overrides;
+use crate::stamps::Stamps;
+use crate::sys::process;
+use crate::vcpu::Vcpu;
+
+/// Why a machine was not started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartMachineError {
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("The machine has no vCPU")]
+    NoVcpu,
+    #[error("Cannot start the thread of vCPU 0")]
+    FirstVcpu(#[source] std::io::Error),
+}
+
+impl StartMachineError {
+    /// The exit status of a process that ends by it.
+    pub(super) const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Prepare(cause) => cause.exit_status(),
+            Self::Start(_) | Self::FirstVcpu(_) => exit::HOST_FAILURE,
+            Self::NoVcpu => exit::FAILURE,
+        }
+    }
+}
+
+/// A machine that is there from the beginning.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) run: RunJob,
+    /// When the process began, in nanoseconds of CLOCK_MONOTONIC.
+    pub(super) main_ns: u64,
+}
+
+/// The process's machine, from before it is configured to its end.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    control: ControlThread,
+    taps: HeldTaps,
+    /// The way to the loop, once there is a machine.
+    events: Option<EventSender>,
+}
+
+impl Monitor {
+    pub(super) fn new(control: ControlThread) -> Self {
+        Self {
+            control,
+            taps: HeldTaps::default(),
+            events: None,
+        }
+    }
+
+    /// Builds and starts a machine that flags have named. Gives what it is, and its first vCPU, which the caller runs.
+    pub(super) fn begin(&mut self, begin: Begin) -> Result<(VmSpec, Vcpu), StartMachineError> {
+        let Begin { run, main_ns } = begin;
+        let builder = self.builder(stamps_of(&run, main_ns));
+        let machine = builder.build(&run.origin, run.overrides)?;
+        let spec = machine.config.spec().clone();
+        Ok((spec, self.assign(machine, false)?))
+    }
+
+    fn builder(&self, stamps: Arc<Stamps>) -> Builder<'_> {
+        Builder {
+            site: Site {
+                control: &self.control,
+                stamps,
+                host: HostSide::default(),
+                taps: Some(self.taps.clone()),
+            },
+            save_as: None,
+        }
+    }
+
+    /// Gives a machine to the loop.
+    fn assign(
+        &mut self,
+        machine: BuiltMachine,
+        is_paused: bool,
+    ) -> Result<Vcpu, StartMachineError> {
+        let events = machine.sender.clone();
+        let (running, first) = machine.start(is_paused)?;
+        let first = first.ok_or(StartMachineError::NoVcpu)?;
+        self.control.assign(Assignment {
+            running,
+            plan: None,
+            leash: None,
+        });
+        self.events = Some(events);
+        Ok(first)
+    }
+
+    fn run(&mut self, machine: BuiltMachine, is_paused: bool) -> Result<(), StartMachineError> {
+        let first = self.assign(machine, is_paused)?;
+        first.spawn().map_err(StartMachineError::FirstVcpu)
+    }
+
+    /// Gives an order, and waits until it is carried out.
+    fn order(&self, order: Order) -> Result<(), Refusal> {
+        let Some(events) = &self.events else {
+            return Err(Refusal::new("the machine was not started"));
+        };
+        let (reply, answer) = channel();
+        events.send(Event::Order(order, reply));
+        match answer.recv() {
+            Ok(done) => done.map_err(|error| Refusal::of(&error)),
+            Err(RecvError) => Err(Refusal::new("the machine has ended")),
+        }
+    }
+
+    fn patch_drive(&self, patch: &DrivePatch) -> Result<Reply, Refusal> {
+        let Some(path) = &patch.path_on_host else {
+            return Ok(Reply::Done);
+        };
+        self.order(Order::ReplaceDisk {
+            id: patch.drive_id.clone(),
+            path: path.clone(),
+        })?;
+        Ok(Reply::Done)
+    }
+}
+
+fn start_stamps(way: &'static str) -> Arc<Stamps> {
+    Arc::new(Stamps::new(way, process::monotonic_ns(), None, None))
+}
+
+impl Machine for Monitor {
+    fn admit(&mut self, change: Change<'_>) -> Result<(), Refusal> {
+        let config = MachineConfig::prove(change.spec.clone(), process::host_memory_bytes());
+        let config = config.map_err(|faults: ConfigFaults| Refusal::of(&faults))?;
+        if let Part::Net(id) = change.part
+            && let Some(net) = config.nets().iter().find(|net| net.id == id)
+        {
+            let names: Vec<&str> = config.nets().iter().map(|net| net.tap.as_str()).collect();
+            let held = self.taps.hold(&net.tap, &names);
+            held.map_err(|error| Refusal::of(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of it is offered yet, so it never comes.
+    fn set_output(&mut self, _output: Output<'_>) -> Result<(), Refusal> {
+        Err(Refusal::new("this version of LightV does not offer it"))
+    }
+
+    fn start(&mut self, spec: &VmSpec) -> Result<(), Refusal> {
+        let machine = self
+            .builder(start_stamps("boot"))
+            .boot_spec(spec.clone())
+            .map_err(|error| Refusal::of(&error))?;
+        let started = self.run(machine, false);
+        started.map_err(|error| Refusal::of(&error))
+    }
+
+    fn load(&mut self, params: &LoadParams) -> Result<VmSpec, Refusal> {
+        refuse_missing(params)?;
+        let files = SnapshotFiles {
+            state: &params.snapshot_path,
+            memory: &params.memory.backend_path,
+            advance_clock: params.clock_realtime,
+        };
+        let machine = self
+            .builder(start_stamps("restore"))
+            .restore_files(files, overrides_of(params))
+            .map_err(|error| Refusal::of(&error))?;
+        let spec = machine.config.spec().clone();
+        let started = self.run(machine, !params.resume);
+        started.map_err(|error| Refusal::of(&error))?;
+        Ok(spec)
+    }
+
+    fn pause(&mut self) -> Result<(), Refusal> {
+        self.order(Order::Pause)
+    }
+
+    fn resume(&mut self) -> Result<(), Refusal> {
+        self.order(Order::Resume)
+    }
+
+    fn save(&mut self, target: &SnapshotCreate) -> Result<(), Refusal> {
+        if target.snapshot_type == SnapshotType::Diff {
+            return Err(not_offered("snapshot_type `Diff`"));
+        }
+        self.order(Order::Save(SnapshotTarget {
+            state: target.snapshot_path.clone(),
+            memory: target.mem_file_path.clone(),
+        }))
+    }
+
+    fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {
+        match call {
+            DeviceCall::PatchDrive(patch) => self.patch_drive(patch),
+            // All that it can change is a rate limiter, and those are refused by name before.
+            DeviceCall::PatchNet(_) => Ok(Reply::Done),
+            // The controller asks about devices that there are; of these there are none yet.
+            _ => Err(Refusal::new("Device not found")),
+        }
+    }
+
+    fn send_ctrl_alt_del(&mut self) -> Result<(), Refusal> {
+        self.order(Order::PressCtrlAltDel)
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), Refusal> {
+        Err(not_offered("FlushMetrics"))
+    }
+
+    /// The store is the controller's; the guest's way to it (MMDS) is not offered yet.
+    fn put_metadata(&mut self, _data: &MmdsData) {}
+}
+
+/// What of a load this version does not offer.
+fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
+    if params.memory.backend_type == MemBackendType::Uffd {
+        return Err(not_offered("mem_backend of the type `Uffd`"));
+    }
+    if params.track_dirty_pages && NOT_OFFERED.contains(&Feature::DirtyTracking) {
+        return Err(not_offered("track_dirty_pages"));
+    }
+    if params.vsock_override.is_some() {
+        return Err(Refusal::new(
+            "vsock_override: the snapshot has no vsock device",
+        ));
+    }
+    match params.huge_pages {
+        LoadHugePages::Snapshot | LoadHugePages::None => Ok(()),
+        LoadHugePages::Transparent => Err(not_offered("huge_pages `Transparent`")),
+        LoadHugePages::Hugetlbfs2M => Err(not_offered("huge_pages `2M`")),
+    }
+}
+
+fn not_offered(what: &str) -> Refusal {
+    Refusal::new(format!("{what}: this version of LightV does not offer it"))
+}
+
+fn overrides_of(params: &LoadParams) -> Overrides {
+    let drives = params.drive_overrides.iter();
+    let nets = params.network_overrides.iter();
+    Overrides {
+        is_from_api: true,
+        disks: drives
+            .map(|drive| (drive.drive_id.clone(), drive.path_on_host.clone()))
+            .collect(),
+        nets: nets
+            .map(|net| NetOverride {
+                id: net.iface_id.clone(),
+                tap: net.host_dev_name.clone(),
+                address: None,
+            })
+            .collect(),
+        ..Overrides::default()
+    }
+}

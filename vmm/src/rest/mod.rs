@@ -1,0 +1,158 @@
+//! The REST API of this process: socket, server, and the machine behind them.
+//!
+//! ```text
+//!   client --> thread api (hyper) --> thread api-machine, or main: Controller --> Monitor --orders--> control
+//! ```
+//!
+//! A machine that is there from the beginning has the main thread as its vCPU 0, as without an API; else the main thread
+//! is the controller.
+
+mod machine;
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use lightv_api::contract::instance::InstanceState;
+use lightv_api::contract::mmds::MmdsData;
+use lightv_api::exit;
+use lightv_api_server::controller::{Controller, Setup, split};
+use lightv_api_server::listen::{ListenError, listen};
+use lightv_api_server::server;
+use lightv_api_server::settings::Settings;
+
+use self::machine::{Begin, Monitor, StartMachineError};
+use crate::args::{ApiJob, ServeJob};
+use crate::job::{self, Begun, RunError};
+use crate::kernel::{ReadFileError, read_file};
+use crate::{at_end, report};
+
+/// Why the API is not served.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Run(#[from] RunError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    ReadMetadata(#[from] ReadFileError),
+    #[error("Metadata {} is refused: {cause}; allowed: a JSON object", path.display())]
+    Metadata {
+        path: PathBuf,
+        cause: serde_json::Error,
+    },
+    #[error(
+        "Metadata {} is refused: it makes {bytes} bytes; allowed: {bytes_max} (--mmds-size-limit)",
+        path.display()
+    )]
+    MetadataSize {
+        path: PathBuf,
+        bytes: u64,
+        bytes_max: u64,
+    },
+    #[error(transparent)]
+    Start(#[from] StartMachineError),
+    #[error("Cannot start the thread of the REST API")]
+    Thread(#[source] io::Error),
+}
+
+impl ServeError {
+    const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Run(cause) => cause.exit_status(),
+            Self::Start(cause) => cause.exit_status(),
+            Self::ReadMetadata(_) | Self::Metadata { .. } | Self::MetadataSize { .. } => {
+                exit::BAD_CONFIG
+            }
+            Self::Listen(_) => exit::FAILURE,
+            Self::Thread(_) => exit::HOST_FAILURE,
+        }
+    }
+}
+
+/// Serves the API until the machine ends, and the process with it. Returns an exit status when it cannot.
+#[must_use]
+pub fn run(begun: Begun, job: ServeJob) -> u8 {
+    match serve(begun, job) {
+        Ok(never) => match never {},
+        Err(error) => {
+            report::warn(&error);
+            error.exit_status()
+        }
+    }
+}
+
+fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
+    let (main_ns, control) = begun.into_control()?;
+    let ServeJob { id, api, run } = job;
+    let metadata = api.metadata.as_deref();
+    let metadata = metadata.map(|path| read_metadata(path, api.metadata_bytes_max));
+    let metadata = metadata.transpose()?;
+    let (listener, socket) = listen(&api.socket)?;
+    at_end::register(move || socket.remove());
+    let mut monitor = Monitor::new(control);
+    let first = run.map(|run| monitor.begin(Begin { run, main_ns }));
+    let (spec, vcpu) = match first.transpose()? {
+        Some((spec, vcpu)) => (Some(spec), Some(vcpu)),
+        None => (None, None),
+    };
+    let setup = Setup {
+        state: if spec.is_some() {
+            InstanceState::Running
+        } else {
+            InstanceState::NotStarted
+        },
+        spec: spec.unwrap_or_default(),
+        metadata,
+        metadata_bytes_max: usize::try_from(api.metadata_bytes_max).unwrap_or(usize::MAX),
+        ..Setup::new(id)
+    };
+    let (service, worker) = split(Controller::new(monitor, setup));
+    let on_failure = |cause| {
+        report::warn(&ServeError::Thread(cause));
+        job::end_process(exit::FAILURE)
+    };
+    server::spawn(listener, service, settings(&api), on_failure).map_err(ServeError::Thread)?;
+    tell_service_manager();
+    if let Some(vcpu) = vcpu {
+        worker.spawn().map_err(ServeError::Thread)?;
+        vcpu.run()
+    }
+    worker.run();
+    // The server never lets go of its end.
+    job::end_process(exit::FAILURE)
+}
+
+fn settings(api: &ApiJob) -> Settings {
+    Settings {
+        body_bytes_max: usize::try_from(api.body_bytes_max).unwrap_or(usize::MAX),
+        ..Settings::default()
+    }
+}
+
+fn read_metadata(path: &Path, bytes_max: u64) -> Result<MmdsData, ServeError> {
+    let found = fs::metadata(path).map_or(0, |found| found.len());
+    if found > bytes_max {
+        return Err(ServeError::MetadataSize {
+            path: path.into(),
+            bytes: found,
+            bytes_max,
+        });
+    }
+    let bytes = read_file("metadata", path, bytes_max)?;
+    serde_json::from_slice(&bytes).map_err(|cause| ServeError::Metadata {
+        path: path.into(),
+        cause,
+    })
+}
+
+/// `READY=1` to a service manager that has asked to be told (sd_notify(3)). One that cannot be reached is no reason not to
+/// serve.
+fn tell_service_manager() {
+    if let Err(cause) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        report::say(&format!(
+            "cannot tell the service manager (NOTIFY_SOCKET) that the API is served: {cause}"
+        ));
+    }
+}

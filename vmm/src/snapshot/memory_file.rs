@@ -1,0 +1,346 @@
+//! Guest RAM as a file of its own, as clients of the REST API have it: all RAM in address order, without the hole below
+//! 4 GiB, zero pages as holes of the file. The state that goes with it is an image without memory; it knows the length
+//! and some pages of the file, so that it is not given another machine's.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lightv_devices::memory::GuestMem;
+use lightv_devices::state::Section;
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::arch::host::layout;
+use crate::image::manifest::MemoryRunV1;
+use crate::limits;
+use crate::memory::{GuestRam, RamRun};
+use crate::publish::{NewFile, PublishError};
+use crate::sys::mapping::PAGE_BYTES;
+use crate::sys::process::wall_clock_ns;
+use crate::sys::signal::waiting_end;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// How much RAM is copied at a time.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// What a state knows of its memory file, version 1. Never edit: add a V2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFileV1 {
+    /// Length of the file in bytes: that of RAM.
+    pub bytes: u64,
+    /// When it was saved, in nanoseconds since 1970.
+    pub saved_unix_ns: u64,
+    /// Some of its pages, at most [`limits::MEMORY_SAMPLES`].
+    pub samples: Vec<PageSampleV1>,
+}
+
+/// A page of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageSampleV1 {
+    /// Offset in the file in bytes.
+    pub offset: u64,
+    /// XXH3-64 of the page.
+    pub checksum: u64,
+}
+
+impl Section for MemoryFileV1 {
+    const KIND: &'static str = "memory-file";
+    const VERSION: u16 = 1;
+}
+
+/// Why a memory file was not written. What was there is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteMemoryError {
+    /// The path cannot take it.
+    #[error("Cannot save guest memory as {}: {what}", path.display())]
+    Target {
+        /// Which path.
+        path: PathBuf,
+        /// What stands in the way.
+        what: &'static str,
+    },
+    /// The file could not be made, written, synced or named.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// RAM could not be read; a bug in us.
+    #[error("Cannot read guest RAM at {address:#x}")]
+    Ram {
+        /// Where.
+        address: u64,
+    },
+    /// A signal asked the process to end.
+    #[error("Saving {} was interrupted by signal {signal}", path.display())]
+    Interrupted {
+        /// Which path.
+        path: PathBuf,
+        /// Number of the signal.
+        signal: u8,
+    },
+}
+
+/// Why a memory file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenMemoryError {
+    /// It cannot be opened or read.
+    #[error("Cannot read memory file {}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// A directory, FIFO, socket or device.
+    #[error("Memory file {} is not a regular file", path.display())]
+    NotAFile {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// Another length than RAM has.
+    #[error("Memory file {} has {found} bytes; the snapshot's has {expected}", path.display())]
+    Length {
+        /// Which file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// What is needed.
+        expected: u64,
+    },
+    /// Not the memory that was saved with this state.
+    #[error(
+        "Memory file {} does not belong to this snapshot: its page at {offset:#x} is another (checksum)",
+        path.display()
+    )]
+    Other {
+        /// Which file.
+        path: PathBuf,
+        /// Where they differ.
+        offset: u64,
+    },
+}
+
+/// Proves that `path` can take guest memory: it is free, or a regular file that is none of `in_use`, the machine's disks.
+///
+/// # Errors
+/// [`WriteMemoryError::Target`].
+pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteMemoryError> {
+    let refused = |what| WriteMemoryError::Target {
+        path: path.into(),
+        what,
+    };
+    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(refused("it is no file name"));
+    }
+    // What cannot be looked at is found when the file is made.
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if !found.is_file() {
+        return Err(refused("it exists and is not a regular file"));
+    }
+    let is_same = |other: &&Path| {
+        let other = std::fs::metadata(other);
+        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+    };
+    if in_use.iter().any(is_same) {
+        return Err(refused("it is a disk of the machine"));
+    }
+    Ok(())
+}
+
+/// Writes `runs` of `ram` as the memory file `path`; all else of it is holes. The guest is paused.
+///
+/// # Errors
+/// [`WriteMemoryError`].
+pub fn write(
+    ram: &GuestRam,
+    runs: &[MemoryRunV1],
+    path: &Path,
+) -> Result<MemoryFileV1, WriteMemoryError> {
+    let file = NewFile::create(path)?;
+    let bytes = ram.bytes();
+    file.set_len(bytes)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for run in runs {
+        copy_run(ram.mem(), *run, &file, &mut buffer)?;
+    }
+    let samples = samples(ram.mem(), runs)?;
+    file.publish()?;
+    Ok(MemoryFileV1 {
+        bytes,
+        saved_unix_ns: wall_clock_ns(),
+        samples,
+    })
+}
+
+fn copy_run(
+    mem: &GuestMem,
+    run: MemoryRunV1,
+    file: &NewFile,
+    buffer: &mut [u8],
+) -> Result<(), WriteMemoryError> {
+    let mut done = 0;
+    while done < run.bytes {
+        if let Some(signal) = waiting_end() {
+            let path = file.path().to_owned();
+            return Err(WriteMemoryError::Interrupted { path, signal });
+        }
+        let left = usize::try_from(run.bytes - done).unwrap_or(usize::MAX);
+        let length = left.min(buffer.len());
+        let chunk = buffer.get_mut(..length).unwrap_or_default();
+        let address = run.address + done;
+        mem.read_slice(chunk, GuestAddress(address))
+            .map_err(|_| WriteMemoryError::Ram { address })?;
+        file.write_at(chunk, file_offset(address))?;
+        done += length as u64;
+    }
+    Ok(())
+}
+
+/// Pages from all over `runs`.
+fn samples(mem: &GuestMem, runs: &[MemoryRunV1]) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
+    let pages: u64 = runs.iter().map(|run| run.bytes / PAGE).sum();
+    let step = pages.div_ceil(limits::MEMORY_SAMPLES).max(1);
+    let mut samples = Vec::new();
+    // Page number, over all runs, of the next sample.
+    let mut next = 0;
+    let mut before = 0;
+    let mut page = vec![0; PAGE_BYTES];
+    for run in runs {
+        let end = before + run.bytes / PAGE;
+        while next < end {
+            let address = run.address + (next - before) * PAGE;
+            mem.read_slice(&mut page, GuestAddress(address))
+                .map_err(|_| WriteMemoryError::Ram { address })?;
+            samples.push(PageSampleV1 {
+                offset: file_offset(address),
+                checksum: xxh3_64(&page),
+            });
+            next += step;
+        }
+        before = end;
+    }
+    Ok(samples)
+}
+
+/// Where the byte at guest-physical `address` lies in the file.
+#[must_use]
+pub const fn file_offset(address: u64) -> u64 {
+    if address < layout::HOLE_START {
+        address
+    } else {
+        address - (layout::HOLE_END - layout::HOLE_START)
+    }
+}
+
+/// Opens the memory file `path` of a state that knows `known` of it.
+///
+/// # Errors
+/// [`OpenMemoryError`].
+pub fn open(path: &Path, known: &MemoryFileV1) -> Result<Arc<File>, OpenMemoryError> {
+    let failed = |cause| OpenMemoryError::Io {
+        path: path.into(),
+        cause,
+    };
+    // O_NONBLOCK: a FIFO without a writer must not hang us.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(OpenMemoryError::NotAFile { path: path.into() });
+    }
+    if metadata.size() != known.bytes {
+        return Err(OpenMemoryError::Length {
+            path: path.into(),
+            found: metadata.size(),
+            expected: known.bytes,
+        });
+    }
+    let mut page = vec![0; PAGE_BYTES];
+    for sample in &known.samples {
+        file.read_exact_at(&mut page, sample.offset)
+            .map_err(failed)?;
+        if xxh3_64(&page) != sample.checksum {
+            return Err(OpenMemoryError::Other {
+                path: path.into(),
+                offset: sample.offset,
+            });
+        }
+    }
+    Ok(Arc::new(file))
+}
+
+/// All RAM of a machine with `ram_bytes`, as it lies in its memory file.
+#[must_use]
+pub fn runs(ram_bytes: u64) -> Vec<RamRun> {
+    let (low, high) = layout::ram_ranges(ram_bytes);
+    let parts = [(0, low), (layout::HOLE_END, high)];
+    let runs = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+    runs.map(|(address, bytes)| RamRun {
+        address,
+        bytes,
+        file_offset: file_offset(address),
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::ram_scan;
+
+    #[test]
+    fn the_file_has_no_hole_below_4_gib() {
+        assert_eq!(file_offset(layout::HOLE_START - 1), layout::HOLE_START - 1);
+        assert_eq!(file_offset(layout::HOLE_END), layout::HOLE_START);
+        let all = runs(layout::HOLE_START + (16 << 20));
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[1].file_offset, layout::HOLE_START);
+        assert_eq!(runs(16 << 20).len(), 1);
+    }
+
+    #[test]
+    fn what_was_written_is_found_again_and_another_machines_memory_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let save = |name: &str, value: u8| {
+            let ram = GuestRam::allocate(layout::HOLE_START + (16 << 20)).unwrap();
+            for address in [0x5000, layout::HOLE_END + 0x3007] {
+                ram.mem().write_obj(value, GuestAddress(address)).unwrap();
+            }
+            let path = folder.path().join(name);
+            let known = write(&ram, &ram_scan::all_runs(&ram), &path).unwrap();
+            (path, known)
+        };
+        let (path, known) = save("a", 7);
+        let (other, _) = save("b", 8);
+        let file = open(&path, &known).unwrap();
+        assert_eq!(known.samples.len(), 2);
+        let mut byte = [0];
+        let at = layout::HOLE_START + 0x3007;
+        file.read_exact_at(&mut byte, at).unwrap();
+        assert_eq!(byte, [7]);
+        let refused = open(&other, &known).unwrap_err().to_string();
+        assert!(refused.contains("does not belong"), "{refused}");
+        let short = OpenOptions::new().write(true).open(&path).unwrap();
+        short.set_len(known.bytes - 1).unwrap();
+        let refused = open(&path, &known).unwrap_err().to_string();
+        assert!(refused.contains("bytes"), "{refused}");
+    }
+
+    #[test]
+    fn samples_are_few_and_from_all_over() {
+        let ram = GuestRam::allocate(64 << 20).unwrap();
+        let runs = [MemoryRunV1 {
+            address: 0,
+            bytes: 64 << 20,
+        }];
+        let found = samples(ram.mem(), &runs).unwrap();
+        assert!(found.len() as u64 <= limits::MEMORY_SAMPLES);
+        assert!(found.last().unwrap().offset > 60 << 20);
+    }
+}
