@@ -4,6 +4,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod report;
 pub mod start;
 pub mod stats;

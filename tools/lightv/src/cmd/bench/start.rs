@@ -1,39 +1,24 @@
-//! `lightv bench`: measures the claims on this host.
+//! `lightv bench start`.
 
-use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use lightv_api::exit;
-use lightv_api::host::HostReport;
-use lightv_bench::report::{self, Report};
-use lightv_bench::start::{self, StartBench, StartBenchError};
+use lightv_bench::report::{self as reports, Report};
+use lightv_bench::start::{self, StartBench};
 
-use super::run::own_program;
-use super::{show, show_json};
-use crate::cache::{self, CacheError};
-use crate::failure::{Coded, Failure};
-use crate::monitor;
+use super::{BenchError, host_line, report, temporary_folder, write_out};
+use crate::cache;
+use crate::cmd::run::own_program;
+use crate::cmd::{show, show_json};
+use crate::failure::Failure;
 use crate::table::Table;
 
 /// The image that is measured when none is named, and the app in it.
 const IMAGE: &str = "hello-world.lv";
 const APP: (&str, &str) = ("hello-world", "hello");
-
-/// Measure LightV on this host
-#[derive(Debug, Parser)]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    bench: Bench,
-}
-
-#[derive(Debug, Subcommand)]
-enum Bench {
-    Start(StartArgs),
-}
 
 /// Time from before the spawn to the first byte from the guest
 ///
@@ -45,7 +30,7 @@ Examples:
   lightv bench start                        200 rounds of hello-world
   lightv bench start --count 50 --json      one JSON object on standard output
   lightv bench start --image linux.lv       a Linux image; cold starts only in 5 of the rounds")]
-struct StartArgs {
+pub(super) struct StartArgs {
     /// Rounds that count
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
@@ -66,56 +51,10 @@ struct StartArgs {
     work: Option<PathBuf>,
 }
 
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BenchError {
-    #[error("Cannot find lightv-floor beside {}: build it (cargo xtask bench)", beside.display())]
-    NoFloor { beside: PathBuf },
-    #[error("There is no image {}", path.display())]
-    NoImage { path: PathBuf },
-    #[error(transparent)]
-    Image(#[from] CacheError),
-    #[error("Cannot use {}", path.display())]
-    File {
-        path: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
-    #[error(transparent)]
-    Start(#[from] StartBenchError),
-}
-
-impl Coded for BenchError {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Self::NoImage { .. } => exit::BAD_CONFIG,
-            Self::Image(cause) => cause.exit_code(),
-            _ => exit::FAILURE,
-        }
-    }
-}
-
-/// Carries out the benchmark that was named.
-pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
-    match &args.bench {
-        Bench::Start(args) => run_start(args),
-    }
-}
-
-fn run_start(args: &StartArgs) -> Result<ExitCode, Failure> {
-    let host: HostReport = monitor::query(&["--check-host".as_ref()])?;
-    let report = Report {
-        bench: "start".into(),
-        host: (&host).into(),
-        cases: measure(args)?,
-    };
-    if let Some(path) = &args.out {
-        let json = serde_json::to_vec_pretty(&report).unwrap_or_default();
-        fs::write(path, json).map_err(|cause| BenchError::File {
-            path: path.clone(),
-            cause,
-        })?;
-    }
+/// Carries it out.
+pub(super) fn run(args: &StartArgs) -> Result<ExitCode, Failure> {
+    let report = report("start", measure(args)?)?;
+    write_out(&report, args.out.as_deref())?;
     if args.json {
         show_json(&report)
     } else {
@@ -123,7 +62,7 @@ fn run_start(args: &StartArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-fn measure(args: &StartArgs) -> Result<Vec<report::Case>, BenchError> {
+fn measure(args: &StartArgs) -> Result<Vec<reports::Case>, BenchError> {
     let lightv = own_program();
     let floor = lightv.with_file_name("lightv-floor");
     if !floor.is_file() {
@@ -131,10 +70,7 @@ fn measure(args: &StartArgs) -> Result<Vec<report::Case>, BenchError> {
     }
     let temporary = match &args.work {
         Some(_) => None,
-        None => Some(tempfile::tempdir().map_err(|cause| BenchError::File {
-            path: std::env::temp_dir(),
-            cause,
-        })?),
+        None => Some(temporary_folder()?),
     };
     let work = match (&args.work, &temporary) {
         (Some(work), _) => work.clone(),
@@ -155,7 +91,7 @@ fn measure(args: &StartArgs) -> Result<Vec<report::Case>, BenchError> {
         bar.set_position(done.into());
     });
     bar.finish_and_clear();
-    Ok(report::cases("us", &samples?))
+    Ok(reports::cases("us", &samples?))
 }
 
 fn image(args: &StartArgs) -> Result<PathBuf, BenchError> {
@@ -191,17 +127,16 @@ fn show_table(report: &Report) -> Result<ExitCode, Failure> {
             format!("{:.2} × {}", case.ratio, case.reference),
         ]);
     }
-    let host = &report.host;
     let case = |name: &str| Some(report.cases.iter().find(|case| case.name == name)?.p50);
     show(|out| {
         table.write(out)?;
         if let (Some(run), Some(cold)) = (case("run"), case("cold")) {
             writeln!(out, "run takes {:.2} % of cold (p50)", run / cold * 100.0)?;
         }
+        let host = host_line(report);
         writeln!(
             out,
-            "{}, {} cores, Linux {}, {} KVM; from before the spawn to the first byte; ratio of p50",
-            host.cpu, host.cores, host.kernel, host.kvm
+            "{host}; from before the spawn to the first byte; ratio of p50"
         )
     })
 }

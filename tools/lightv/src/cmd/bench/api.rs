@@ -1,0 +1,82 @@
+//! `lightv bench api`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use lightv_bench::api::{self, ApiBench};
+use lightv_bench::report::Report;
+
+use super::{BenchError, host_line, report, temporary_folder, write_out};
+use crate::cache;
+use crate::cmd::{show, show_json};
+use crate::failure::Failure;
+use crate::monitor;
+use crate::table::Table;
+
+/// The image that is measured, and the app in it: a guest that sleeps.
+const APP: (&str, &str) = ("idle", "idle");
+
+/// Round trip of `GET /`, and what the server of the REST API takes
+///
+/// `api.get` asks on one connection, `api.get.new` on a new one each time; `echo` and `echo.new` are a thread that answers
+/// as many bytes over a socket of the same kind. `api.cpu` is the server's processor time for a request, `api.pss.idle` the
+/// memory of the whole monitor with an idle guest before the first request, `api.pss.used` after the last.
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  lightv bench api                  2000 requests of each kind
+  lightv bench api --json           one JSON object on standard output")]
+pub(super) struct ApiArgs {
+    /// Requests of each kind that count
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    count: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write the JSON into a file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Carries it out.
+pub(super) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
+    let report = report("api", measure(args)?)?;
+    write_out(&report, args.out.as_deref())?;
+    if args.json {
+        show_json(&report)
+    } else {
+        show_table(&report)
+    }
+}
+
+fn measure(args: &ApiArgs) -> Result<Vec<lightv_bench::report::Case>, BenchError> {
+    let work = temporary_folder()?;
+    let bench = ApiBench {
+        monitor: monitor::find()?,
+        image: cache::image(APP.0, APP.1)?,
+        work: work.path().to_owned(),
+        rounds: args.count,
+    };
+    Ok(api::measure(&bench)?)
+}
+
+fn show_table(report: &Report) -> Result<ExitCode, Failure> {
+    let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
+    for case in &report.cases {
+        table.row([
+            case.name.clone(),
+            case.n.to_string(),
+            format!("{:.1}", case.min),
+            format!("{:.1}", case.p50),
+            format!("{:.1}", case.p99),
+            case.unit.clone(),
+            format!("{:.2} × {}", case.ratio, case.reference),
+        ]);
+    }
+    show(|out| {
+        table.write(out)?;
+        writeln!(out, "{}; ratio of p50", host_line(report))
+    })
+}
