@@ -24,7 +24,6 @@ pub enum Feature {
     VhostUser,
     Discard,
     Smt,
-    DirtyTracking,
     CpuTemplate,
     HugePages,
 }
@@ -45,7 +44,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::VhostUser,
     Feature::Discard,
     Feature::Smt,
-    Feature::DirtyTracking,
     Feature::CpuTemplate,
     Feature::HugePages,
 ];
@@ -166,11 +164,6 @@ impl List {
         if machine.smt {
             let allowed = "false: this version of LightV shows each vCPU as a core";
             self.value(Feature::Smt, field("smt"), "true".to_owned(), allowed);
-        }
-        if machine.track_dirty_pages {
-            let allowed = "false: differential snapshots are not offered yet";
-            let name = field("track_dirty_pages");
-            self.value(Feature::DirtyTracking, name, "true".to_owned(), allowed);
         }
         let allowed = "None: others are not offered yet";
         if let Some(template) = machine.cpu_template

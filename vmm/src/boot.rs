@@ -163,6 +163,7 @@ pub fn boot(
         vcpus,
         sender,
         receiver,
+        page_log: None,
         restores: 0,
         boot_files: files,
         stamps,

@@ -1,8 +1,8 @@
 //! From what was asked for to a machine: a configuration file, an image, a snapshot, or what the REST API was told.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lightv_api::config::VmSpec;
 use lightv_api::exit;
@@ -19,7 +19,7 @@ use crate::machine::Machine;
 use crate::overrides::Overrides;
 use crate::restore::restore;
 use crate::save::ensure_target;
-use crate::snapshot::memory_file::{self, OpenMemoryError};
+use crate::snapshot::memory_file::{self, MemoryLayer, OpenMemoryError};
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
 use crate::stamps::Step;
 use crate::sys::process;
@@ -103,6 +103,10 @@ pub struct SnapshotFiles<'a> {
     pub state: &'a Path,
     /// Guest memory.
     pub memory: &'a Path,
+    /// What is laid over it, in order.
+    pub diffs: &'a [PathBuf],
+    /// Whether changed pages are tracked from now on.
+    pub tracks: bool,
     /// The guest's clock is advanced by the time that has passed since the save.
     pub advance_clock: bool,
 }
@@ -202,7 +206,11 @@ impl Builder<'_> {
         } else {
             BootFiles::default()
         };
-        let mut machine = self.restore_saved(&image, &saved, image.file(), overrides)?;
+        let layer = MemoryLayer {
+            file: Arc::clone(image.file()),
+            runs: saved.runs.clone(),
+        };
+        let mut machine = self.restore_saved(&image, &saved, &[layer], overrides)?;
         machine.boot_files = files;
         Ok(machine)
     }
@@ -221,11 +229,13 @@ impl Builder<'_> {
             let path = files.state.into();
             return Err(PrepareError::MemoryInImage { path });
         };
-        let memory = memory_file::open(files.memory, known).map_err(PrepareError::Memory)?;
+        let memory = memory_file::open(files.memory, files.diffs, known);
+        let memory = memory.map_err(PrepareError::Memory)?;
         if files.advance_clock {
             let passed = process::wall_clock_ns().saturating_sub(known.saved_unix_ns);
             saved.vm.clock_ns = saved.vm.clock_ns.saturating_add(passed);
         }
+        saved.manifest.config.machine_config.track_dirty_pages = files.tracks;
         self.restore_saved(&image, &saved, &memory, overrides)
     }
 
@@ -240,7 +250,7 @@ impl Builder<'_> {
         &self,
         image: &Image,
         saved: &SavedMachine,
-        memory: &File,
+        memory: &[MemoryLayer],
         overrides: Overrides,
     ) -> Result<Machine, PrepareError> {
         let mut spec = saved.manifest.config.clone();

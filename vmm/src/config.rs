@@ -218,6 +218,12 @@ impl MachineConfig {
         &self.nets
     }
 
+    /// Whether pages that change are tracked, for differential snapshots.
+    #[must_use]
+    pub const fn tracks_dirty_pages(&self) -> bool {
+        self.spec.machine_config.track_dirty_pages
+    }
+
     /// Whether there is an entropy device.
     #[must_use]
     pub const fn entropy(&self) -> bool {

@@ -22,7 +22,7 @@ pub const HOSTNAME_BYTES_MAX: usize = 63;
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;
 /// Pages of a memory file by which its state knows it: some 0.2 ms of reading.
-pub const MEMORY_SAMPLES: u64 = 64;
+pub const MEMORY_SAMPLES: usize = 64;
 /// Stretches of a working set: each is a call at every start.
 pub const WORKING_SET_RUNS_MAX: usize = 256;
 /// Bytes of a working set: all of it is given to every clone at once.

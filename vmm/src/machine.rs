@@ -13,6 +13,7 @@ use crate::device_set::DeviceSet;
 use crate::event::{EventReceiver, EventSender};
 use crate::kernel::BootFiles;
 use crate::memory::GuestRam;
+use crate::snapshot::page_log::PageLog;
 use crate::stamps::Stamps;
 use crate::vcpu::{self, Vcpu, VcpuContext, VcpuHandle};
 use crate::vm::Vm;
@@ -42,6 +43,8 @@ pub struct Machine {
     pub receiver: EventReceiver,
     /// Restores that lie between the boot and now.
     pub restores: u64,
+    /// Pages as of the last snapshot, if changed ones are tracked.
+    pub page_log: Option<PageLog>,
     /// For a save.
     pub boot_files: BootFiles,
     /// When each step was done.

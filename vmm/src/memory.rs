@@ -5,13 +5,19 @@
 //! Pages that the image does not hold are zero, and cost nothing until they are touched.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use lightv_devices::memory::GuestMem;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::arch::host::layout;
+use crate::limits;
 use crate::sys::mapping::{MapError, Mapping};
+
+/// How much is copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 
 /// RAM of a guest. Lives as long as the process.
 #[derive(Debug, Clone)]
@@ -58,6 +64,15 @@ pub enum RamError {
     RunOutside {
         /// The run.
         run: RamRun,
+    },
+    /// A file of memory could not be read.
+    #[error("Cannot read guest memory from offset {:#x} of its file", run.file_offset)]
+    Read {
+        /// What was being read.
+        run: RamRun,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
     },
     /// The parts do not fit together; a bug in `layout`.
     #[error("Guest RAM of {bytes} bytes has an impossible layout")]
@@ -113,6 +128,39 @@ impl GuestRam {
                 cause,
             })?;
         self.overlays.push(run);
+        Ok(())
+    }
+
+    /// Lays `runs` of `file` over RAM: as private views, or copied, when they are more than
+    /// [`limits::MEMORY_RUNS_MAX`]. To be done before the guest can run.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn lay(&mut self, file: &File, runs: &[RamRun]) -> Result<(), RamError> {
+        let is_copied = runs.len() > limits::MEMORY_RUNS_MAX;
+        for run in runs {
+            if is_copied {
+                self.copy(file, *run)?;
+            } else {
+                self.overlay(file, *run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(&self, file: &File, run: RamRun) -> Result<(), RamError> {
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut done = 0;
+        while done < run.bytes {
+            let left = usize::try_from(run.bytes - done).unwrap_or(usize::MAX);
+            let chunk = buffer.get_mut(..left.min(COPY_BYTES)).unwrap_or_default();
+            file.read_exact_at(chunk, run.file_offset + done)
+                .map_err(|cause| RamError::Read { run, cause })?;
+            let address = GuestAddress(run.address + done);
+            let written = self.mem.write_slice(chunk, address);
+            written.map_err(|_| RamError::RunOutside { run })?;
+            done += chunk.len() as u64;
+        }
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
+use lightv_api::contract::snapshot::SnapshotType;
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Order {
@@ -32,6 +34,8 @@ pub struct SnapshotTarget {
     pub state: PathBuf,
     /// For guest memory.
     pub memory: PathBuf,
+    /// How much of it.
+    pub extent: SnapshotType,
 }
 
 /// Why an order was not carried out; the machine is as it was.

@@ -1,6 +1,5 @@
 //! Restoring a snapshot. The same steps as `boot`, with the state of the image in place of a kernel's entry.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -16,6 +15,7 @@ use crate::kernel::BootFiles;
 use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
 use crate::output::GuestOutput;
+use crate::snapshot::memory_file::MemoryLayer;
 use crate::snapshot::saved::SavedMachine;
 use crate::snapshot::{irqchip_state, vcpu_state};
 use crate::stamps::Step;
@@ -23,14 +23,14 @@ use crate::sys::cpu;
 use crate::vm::Vm;
 
 /// Builds the machine that `saved` describes, with `config` (its configuration, changed as this run wants it) and the
-/// `memory` that it names stretches of. The caller starts it.
+/// `memory` that it consists of. The caller starts it.
 ///
 /// # Errors
 /// [`BuildError`].
 pub fn restore(
     config: MachineConfig,
     saved: &SavedMachine,
-    memory: &File,
+    memory: &[MemoryLayer],
     site: Site<'_>,
 ) -> Result<Machine, BuildError> {
     let Site {
@@ -97,18 +97,19 @@ pub fn restore(
         vcpus,
         sender,
         receiver,
+        page_log: None,
         restores,
         boot_files: BootFiles::default(),
         stamps,
     })
 }
 
-/// Views of the file over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
+/// Views of the files over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
 /// memory slots: KVM then hears nothing of it.
-fn map_ram(saved: &SavedMachine, memory: &File) -> Result<GuestRam, RamError> {
+fn map_ram(saved: &SavedMachine, memory: &[MemoryLayer]) -> Result<GuestRam, RamError> {
     let mut ram = GuestRam::allocate(saved.manifest.ram_bytes)?;
-    for run in &saved.runs {
-        ram.overlay(memory, *run)?;
+    for layer in memory {
+        ram.lay(&layer.file, &layer.runs)?;
     }
     for run in &saved.working_set.written {
         // A hint: without it the guest takes a fault a page.

@@ -1,10 +1,12 @@
 //! Saving a machine whose vCPUs are parked and have given their state.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightv_api::config::VmSpec;
+use lightv_api::contract::snapshot::SnapshotType;
 use lightv_devices::state::DeviceState;
 
 use crate::arch::host::rng_seed;
@@ -16,6 +18,7 @@ use crate::machine::Machine;
 use crate::orders::SnapshotTarget;
 use crate::snapshot::irqchip_state::{self, VmStateError};
 use crate::snapshot::memory_file::{self, WriteMemoryError};
+use crate::snapshot::page_log;
 use crate::snapshot::ram_scan;
 use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::VcpuStateV1;
@@ -35,6 +38,9 @@ pub enum SaveError {
     /// The memory file could not be written.
     #[error("Guest memory was not saved")]
     Memory(#[source] WriteMemoryError),
+    /// The page map could not be read.
+    #[error("Cannot read the page map of the process")]
+    PageMap(#[source] io::Error),
     /// One file for both.
     #[error("State and memory cannot be the same file: {}", .0.display())]
     SameFile(PathBuf),
@@ -64,7 +70,7 @@ pub fn save(
 ) -> Result<u64, SaveError> {
     ensure_target(&machine.config, path).map_err(SaveError::Write)?;
     let mut contents = state_of(machine, vcpus, devices)?;
-    let runs = ram_scan::non_zero_runs(&machine.ram);
+    let runs = ram_scan::non_zero_runs(&machine.ram).map_err(SaveError::PageMap)?;
     contents
         .add(0, &MemoryMapV1 { runs: runs.clone() })
         .map_err(SaveError::Write)?;
@@ -79,25 +85,38 @@ pub fn save(
     write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
 }
 
-/// Saves `machine` as two files: RAM first, then the state, which knows it.
+/// Saves `machine` as two files: RAM, or what of it has changed, first; then the state, which knows it.
 ///
 /// # Errors
 /// [`SaveError`]. When the state could not be written, a new memory file may be there; an old state does not fit it.
 pub fn save_apart(
-    machine: &Machine,
+    machine: &mut Machine,
     vcpus: &[VcpuStateV1],
     devices: &SavedDevices,
     target: &SnapshotTarget,
 ) -> Result<(), SaveError> {
     ensure_targets(&machine.config, target)?;
     let mut contents = state_of(machine, vcpus, devices)?;
-    let runs = ram_scan::all_runs(&machine.ram);
+    let changes = match &machine.page_log {
+        Some(log) => Some(log.changes(&machine.ram).map_err(SaveError::PageMap)?),
+        None => None,
+    };
+    let runs = match (target.extent, &changes) {
+        (SnapshotType::Full, _) => ram_scan::all_runs(&machine.ram),
+        (SnapshotType::Diff, Some(changes)) => Ok(changes.runs.clone()),
+        (SnapshotType::Diff, None) => page_log::own_pages(&machine.ram),
+    };
+    let runs = runs.map_err(SaveError::PageMap)?;
     let known =
         memory_file::write(&machine.ram, &runs, &target.memory).map_err(SaveError::Memory)?;
     contents.add(0, &known).map_err(SaveError::Write)?;
     add_disks(&mut contents, machine)?;
-    let written = write_image(&target.state, contents, Source::Ram(machine.ram.mem()));
-    written.map(|_bytes| ()).map_err(SaveError::Write)
+    write_image(&target.state, contents, Source::Ram(machine.ram.mem()))
+        .map_err(SaveError::Write)?;
+    if let Some(changes) = changes {
+        machine.page_log = Some(changes.log);
+    }
+    Ok(())
 }
 
 fn ensure_targets(config: &MachineConfig, target: &SnapshotTarget) -> Result<(), SaveError> {

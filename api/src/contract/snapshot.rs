@@ -80,6 +80,11 @@ pub struct MemBackend {
     /// A file, or the socket of a process that serves page faults.
     #[schema(value_type = String)]
     pub backend_path: PathBuf,
+    /// LightV's own: files of differential snapshots, laid over `backend_path` in this order. Only with
+    /// [`MemBackendType::File`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub diffs: Vec<PathBuf>,
 }
 
 /// What gives guest memory.
@@ -166,6 +171,9 @@ pub enum LoadFieldsError {
     /// Memory comes from two places.
     #[error("too many fields: either `mem_backend` or `mem_file_path` exclusively is required")]
     MemoryTwice,
+    /// Differences that a process serves.
+    #[error("mem_backend.diffs needs `mem_backend` of the type `File`")]
+    DiffsOfUffd,
     /// Large pages of a file.
     #[error("huge_pages `2M` needs `mem_backend` of the type `Uffd`")]
     LargePagesOfFile,
@@ -190,8 +198,12 @@ impl TryFrom<SnapshotLoad> for LoadParams {
             (None, Some(backend_path)) => MemBackend {
                 backend_type: MemBackendType::File,
                 backend_path,
+                diffs: Vec::new(),
             },
         };
+        if !memory.diffs.is_empty() && memory.backend_type == MemBackendType::Uffd {
+            return Err(LoadFieldsError::DiffsOfUffd);
+        }
         if load.huge_pages == LoadHugePages::Hugetlbfs2M
             && memory.backend_type == MemBackendType::File
         {

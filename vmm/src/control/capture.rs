@@ -162,7 +162,9 @@ impl Control {
         };
         let states: Vec<VcpuStateV1> = states.drain(..).flatten().collect();
         let written = match (wanted, &self.plan) {
-            (SaveFor::Order(target, _), _) => save_apart(&self.machine, &states, devices, target),
+            (SaveFor::Order(target, _), _) => {
+                save_apart(&mut self.machine, &states, devices, target)
+            }
             (SaveFor::Plan, Some(plan)) => {
                 save(&self.machine, &states, devices, &plan.path).map(|_bytes| ())
             }

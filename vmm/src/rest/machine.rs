@@ -6,11 +6,8 @@ use std::sync::mpsc::{RecvError, channel};
 use lightv_api::config::VmSpec;
 use lightv_api::contract::drive::DrivePatch;
 use lightv_api::contract::mmds::MmdsData;
-use lightv_api::contract::snapshot::{
-    LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
-};
+use lightv_api::contract::snapshot::{LoadHugePages, LoadParams, MemBackendType, SnapshotCreate};
 use lightv_api::exit;
-use lightv_api::offer::{Feature, NOT_OFFERED};
 use lightv_api::request::Reply;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
 
@@ -26,6 +23,7 @@ use crate::machine::{Machine as BuiltMachine, StartError};
 use crate::net_override::NetOverride;
 use crate::orders::{Order, SnapshotTarget};
 use crate::overrides::Overrides;
+use crate::snapshot::page_log::PageLog;
 use crate::stamps::Stamps;
 use crate::sys::process;
 use crate::vcpu::Vcpu;
@@ -37,6 +35,8 @@ pub(super) enum StartMachineError {
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("Cannot track changed pages: no random bytes from the host")]
+    PageLog(#[source] std::io::Error),
     #[error("The machine has no vCPU")]
     NoVcpu,
     #[error("Cannot start the thread of vCPU 0")]
@@ -49,7 +49,7 @@ impl StartMachineError {
         match self {
             Self::Prepare(cause) => cause.exit_status(),
             Self::Start(_) | Self::FirstVcpu(_) => exit::HOST_FAILURE,
-            Self::NoVcpu => exit::FAILURE,
+            Self::NoVcpu | Self::PageLog(_) => exit::FAILURE,
         }
     }
 }
@@ -104,10 +104,14 @@ impl Monitor {
     /// Gives a machine to the loop.
     fn assign(
         &mut self,
-        machine: BuiltMachine,
+        mut machine: BuiltMachine,
         is_paused: bool,
     ) -> Result<Vcpu, StartMachineError> {
         let events = machine.sender.clone();
+        if machine.config.tracks_dirty_pages() {
+            let log = PageLog::new(&machine.ram).map_err(StartMachineError::PageLog)?;
+            machine.page_log = Some(log);
+        }
         let (running, first) = machine.start(is_paused)?;
         let first = first.ok_or(StartMachineError::NoVcpu)?;
         self.control.assign(Assignment {
@@ -186,6 +190,8 @@ impl Machine for Monitor {
         let files = SnapshotFiles {
             state: &params.snapshot_path,
             memory: &params.memory.backend_path,
+            diffs: &params.memory.diffs,
+            tracks: params.track_dirty_pages,
             advance_clock: params.clock_realtime,
         };
         let machine = self
@@ -207,12 +213,10 @@ impl Machine for Monitor {
     }
 
     fn save(&mut self, target: &SnapshotCreate) -> Result<(), Refusal> {
-        if target.snapshot_type == SnapshotType::Diff {
-            return Err(not_offered("snapshot_type `Diff`"));
-        }
         self.order(Order::Save(SnapshotTarget {
             state: target.snapshot_path.clone(),
             memory: target.mem_file_path.clone(),
+            extent: target.snapshot_type,
         }))
     }
 
@@ -242,9 +246,6 @@ impl Machine for Monitor {
 fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
     if params.memory.backend_type == MemBackendType::Uffd {
         return Err(not_offered("mem_backend of the type `Uffd`"));
-    }
-    if params.track_dirty_pages && NOT_OFFERED.contains(&Feature::DirtyTracking) {
-        return Err(not_offered("track_dirty_pages"));
     }
     if params.vsock_override.is_some() {
         return Err(Refusal::new(

@@ -4,16 +4,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::iter;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::Section;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::page_map::{Page, for_each_page};
 use crate::arch::host::layout;
 use crate::image::manifest::MemoryRunV1;
 use crate::limits;
@@ -72,6 +76,9 @@ pub enum WriteMemoryError {
         /// Where.
         address: u64,
     },
+    /// The page map could not be read.
+    #[error("Cannot read the page map of the process")]
+    PageMap(#[source] io::Error),
     /// A signal asked the process to end.
     #[error("Saving {} was interrupted by signal {signal}", path.display())]
     Interrupted {
@@ -168,7 +175,7 @@ pub fn write(
     for run in runs {
         copy_run(ram.mem(), *run, &file, &mut buffer)?;
     }
-    let samples = samples(ram.mem(), runs)?;
+    let samples = samples(ram)?;
     file.publish()?;
     Ok(MemoryFileV1 {
         bytes,
@@ -201,28 +208,26 @@ fn copy_run(
     Ok(())
 }
 
-/// Pages from all over `runs`.
-fn samples(mem: &GuestMem, runs: &[MemoryRunV1]) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
-    let pages: u64 = runs.iter().map(|run| run.bytes / PAGE).sum();
-    let step = pages.div_ceil(limits::MEMORY_SAMPLES).max(1);
-    let mut samples = Vec::new();
-    // Page number, over all runs, of the next sample.
-    let mut next = 0;
-    let mut before = 0;
-    let mut page = vec![0; PAGE_BYTES];
-    for run in runs {
-        let end = before + run.bytes / PAGE;
-        while next < end {
-            let address = run.address + (next - before) * PAGE;
-            mem.read_slice(&mut page, GuestAddress(address))
-                .map_err(|_| WriteMemoryError::Ram { address })?;
-            samples.push(PageSampleV1 {
-                offset: file_offset(address),
-                checksum: xxh3_64(&page),
-            });
-            next += step;
+/// Pages from all over those that exist.
+fn samples(ram: &GuestRam) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
+    let mut pages: Vec<u64> = Vec::new();
+    for_each_page(ram, |address, page| {
+        if page != Page::Absent {
+            pages.push(address);
         }
-        before = end;
+    })
+    .map_err(WriteMemoryError::PageMap)?;
+    let step = pages.len().div_ceil(limits::MEMORY_SAMPLES).max(1);
+    let mut bytes = vec![0; PAGE_BYTES];
+    let mut samples = Vec::with_capacity(limits::MEMORY_SAMPLES);
+    for address in pages.into_iter().step_by(step) {
+        ram.mem()
+            .read_slice(&mut bytes, GuestAddress(address))
+            .map_err(|_| WriteMemoryError::Ram { address })?;
+        samples.push(PageSampleV1 {
+            offset: file_offset(address),
+            checksum: xxh3_64(&bytes),
+        });
     }
     Ok(samples)
 }
@@ -237,11 +242,45 @@ pub const fn file_offset(address: u64) -> u64 {
     }
 }
 
-/// Opens the memory file `path` of a state that knows `known` of it.
+/// A memory file, and what of it is laid over RAM.
+#[derive(Debug)]
+pub struct MemoryLayer {
+    /// The file.
+    pub file: Arc<File>,
+    /// Where its parts go, in order.
+    pub runs: Vec<RamRun>,
+}
+
+/// Opens the memory file `base` of a state that knows `known` of it, and the differences `diffs` that are laid over it in
+/// this order.
 ///
 /// # Errors
 /// [`OpenMemoryError`].
-pub fn open(path: &Path, known: &MemoryFileV1) -> Result<Arc<File>, OpenMemoryError> {
+pub fn open(
+    base: &Path,
+    diffs: &[PathBuf],
+    known: &MemoryFileV1,
+) -> Result<Vec<MemoryLayer>, OpenMemoryError> {
+    let mut layers = vec![MemoryLayer {
+        file: open_file(base, known.bytes)?,
+        runs: runs(known.bytes),
+    }];
+    for path in diffs {
+        let file = open_file(path, known.bytes)?;
+        let extents = extents(&file, known.bytes).map_err(|cause| OpenMemoryError::Io {
+            path: path.clone(),
+            cause,
+        })?;
+        let runs = extents.into_iter().flat_map(ram_runs).collect();
+        layers.push(MemoryLayer { file, runs });
+    }
+    for sample in &known.samples {
+        prove_sample(&layers, sample, diffs.last().map_or(base, PathBuf::as_path))?;
+    }
+    Ok(layers)
+}
+
+fn open_file(path: &Path, bytes: u64) -> Result<Arc<File>, OpenMemoryError> {
     let failed = |cause| OpenMemoryError::Io {
         path: path.into(),
         cause,
@@ -254,25 +293,132 @@ pub fn open(path: &Path, known: &MemoryFileV1) -> Result<Arc<File>, OpenMemoryEr
     if !metadata.is_file() {
         return Err(OpenMemoryError::NotAFile { path: path.into() });
     }
-    if metadata.size() != known.bytes {
+    if metadata.size() != bytes {
         return Err(OpenMemoryError::Length {
             path: path.into(),
             found: metadata.size(),
-            expected: known.bytes,
+            expected: bytes,
         });
     }
+    Ok(Arc::new(file))
+}
+
+/// Proves a page of what the layers make together.
+fn prove_sample(
+    layers: &[MemoryLayer],
+    sample: &PageSampleV1,
+    path: &Path,
+) -> Result<(), OpenMemoryError> {
+    let holds =
+        |run: &RamRun| (run.file_offset..run.file_offset + run.bytes).contains(&sample.offset);
+    let top = layers
+        .iter()
+        .rev()
+        .find(|layer| layer.runs.iter().any(holds));
+    let Some(layer) = top else {
+        return Ok(());
+    };
     let mut page = vec![0; PAGE_BYTES];
-    for sample in &known.samples {
-        file.read_exact_at(&mut page, sample.offset)
-            .map_err(failed)?;
-        if xxh3_64(&page) != sample.checksum {
-            return Err(OpenMemoryError::Other {
-                path: path.into(),
-                offset: sample.offset,
-            });
+    let read = layer.file.read_exact_at(&mut page, sample.offset);
+    read.map_err(|cause| OpenMemoryError::Io {
+        path: path.into(),
+        cause,
+    })?;
+    if xxh3_64(&page) == sample.checksum {
+        return Ok(());
+    }
+    Err(OpenMemoryError::Other {
+        path: path.into(),
+        offset: sample.offset,
+    })
+}
+
+/// The parts of a file that are no holes, by offset and length, widened to whole pages (lseek(2), SEEK_DATA).
+fn extents(file: &File, file_bytes: u64) -> io::Result<Vec<(u64, u64)>> {
+    let mut extents: Vec<(u64, u64)> = Vec::new();
+    let mut at = 0;
+    while at < file_bytes {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start / PAGE * PAGE,
+            // No data after `at`.
+            Err(Errno::NXIO) => break,
+            Err(cause) => return Err(cause.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start.max(at)))?.next_multiple_of(PAGE);
+        extents.push((start, end.min(file_bytes) - start));
+        at = end;
+    }
+    Ok(extents)
+}
+
+/// Where a part of a memory file goes in RAM: in two parts, if it has the hole below 4 GiB in it.
+fn ram_runs((offset, bytes): (u64, u64)) -> impl Iterator<Item = RamRun> {
+    let below = layout::HOLE_START.saturating_sub(offset).min(bytes);
+    let parts = [(offset, below), (offset + below, bytes - below)];
+    let parts = parts.into_iter().filter(|(_, bytes)| *bytes > 0);
+    parts.map(|(file_offset, bytes)| RamRun {
+        address: address_of(file_offset),
+        bytes,
+        file_offset,
+    })
+}
+
+/// Where the byte at `offset` of the file lies in RAM: the reverse of [`file_offset`].
+const fn address_of(offset: u64) -> u64 {
+    if offset < layout::HOLE_START {
+        offset
+    } else {
+        offset + (layout::HOLE_END - layout::HOLE_START)
+    }
+}
+
+/// Makes one memory file, `out`, of `base` and the differences `diffs` over it, in this order.
+///
+/// # Errors
+/// [`MergeError`]; what was there is as it was.
+pub fn merge(base: &Path, diffs: &[PathBuf], out: &Path) -> Result<(), MergeError> {
+    check_target(out, &[])?;
+    let bytes = std::fs::metadata(base).map_or(0, |found| found.size());
+    let target = NewFile::create(out).map_err(WriteMemoryError::Publish)?;
+    target.set_len(bytes).map_err(WriteMemoryError::Publish)?;
+    let paths = iter::once(base).chain(diffs.iter().map(PathBuf::as_path));
+    for path in paths {
+        let file = open_file(path, bytes)?;
+        copy_data(&file, path, bytes, &target)?;
+    }
+    target.publish().map_err(WriteMemoryError::Publish)?;
+    Ok(())
+}
+
+fn copy_data(file: &File, path: &Path, bytes: u64, target: &NewFile) -> Result<(), MergeError> {
+    let failed = |cause| OpenMemoryError::Io {
+        path: path.into(),
+        cause,
+    };
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for (offset, length) in extents(file, bytes).map_err(failed)? {
+        let mut done = 0;
+        while done < length {
+            let left = usize::try_from(length - done).unwrap_or(usize::MAX);
+            let chunk = buffer.get_mut(..left.min(CHUNK_BYTES)).unwrap_or_default();
+            file.read_exact_at(chunk, offset + done).map_err(failed)?;
+            let written = target.write_at(chunk, offset + done);
+            written.map_err(WriteMemoryError::Publish)?;
+            done += chunk.len() as u64;
         }
     }
-    Ok(Arc::new(file))
+    Ok(())
+}
+
+/// Why memory files were not merged.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// One of them is refused.
+    #[error(transparent)]
+    Open(#[from] OpenMemoryError),
+    /// The result could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteMemoryError),
 }
 
 /// All RAM of a machine with `ram_bytes`, as it lies in its memory file.
@@ -313,34 +459,84 @@ mod tests {
                 ram.mem().write_obj(value, GuestAddress(address)).unwrap();
             }
             let path = folder.path().join(name);
-            let known = write(&ram, &ram_scan::all_runs(&ram), &path).unwrap();
+            let runs = ram_scan::all_runs(&ram).unwrap();
+            let known = write(&ram, &runs, &path).unwrap();
             (path, known)
         };
         let (path, known) = save("a", 7);
         let (other, _) = save("b", 8);
-        let file = open(&path, &known).unwrap();
+        let layers = open(&path, &[], &known).unwrap();
+        let file = &layers[0].file;
         assert_eq!(known.samples.len(), 2);
         let mut byte = [0];
         let at = layout::HOLE_START + 0x3007;
         file.read_exact_at(&mut byte, at).unwrap();
         assert_eq!(byte, [7]);
-        let refused = open(&other, &known).unwrap_err().to_string();
+        let refused = open(&other, &[], &known).unwrap_err().to_string();
         assert!(refused.contains("does not belong"), "{refused}");
         let short = OpenOptions::new().write(true).open(&path).unwrap();
         short.set_len(known.bytes - 1).unwrap();
-        let refused = open(&path, &known).unwrap_err().to_string();
+        let refused = open(&path, &[], &known).unwrap_err().to_string();
         assert!(refused.contains("bytes"), "{refused}");
+    }
+
+    #[test]
+    fn differences_are_laid_over_the_base_by_a_load_and_by_a_merge() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let ram = GuestRam::allocate(layout::HOLE_START + (16 << 20)).unwrap();
+        let set = |address, value: u8| {
+            ram.mem().write_obj(value, GuestAddress(address)).unwrap();
+        };
+        let page = |address| MemoryRunV1 {
+            address,
+            bytes: PAGE,
+        };
+        set(0x5000, 1);
+        set(layout::HOLE_END, 1);
+        write(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("base")).unwrap();
+        // Two neighbours in the file, on both sides of the hole.
+        set(layout::HOLE_START - 1, 2);
+        set(layout::HOLE_END, 2);
+        let changed = [page(layout::HOLE_START - PAGE), page(layout::HOLE_END)];
+        write(&ram, &changed, &path("first")).unwrap();
+        set(0x5000, 0);
+        let known = write(&ram, &[page(0x5000)], &path("second")).unwrap();
+        write(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("full")).unwrap();
+        let diffs = [path("first"), path("second")];
+        let layers = open(&path("base"), &diffs, &known).unwrap();
+        assert_eq!(layers.len(), 3);
+        assert_eq!(layers[1].runs.len(), 2, "{:?}", layers[1].runs);
+        let refused = open(&path("base"), &diffs[1..], &known).unwrap_err();
+        assert!(refused.to_string().contains("does not belong"), "{refused}");
+        merge(&path("base"), &diffs, &path("merged")).unwrap();
+        let same = |a: &Path, b: &Path| {
+            let (a, b) = (File::open(a).unwrap(), File::open(b).unwrap());
+            let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+            let mut at = 0;
+            while at < known.bytes {
+                a.read_exact_at(&mut left, at).unwrap();
+                b.read_exact_at(&mut right, at).unwrap();
+                assert_eq!(left, right, "{at:#x}");
+                at += 1 << 20;
+            }
+        };
+        same(&path("merged"), &path("full"));
+        let other = path("other");
+        File::create(&other).unwrap().set_len(4096).unwrap();
+        let refused = merge(&path("base"), &[other], &path("m")).unwrap_err();
+        assert!(refused.to_string().contains("bytes"), "{refused}");
+        assert!(!path("m").exists());
     }
 
     #[test]
     fn samples_are_few_and_from_all_over() {
         let ram = GuestRam::allocate(64 << 20).unwrap();
-        let runs = [MemoryRunV1 {
-            address: 0,
-            bytes: 64 << 20,
-        }];
-        let found = samples(ram.mem(), &runs).unwrap();
-        assert!(found.len() as u64 <= limits::MEMORY_SAMPLES);
+        for address in (0..64 << 20).step_by(PAGE_BYTES * 8) {
+            ram.mem().write_obj(1_u8, GuestAddress(address)).unwrap();
+        }
+        let found = samples(&ram).unwrap();
+        assert!(found.len() <= limits::MEMORY_SAMPLES && found.len() > 30);
         assert!(found.last().unwrap().offset > 60 << 20);
     }
 }

@@ -5,6 +5,8 @@
 
 pub mod irqchip_state;
 pub mod memory_file;
+pub mod page_log;
+pub mod page_map;
 pub mod ram_scan;
 pub mod saved;
 pub mod vcpu_state;

@@ -1,89 +1,56 @@
-//! Which pages of RAM an image must hold: those that are not zero.
-//!
-//! A page that was never touched is zero and must not be touched to find that out, or a save would cost the whole
-//! RAM. The kernel's page map (Documentation/admin-guide/mm/pagemap.rst) says which pages exist; only those, and the
-//! views of an earlier image, are looked at.
+//! Which pages of RAM an image must hold: those that are not zero. Only pages that exist are looked at.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
 
 use lightv_devices::memory::GuestMem;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::page_map::{Page, for_each_page};
+use crate::arch::host::layout;
 use crate::image::manifest::MemoryRunV1;
 use crate::limits;
-use crate::memory::{GuestRam, RamPart};
+use crate::memory::GuestRam;
 use crate::sys::mapping::PAGE_BYTES;
 
 const PAGE: u64 = PAGE_BYTES as u64;
-/// Bits of a page map entry: the page is present; it is in swap.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-/// Entries read at a time: 16 MiB of RAM.
-const ENTRIES: usize = 4096;
-const ENTRY_BYTES: usize = 8;
 
 /// The stretches of RAM that are not zero, in address order, at most [`limits::MEMORY_RUNS_MAX`]: where there are
 /// more, those with the smallest gaps between them become one, gap included.
 ///
 /// The guest must be paused.
-#[must_use]
-pub fn non_zero_runs(ram: &GuestRam) -> Vec<MemoryRunV1> {
-    merge(scan(ram), limits::MEMORY_RUNS_MAX)
+///
+/// # Errors
+/// The kernel's, when the page map cannot be read.
+pub fn non_zero_runs(ram: &GuestRam) -> io::Result<Vec<MemoryRunV1>> {
+    let (low, high) = all_runs(ram)?
+        .into_iter()
+        .partition(|run| run.address < layout::HOLE_START);
+    Ok(merge(vec![low, high], limits::MEMORY_RUNS_MAX))
 }
 
 /// All stretches of RAM that are not zero, in address order. The guest must be paused.
-#[must_use]
-pub fn all_runs(ram: &GuestRam) -> Vec<MemoryRunV1> {
-    scan(ram).concat()
-}
-
-/// The stretches of each part of RAM that are not zero.
-fn scan(ram: &GuestRam) -> Vec<Vec<MemoryRunV1>> {
-    let map = File::open("/proc/self/pagemap").ok();
+///
+/// # Errors
+/// The kernel's, when the page map cannot be read.
+pub fn all_runs(ram: &GuestRam) -> io::Result<Vec<MemoryRunV1>> {
     let mut runs = Vec::new();
-    for part in ram.parts() {
-        let mut part_runs = Vec::new();
-        scan_part(ram, part, map.as_ref(), &mut part_runs);
-        runs.push(part_runs);
-    }
-    runs
-}
-
-fn scan_part(ram: &GuestRam, part: &RamPart, map: Option<&File>, runs: &mut Vec<MemoryRunV1>) {
-    let pages = part.mapping.bytes() / PAGE_BYTES;
-    let first_entry = (part.mapping.address() / PAGE_BYTES) as u64;
-    let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
-    let mut page_bytes = vec![0_u8; PAGE_BYTES];
-    for chunk in (0..pages).step_by(ENTRIES) {
-        let count = ENTRIES.min(pages - chunk);
-        let buffer = entries.get_mut(..count * ENTRY_BYTES).unwrap_or_default();
-        let offset = (first_entry + chunk as u64) * ENTRY_BYTES as u64;
-        // Without a page map every page may exist.
-        let known = map.is_some_and(|map| map.read_exact_at(buffer, offset).is_ok());
-        for (page, entry) in (chunk..).zip(buffer.chunks_exact(ENTRY_BYTES)) {
-            let entry = entry.try_into().map_or(0, u64::from_le_bytes);
-            let address = part.base.0 + page as u64 * PAGE;
-            let may_hold = !known || entry & (PRESENT | SWAPPED) != 0 || is_overlaid(ram, address);
-            if may_hold && !is_zero(ram.mem(), address, &mut page_bytes) {
-                push_page(runs, address);
-            }
+    let mut bytes = vec![0_u8; PAGE_BYTES];
+    for_each_page(ram, |address, page| {
+        if page != Page::Absent && !is_zero(ram.mem(), address, &mut bytes) {
+            push_page(&mut runs, address);
         }
-    }
+    })?;
+    Ok(runs)
 }
 
-fn is_overlaid(ram: &GuestRam, address: u64) -> bool {
-    ram.overlays()
-        .iter()
-        .any(|run| (run.address..run.address + run.bytes).contains(&address))
-}
-
+/// Whether a page is zero; `buffer` has room for it.
 fn is_zero(mem: &GuestMem, address: u64, buffer: &mut [u8]) -> bool {
     // What cannot be read is left to the writer, which fails with the address.
     mem.read_slice(buffer, GuestAddress(address)).is_ok() && buffer.iter().all(|b| *b == 0)
 }
 
-fn push_page(runs: &mut Vec<MemoryRunV1>, address: u64) {
+/// Adds the page at `address`, which lies after all of `runs`.
+pub(super) fn push_page(runs: &mut Vec<MemoryRunV1>, address: u64) {
     match runs.last_mut() {
         Some(last) if last.address + last.bytes == address => last.bytes += PAGE,
         _ => runs.push(MemoryRunV1 {
@@ -134,7 +101,6 @@ fn merge(parts: Vec<Vec<MemoryRunV1>>, max: usize) -> Vec<MemoryRunV1> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::host::layout;
 
     fn run(address: u64, bytes: u64) -> MemoryRunV1 {
         MemoryRunV1 { address, bytes }
@@ -150,7 +116,7 @@ mod tests {
         write(layout::HOLE_START - 1);
         write(layout::HOLE_END);
         assert_eq!(
-            non_zero_runs(&ram),
+            non_zero_runs(&ram).unwrap(),
             [
                 run(3 * PAGE, 2 * PAGE),
                 run(layout::HOLE_START - PAGE, PAGE),

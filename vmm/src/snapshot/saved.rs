@@ -186,8 +186,7 @@ fn take_memory_file(
         .samples
         .iter()
         .all(|sample| sample.offset % PAGE == 0 && sample.offset < ram_bytes);
-    if known.bytes == ram_bytes && are_pages && known.samples.len() as u64 <= limits::MEMORY_SAMPLES
-    {
+    if known.bytes == ram_bytes && are_pages && known.samples.len() <= limits::MEMORY_SAMPLES {
         return Ok(Some(known));
     }
     let name = format!("{}[0]", MemoryFileV1::KIND);

@@ -1,0 +1,83 @@
+//! Which pages of RAM exist, and which of them are this process's own.
+//!
+//! A page that was never touched is zero and must not be touched to find that out, or a save would cost the whole RAM. The
+//! kernel's page map (Documentation/admin-guide/mm/pagemap.rst) tells.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::memory::{GuestRam, RamPart};
+use crate::sys::mapping::PAGE_BYTES;
+
+const PAGE: u64 = PAGE_BYTES as u64;
+/// Bits of a page map entry: the page is present; it is in swap; it is a file's or shared.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FILE_OR_SHARED: u64 = 1 << 61;
+/// Entries read at a time: 16 MiB of RAM.
+const ENTRIES: usize = 4096;
+const ENTRY_BYTES: usize = 8;
+
+/// What a page of RAM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Page {
+    /// It was never touched: it is zero.
+    Absent,
+    /// It is as in the file that was laid over RAM.
+    View,
+    /// It was written, or at least touched.
+    Own,
+}
+
+/// Calls `visit` with the guest-physical address of each page of `ram`, in order.
+///
+/// # Errors
+/// The kernel's, when the page map cannot be read.
+pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Result<()> {
+    let map = File::open("/proc/self/pagemap")?;
+    let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
+    for part in ram.parts() {
+        visit_part(ram, part, &map, (&mut entries, &mut visit))?;
+    }
+    Ok(())
+}
+
+fn visit_part(
+    ram: &GuestRam,
+    part: &RamPart,
+    map: &File,
+    (entries, visit): (&mut [u8], &mut impl FnMut(u64, Page)),
+) -> io::Result<()> {
+    let pages = part.mapping.bytes() / PAGE_BYTES;
+    let first_entry = (part.mapping.address() / PAGE_BYTES) as u64;
+    for chunk in (0..pages).step_by(ENTRIES) {
+        let count = ENTRIES.min(pages - chunk);
+        let buffer = entries.get_mut(..count * ENTRY_BYTES).unwrap_or_default();
+        let offset = (first_entry + chunk as u64) * ENTRY_BYTES as u64;
+        map.read_exact_at(buffer, offset)?;
+        for (page, entry) in (chunk..).zip(buffer.as_chunks::<ENTRY_BYTES>().0) {
+            let address = part.base.0 + page as u64 * PAGE;
+            visit(address, kind(ram, address, u64::from_le_bytes(*entry)));
+        }
+    }
+    Ok(())
+}
+
+fn kind(ram: &GuestRam, address: u64, entry: u64) -> Page {
+    let is_there = entry & (PRESENT | SWAPPED) != 0;
+    let is_files = entry & SWAPPED == 0 && entry & FILE_OR_SHARED != 0;
+    if is_there && !is_files {
+        Page::Own
+    } else if is_there || is_overlaid(ram, address) {
+        Page::View
+    } else {
+        Page::Absent
+    }
+}
+
+fn is_overlaid(ram: &GuestRam, address: u64) -> bool {
+    ram.overlays()
+        .iter()
+        .any(|run| (run.address..run.address + run.bytes).contains(&address))
+}
