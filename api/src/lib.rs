@@ -13,4 +13,5 @@ pub mod fault;
 pub mod host;
 pub mod offer;
 pub mod request;
+pub mod runtime;
 pub mod timings;

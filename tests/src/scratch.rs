@@ -34,7 +34,7 @@ impl Scratch {
             .tempdir()
             .expect("a folder");
         let path = folder.path().canonicalize().expect("the folder's path");
-        for part in ["tmp", "cache"] {
+        for part in ["tmp", "cache", "run"] {
             fs::create_dir(path.join(part)).expect("a folder in the folder");
         }
         Self {
@@ -93,6 +93,7 @@ impl Scratch {
             .env("TMPDIR", self.path("tmp"))
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("HOME", &self.path)
+            .env("LIGHTV_RUNTIME_DIR", self.path("run"))
             .env_remove("LIGHTV_VMM");
         command
     }

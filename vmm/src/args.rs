@@ -3,7 +3,7 @@
 mod api;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use lightv_api::contract::instance::{APP_NAME, FIRECRACKER_VERSION};
@@ -163,6 +163,16 @@ pub enum Origin {
     Restore(PathBuf),
     /// The kernel of an image.
     Boot(PathBuf),
+}
+
+impl Origin {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Config(path) | Self::Restore(path) | Self::Boot(path) => path,
+        }
+    }
 }
 
 /// How to run a machine.

@@ -31,6 +31,7 @@ use crate::limits;
 use crate::machine::{Machine, Running};
 use crate::orders::{Order, OrderReply};
 use crate::poller::{PollError, Poller, Token};
+use crate::runtime_dir;
 use crate::save::SaveError;
 use crate::snapshot::vcpu_state::VcpuStateError;
 use crate::sys::process;
@@ -236,6 +237,7 @@ impl Control {
                 .map_err(ControlError::Poll)?;
             if tokens.is_empty() && self.has_start_pages {
                 self.has_start_pages = false;
+                runtime_dir::register_announced();
                 process::give_back_code();
             }
             for token in tokens {

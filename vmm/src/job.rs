@@ -28,7 +28,7 @@ use crate::sys::process;
 use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
-use crate::{at_end, describe, host_check, inspect, report};
+use crate::{at_end, describe, host_check, inspect, report, runtime_dir};
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
@@ -174,6 +174,7 @@ fn build_and_run(
         .save
         .as_ref()
         .is_some_and(|plan| plan.moment == SaveMoment::Ready);
+    runtime_dir::announce(&job.id, Some(job.origin.path()), None);
     let builder = Builder {
         site: Site {
             control,

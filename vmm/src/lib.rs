@@ -40,6 +40,7 @@ pub mod publish;
 pub mod report;
 pub mod rest;
 pub mod restore;
+pub mod runtime_dir;
 pub mod sandbox;
 pub mod save;
 pub mod snapshot;

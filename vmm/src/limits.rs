@@ -21,6 +21,10 @@ pub const HOSTNAME_BYTES_MAX: usize = 63;
 /// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;
+/// Files of the runtime directory that are looked at.
+pub const RUNTIME_FILES_MAX: usize = 100_000;
+/// Bytes of one: a few paths.
+pub const RUNTIME_FILE_BYTES_MAX: u64 = 64 << 10;
 /// Pages of a memory file by which its state knows it: some 0.2 ms of reading.
 pub const MEMORY_SAMPLES: usize = 64;
 /// Stretches of a working set: each is a call at every start.

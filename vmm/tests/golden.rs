@@ -10,6 +10,7 @@ use lightv_devices::state::Section;
 use lightv_vmm::image::header::{Header, SectionEntry};
 use lightv_vmm::image::manifest::{MemoryMapV1, MemoryRunV1};
 use lightv_vmm::snapshot::irqchip_state::VmStateV1;
+use lightv_vmm::snapshot::memory_file::{MemoryFileV1, PageSampleV1};
 use lightv_vmm::snapshot::vcpu_state::VcpuStateV1;
 use lightv_vmm::snapshot::working_set::WorkingSetV1;
 
@@ -86,6 +87,18 @@ fn golden_working_set() {
         written: vec![MemoryRunV1 {
             address: 0x10_0000,
             bytes: 12_288,
+        }],
+    });
+}
+
+#[test]
+fn golden_memory_file() {
+    check(&MemoryFileV1 {
+        bytes: 128 << 20,
+        saved_unix_ns: 1_800_000_000_000_000_000,
+        samples: vec![PageSampleV1 {
+            offset: 0x10_0000,
+            checksum: 0x0123_4567_89ab_cdef,
         }],
     });
 }

@@ -37,6 +37,17 @@ pub enum InstanceState {
     Paused,
 }
 
+impl std::fmt::Display for InstanceState {
+    /// As in the JSON.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::NotStarted => "Not started",
+            Self::Running => "Running",
+            Self::Paused => "Paused",
+        })
+    }
+}
+
 /// `GET /version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VersionInfo {

@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use lightv_api::exit;
 
+use crate::cmd::api::ApiArgs;
 use crate::cmd::bench::BenchArgs;
 use crate::cmd::build::BuildArgs;
 use crate::cmd::completions::CompletionsArgs;
@@ -15,9 +16,17 @@ use crate::cmd::doctor::DoctorArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
 use crate::cmd::kernel::KernelArgs;
+use crate::cmd::logs::LogsArgs;
 use crate::cmd::man::ManArgs;
+use crate::cmd::pause::{PauseArgs, ResumeArgs};
+use crate::cmd::ps::PsArgs;
 use crate::cmd::run::RunArgs;
-use crate::cmd::{bench, build, completions, doctor, images, inspect, kernel, man, run};
+use crate::cmd::snapshot::SnapshotArgs;
+use crate::cmd::stop::StopArgs;
+use crate::cmd::{
+    api, bench, build, completions, doctor, images, inspect, kernel, logs, man, pause, ps, run,
+    snapshot, stop,
+};
 use crate::failure::Failure;
 
 /// Starts isolated microVMs as fast as a process
@@ -47,6 +56,13 @@ enum Command {
     Build(Box<BuildArgs>),
     Images(ImagesArgs),
     Inspect(InspectArgs),
+    Ps(PsArgs),
+    Pause(PauseArgs),
+    Resume(ResumeArgs),
+    Stop(StopArgs),
+    Logs(LogsArgs),
+    Snapshot(SnapshotArgs),
+    Api(ApiArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Kernel(KernelArgs),
@@ -66,6 +82,13 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Build(args) => build::run(*args),
         Command::Images(args) => images::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Ps(args) => ps::run(&args),
+        Command::Pause(args) => pause::pause(&args),
+        Command::Resume(args) => pause::resume(&args),
+        Command::Stop(args) => stop::run(&args),
+        Command::Logs(args) => logs::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Api(args) => api::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod background;
 mod build;
 mod cache;
 mod cache_folder;
@@ -14,6 +15,7 @@ mod rootfs;
 mod spec_args;
 mod table;
 mod text;
+mod vms;
 mod watch;
 
 use std::env;

@@ -2,6 +2,20 @@
 
 use anstyle::{AnsiColor, Style};
 
+/// A time in its two largest units: `3 d 4 h`, `12 s`.
+pub(crate) fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    if days > 0 {
+        format!("{days} d {} h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours} h {} min", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes} min {} s", seconds % 60)
+    } else {
+        format!("{seconds} s")
+    }
+}
+
 /// As it should be.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 /// Worth a look.

@@ -26,7 +26,7 @@ use self::machine::{Begin, Monitor, StartMachineError};
 use crate::args::{ApiJob, ServeJob};
 use crate::job::{self, Begun, RunError};
 use crate::kernel::{ReadFileError, read_file};
-use crate::{at_end, report};
+use crate::{at_end, report, runtime_dir};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let metadata = metadata.transpose()?;
     let (listener, socket) = listen(&api.socket)?;
     at_end::register(move || socket.remove());
+    let source = run.as_ref().map(|run| run.origin.path().to_owned());
     let mut monitor = Monitor::new(control);
     let first = run.map(|run| monitor.begin(Begin { run, main_ns }));
     let (spec, vcpu) = match first.transpose()? {
@@ -106,7 +107,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         spec: spec.unwrap_or_default(),
         metadata,
         metadata_bytes_max: usize::try_from(api.metadata_bytes_max).unwrap_or(usize::MAX),
-        ..Setup::new(id)
+        ..Setup::new(&id)
     };
     let (service, worker) = split(Controller::new(monitor, setup));
     let on_failure = |cause| {
@@ -114,6 +115,8 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         job::end_process(exit::FAILURE)
     };
     server::spawn(listener, service, settings(&api), on_failure).map_err(ServeError::Thread)?;
+    runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
+    runtime_dir::register_announced();
     tell_service_manager();
     if let Some(vcpu) = vcpu {
         worker.spawn().map_err(ServeError::Thread)?;

@@ -1,7 +1,7 @@
 //! `lightv inspect`: what an image holds, or what a running microVM uses.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
@@ -45,9 +45,13 @@ pub(crate) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             false => show(|out| write_process(out, &process)),
         };
     }
-    let path = args.image.clone().unwrap_or_default();
+    image(&args.image.clone().unwrap_or_default(), args.json)
+}
+
+/// Prints what an image holds.
+pub(crate) fn image(path: &Path, is_json: bool) -> Result<ExitCode, Failure> {
     let image: ImageDescription = monitor::query(&["--describe".as_ref(), path.as_os_str()])?;
-    match args.json {
+    match is_json {
         true => show_json(&image)?,
         false => show(|out| write_image(out, &image))?,
     };

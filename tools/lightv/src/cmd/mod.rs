@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+pub(crate) mod api;
 pub(crate) mod bench;
 pub(crate) mod build;
 mod build_rootfs;
@@ -8,8 +9,13 @@ pub(crate) mod doctor;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod kernel;
+pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod pause;
+pub(crate) mod ps;
 pub(crate) mod run;
+pub(crate) mod snapshot;
+pub(crate) mod stop;
 pub(crate) mod timings;
 
 use std::io::{self, Write as _};
@@ -20,7 +26,9 @@ use anstream::AutoStream;
 use crate::failure::Failure;
 
 /// Writes a command's output at once, with colours where they are wanted.
-fn show(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<ExitCode, Failure> {
+pub(crate) fn show(
+    write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+) -> Result<ExitCode, Failure> {
     let mut text = Vec::new();
     write(&mut text)
         .and_then(|()| {

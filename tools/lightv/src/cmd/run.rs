@@ -15,6 +15,7 @@ use lightv_vmm::stamps::TimingsSink;
 use lightv_vmm::{describe, job};
 
 use super::timings::{self, TimingsForm};
+use crate::background::Background;
 use crate::failure::{Coded, Failure};
 use crate::spec_args::{EnvArg, Replacement};
 use crate::{cache, embedded, monitor};
@@ -56,6 +57,12 @@ pub(crate) struct RunArgs {
     /// Give the guest standard input, output and error as they are, also when they are a terminal
     #[arg(long)]
     no_tty: bool,
+    /// Run in the background, print the microVM's id, and serve its REST API (lightv ps, logs, stop, api)
+    #[arg(short, long, conflicts_with_all = ["tty", "timings"])]
+    detach: bool,
+    /// Name of the microVM, with --detach: 1–64 letters, digits and `-` [default: from the image's name]
+    #[arg(long, requires = "detach")]
+    name: Option<String>,
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
@@ -75,6 +82,7 @@ Examples:
   lightv run hello.lv --timings            where the time went, after the run
   lightv run --cold --memory 256 hello.lv  boot instead of restore
   lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
+  lightv run -d --name web web.lv          in the background; lightv logs -f web, lightv stop web
 
 Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
 after SIGTERM, or at the second one, it is ended. Without the agent they end it at once.
@@ -254,6 +262,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
         }
     }
     let image = args.find_image()?;
+    if args.detach {
+        let background = Background::named(args.name.as_deref(), &image)?;
+        return background
+            .start(&args.monitor_args(&image, false))?
+            .show_id();
+    }
     let is_tty = args.wants_terminal(&image)?;
     if let Some(program) = monitor::overridden() {
         return Err(monitor::exec(program, &args.monitor_args(&image, is_tty)).into());

@@ -1,0 +1,239 @@
+//! MicroVMs in the background by the command line: started, listed, paused, saved, restored, stopped.
+
+use std::fs;
+use std::time::Duration;
+
+use lightv_tests::host::has_kvm;
+use lightv_tests::process::{Finished, Process, wait_for};
+use lightv_tests::scratch::Scratch;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+fn listed(scratch: &Scratch) -> Vec<Value> {
+    let finished = scratch.run(&["ps", "--json"]).with_code(0);
+    let json: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    json.as_array().expect("a list").clone()
+}
+
+fn refused(scratch: &Scratch, args: &[&str], code: u8, words: &[&str]) {
+    scratch.run(args).assert_refused(code, words);
+}
+
+fn logs(scratch: &Scratch, vm: &str) -> String {
+    scratch.run(&["logs", vm]).with_code(0).stdout
+}
+
+/// The last tick in the log of `vm` after the tick `number`.
+fn tick_after(scratch: &Scratch, vm: &str, number: u64) -> u64 {
+    wait_for("another tick", || {
+        let text = logs(scratch, vm);
+        let ticks = text.lines().filter_map(|line| line.strip_prefix("tick "));
+        let last = ticks.filter_map(|tick| tick.parse().ok()).next_back()?;
+        (last > number).then_some(last)
+    })
+}
+
+fn run(scratch: &Scratch, args: &[&str]) -> Finished {
+    scratch.run(args).with_code(0)
+}
+
+/// Saves the running `tick` in all ways: `s`, then paused `d`, the difference to it, and `f`, all of it.
+fn check_snapshots(scratch: &Scratch) {
+    let _ = run(scratch, &["snapshot", "create", "tick", "s.state", "s.mem"]);
+    assert_eq!(listed(scratch)[0]["state"], "Running");
+    let _ = run(scratch, &["pause", "tick"]);
+    let _ = run(
+        scratch,
+        &["snapshot", "create", "tick", "d.state", "d.mem", "--diff"],
+    );
+    let _ = run(scratch, &["snapshot", "create", "tick", "f.state", "f.mem"]);
+    let _ = run(
+        scratch,
+        &["snapshot", "merge", "s.mem", "d.mem", "-o", "m.mem"],
+    );
+    assert!(
+        scratch.read("m.mem") == scratch.read("f.mem"),
+        "merged and full differ"
+    );
+    let shown = run(scratch, &["snapshot", "inspect", "d.state", "--json"]).stdout;
+    assert!(shown.contains("memory-file"), "{shown}");
+}
+
+#[test]
+fn a_vm_in_the_background_is_listed_paused_saved_restored_and_stopped() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "0", "20"]);
+    let started = run(&scratch, &["run", "--detach", &image]);
+    assert_eq!(started.stdout, "tick\n");
+    let list = listed(&scratch);
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert_eq!(list[0]["id"], "tick");
+    assert_eq!(list[0]["state"], "Running");
+    let table = run(&scratch, &["ps"]).stdout;
+    assert!(
+        table.contains("tick") && table.contains("Running"),
+        "{table}"
+    );
+    tick_after(&scratch, "tick", 0);
+
+    let _ = run(&scratch, &["pause", "ti"]);
+    assert_eq!(listed(&scratch)[0]["state"], "Paused");
+    let _ = run(&scratch, &["resume", "tick"]);
+    check_snapshots(&scratch);
+    let saved_at = tick_after(&scratch, "tick", 0);
+
+    let args = [
+        "snapshot", "load", "d.state", "s.mem", "--diff", "d.mem", "--name", "clone",
+    ];
+    assert_eq!(run(&scratch, &args).stdout, "clone\n");
+    assert!(tick_after(&scratch, "clone", 0) >= saved_at);
+    let got = run(&scratch, &["api", "--vm", "clone", "GET", "/"]).stdout;
+    assert!(got.contains("\"id\":\"clone\""), "{got}");
+    let finished = scratch
+        .run(&["api", "--vm", "clone", "put", "/nope", "{}"])
+        .with_code(1);
+    assert!(finished.stdout.contains("fault_message"), "{finished:?}");
+    refused(
+        &scratch,
+        &["run", "-d", "--name", "clone", &image],
+        153,
+        &["clone already"],
+    );
+    let bad = ["snapshot", "load", "d.state", "s.mem", "--name", "bad"];
+    refused(&scratch, &bad, 1, &["does not belong to this snapshot"]);
+    let _ = run(&scratch, &["stop", "tick", "clone"]);
+    wait_for("their end", || listed(&scratch).is_empty().then_some(()));
+    assert!(logs(&scratch, "clone").contains("tick"), "a log stays");
+    let left: Vec<_> = fs::read_dir(scratch.path("run"))
+        .expect("a folder")
+        .flatten()
+        .collect();
+    assert!(
+        left.iter()
+            .all(|entry| entry.path().extension().is_some_and(|end| end == "log")),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn logs_are_followed_to_the_end() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "20", "50"]);
+    let _ = run(&scratch, &["run", "-d", "--name", "short", &image]);
+    let follow = Process::start(&mut scratch.lightv(&["logs", "-f", "short"]));
+    let finished = follow.finish().with_code(0);
+    assert!(finished.stdout.ends_with("tick 20\n"), "{finished:?}");
+}
+
+#[test]
+fn a_vm_in_the_foreground_is_listed_once_it_is_idle_and_one_that_was_killed_is_forgotten() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("idle", &[]);
+    let process = Process::start(&mut scratch.lightv(&["run", &image]));
+    let vm = wait_for("a list", || listed(&scratch).pop());
+    assert_eq!(vm["pid"], process.pid());
+    assert!(vm["api_socket"].is_null());
+    let pid = process.pid().to_string();
+    refused(
+        &scratch,
+        &["pause", &pid],
+        153,
+        &["serves no REST API", "--detach"],
+    );
+    process.signal(Signal::KILL);
+    let _ = process.finish();
+    let file = format!("run/{pid}.json");
+    assert!(scratch.path(&file).exists(), "SIGKILL leaves it");
+    assert!(listed(&scratch).is_empty());
+    assert!(!scratch.path(&file).exists(), "who lists takes it away");
+}
+
+#[test]
+fn what_does_not_run_is_refused_and_garbage_does_no_harm() {
+    let scratch = Scratch::new();
+    for (name, text) in [
+        ("1.json", "{"),
+        ("2.json", "{}"),
+        ("x.json", "x"),
+        ("a b", ""),
+    ] {
+        scratch.write(&format!("run/{name}"), text);
+    }
+    fs::create_dir(scratch.path("run/3.json")).expect("a folder");
+    std::os::unix::fs::symlink("/etc/passwd", scratch.path("run/4.json")).expect("a link");
+    assert!(listed(&scratch).is_empty());
+    assert!(scratch.path("run/x.json").exists(), "somebody else's stays");
+    for args in [
+        &["pause", "nobody"][..],
+        &["stop", "nobody"],
+        &["logs", "nobody"],
+        &["logs", "../x"],
+        &["snapshot", "create", "nobody", "a", "b"],
+        &["api", "--vm", "nobody", "GET", "/"],
+    ] {
+        refused(&scratch, args, 153, &["There is no microVM"]);
+    }
+    refused(
+        &scratch,
+        &["api", "--socket", "none", "GET", "/"],
+        1,
+        &["none", "no such socket"],
+    );
+    scratch.write("base", vec![0; 8192]);
+    scratch.write("other", vec![0; 4096]);
+    refused(
+        &scratch,
+        &["snapshot", "merge", "base", "other", "-o", "out"],
+        152,
+        &["other", "4096"],
+    );
+    refused(
+        &scratch,
+        &["snapshot", "merge", "none", "base", "-o", "out"],
+        152,
+        &["none"],
+    );
+    assert!(!scratch.path("out").exists());
+}
+
+#[test]
+fn a_guest_that_listens_is_asked_to_end_and_one_that_hangs_is_killed() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let code = lightv_tests::machine::code_that_waits_for_ctrl_alt_del();
+    scratch.write("kernel", lightv_tests::machine::elf(&code));
+    let config = serde_json::json!({"boot-source": {"kernel_image_path": "kernel"}});
+    let config = scratch.config("vm.json", &config);
+    let start = |name: &str| {
+        let socket = format!("{name}.sock");
+        let args = ["--api-sock", &socket, "--id", name, "--config", &config];
+        let process = Process::start(&mut scratch.vmm(&args));
+        process.wait_stdout(|text| text.contains("listening").then_some(()));
+        wait_for("its file", || listed(&scratch).pop());
+        process
+    };
+    let process = start("listens");
+    let _ = run(&scratch, &["stop", "listens"]);
+    let finished = process.finish();
+    assert_eq!(finished.code, 0, "it ended by itself: {finished:?}");
+
+    let process = start("hangs");
+    let pid = Pid::from_raw(i32::try_from(process.pid()).expect("a pid")).expect("a pid");
+    kill_process(pid, Signal::STOP).expect("it is there");
+    let stop = Process::start(&mut scratch.lightv(&["stop", "--kill", "hangs"]));
+    let _ = stop.finish().with_code(0);
+    let finished = process.finish();
+    assert!(finished.was_killed, "{finished:?}");
+    std::thread::sleep(Duration::from_millis(1));
+}

@@ -1,0 +1,102 @@
+//! `lightv api`: one request to the REST API of a microVM.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Parser};
+use lightv_api::exit;
+use lightv_api_client::Client;
+
+use super::show;
+use crate::failure::{Coded, Failure};
+use crate::vms::{self, VmError};
+
+/// Bytes of a body that is read from a file or standard input.
+const BODY_BYTES_MAX: u64 = 64 << 20;
+
+/// Send a request to the REST API of a microVM, and print the answer's body
+#[derive(Debug, Parser)]
+#[command(group = ArgGroup::new("whom").required(true).args(["vm", "socket"]))]
+#[command(after_help = "\
+Examples:
+  lightv api --vm web GET /vm/config
+  lightv api --vm web PATCH /vm '{\"state\": \"Paused\"}'
+  lightv api --socket vm.sock PUT /boot-source @boot.json
+
+Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to standard error.")]
+pub(crate) struct ApiArgs {
+    /// Id, beginning of an id, or process id
+    #[arg(long, value_name = "VM")]
+    vm: Option<String>,
+    /// The API's socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// GET, PUT, PATCH or DELETE
+    method: String,
+    /// A path of the API, for example /vm/config
+    path: String,
+    /// JSON; @FILE reads a file, - standard input
+    body: Option<String>,
+}
+
+/// Why nothing was sent.
+#[derive(Debug, thiserror::Error)]
+enum ApiError {
+    #[error("Cannot read the body from {name}")]
+    Body {
+        name: String,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl Coded for ApiError {
+    fn exit_code(&self) -> u8 {
+        exit::BAD_ARGUMENTS
+    }
+}
+
+/// Sends it.
+pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
+    let body = args.body.as_deref().map(read_body).transpose()?;
+    let client = match (&args.socket, &args.vm) {
+        (Some(socket), _) => Client::at(socket),
+        (None, vm) => vms::client(vm.as_deref().unwrap_or_default())?,
+    };
+    let method = args.method.to_ascii_uppercase();
+    let answer = client.call(&method, &args.path, body.as_deref());
+    let answer = answer.map_err(VmError::Client)?;
+    if !answer.body.is_empty() {
+        show(|out| writeln!(out, "{}", answer.body.trim_end()))?;
+    }
+    if answer.is_granted() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let _ = writeln!(
+        io::stderr(),
+        "lightv: refused with status {}",
+        answer.status
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+fn read_body(text: &str) -> Result<String, ApiError> {
+    let read = |name: &str, source: io::Result<Box<dyn io::Read>>| {
+        let mut body = String::new();
+        let read = source.and_then(|source| source.take(BODY_BYTES_MAX).read_to_string(&mut body));
+        match read {
+            Ok(_) => Ok(body),
+            Err(cause) => Err(ApiError::Body {
+                name: name.to_owned(),
+                cause,
+            }),
+        }
+    };
+    match text.strip_prefix('@') {
+        Some(path) => read(path, fs::File::open(path).map(|file| Box::new(file) as _)),
+        None if text == "-" => read("standard input", Ok(Box::new(io::stdin()))),
+        None => Ok(text.to_owned()),
+    }
+}

@@ -1,0 +1,77 @@
+//! `lightv ps`: the microVMs that run.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use lightv_api::contract::instance::InstanceInfo;
+use lightv_api::runtime::VmRecord;
+use lightv_api_client::Client;
+use serde::Serialize;
+
+use super::{show, show_json};
+use crate::failure::Failure;
+use crate::table::Table;
+use crate::{text, vms};
+
+/// List the microVMs that run
+///
+/// One that was started by `lightv run` is listed after its first idle second. STATE is asked for where a REST API is
+/// served.
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  lightv ps             a table
+  lightv ps --json      the same for a script")]
+pub(crate) struct PsArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A microVM, as it is listed.
+#[derive(Debug, Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    record: VmRecord,
+    /// What it does; `Running` where nobody can be asked.
+    state: String,
+}
+
+/// Lists them.
+pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
+    let listed: Vec<Listed> = vms::list()?.into_iter().map(look_at).collect();
+    if args.json {
+        return show_json(&listed);
+    }
+    let mut table = Table::new(&["ID", ">PID", "STATE", ">UP", "API", "SOURCE"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |time| time.as_secs());
+    for vm in listed {
+        let path = |path: Option<std::path::PathBuf>| {
+            path.map_or_else(|| "-".to_owned(), |path| path.display().to_string())
+        };
+        table.row([
+            vm.record.id,
+            vm.record.pid.to_string(),
+            vm.state,
+            text::duration(now.saturating_sub(vm.record.started_unix_s)),
+            path(vm.record.api_socket),
+            path(vm.record.source),
+        ]);
+    }
+    show(|out| table.write(out))
+}
+
+fn look_at(record: VmRecord) -> Listed {
+    let asked = record
+        .api_socket
+        .as_deref()
+        .map(|socket| Client::at(socket).get::<InstanceInfo>("/"));
+    let state = match asked {
+        Some(Ok(info)) => format!("{}", info.state),
+        Some(Err(_)) => "Not answering".to_owned(),
+        None => "Running".to_owned(),
+    };
+    Listed { record, state }
+}

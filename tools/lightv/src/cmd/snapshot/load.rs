@@ -1,0 +1,96 @@
+//! `lightv snapshot load`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use lightv_api::contract::snapshot::{
+    DriveOverride, LoadHugePages, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad,
+};
+use lightv_vmm::net_override::NetOverride;
+
+use super::absolute;
+use crate::background::Background;
+use crate::failure::Failure;
+use crate::spec_args::Replacement;
+use crate::vms::VmError;
+
+/// Restore a microVM from a snapshot, in the background
+///
+/// Prints its id. It serves the REST API; `lightv stop` ends it, `lightv logs` shows its output.
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  lightv snapshot load web.state web.memory
+  lightv snapshot load web2.state web.memory --diff web2.diff    without a merge
+  lightv snapshot load web.state web.memory --net eth0=tap7 --disk data=copy.img")]
+pub(super) struct LoadArgs {
+    /// File with the state
+    state: PathBuf,
+    /// File with guest memory
+    memory: PathBuf,
+    /// Memory file of a differential snapshot, laid over MEMORY; oldest first
+    #[arg(long, value_name = "FILE")]
+    diff: Vec<PathBuf>,
+    /// Name of the microVM: 1–64 letters, digits and `-` [default: from the state's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Use another tap for an interface
+    #[arg(long, value_name = "ID=TAP")]
+    net: Vec<NetOverride>,
+    /// Use another file for disk ID
+    #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
+    disk: Vec<Replacement>,
+    /// Leave it paused
+    #[arg(long)]
+    paused: bool,
+    /// Note which memory changes, for differential snapshots of what has changed since the one before
+    #[arg(long)]
+    track: bool,
+    /// Advance the guest's clock by the time that has passed since the save
+    #[arg(long)]
+    advance_clock: bool,
+}
+
+/// Restores it.
+pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
+    let background = Background::named(args.name.as_deref(), &args.state)?;
+    let started = background.start(&[])?;
+    if let Err(refused) = started.client().put("/snapshot/load", &body(args)) {
+        started.end();
+        return Err(VmError::Client(refused).into());
+    }
+    started.show_id()
+}
+
+fn body(args: &LoadArgs) -> SnapshotLoad {
+    let drives = args.disk.iter().map(Replacement::pair);
+    let nets = args.net.iter();
+    SnapshotLoad {
+        snapshot_path: absolute(&args.state),
+        mem_backend: Some(MemBackend {
+            backend_type: MemBackendType::File,
+            backend_path: absolute(&args.memory),
+            diffs: args.diff.iter().map(|diff| absolute(diff)).collect(),
+        }),
+        mem_file_path: None,
+        track_dirty_pages: args.track,
+        enable_diff_snapshots: false,
+        resume_vm: !args.paused,
+        network_overrides: nets
+            .map(|net| NetworkOverride {
+                iface_id: net.id.clone(),
+                host_dev_name: net.tap.clone(),
+            })
+            .collect(),
+        vsock_override: None,
+        clock_realtime: args.advance_clock,
+        huge_pages: LoadHugePages::Snapshot,
+        drive_overrides: drives
+            .map(|(drive_id, path)| DriveOverride {
+                drive_id,
+                path_on_host: absolute(&path),
+            })
+            .collect(),
+    }
+}

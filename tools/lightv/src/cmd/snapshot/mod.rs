@@ -1,0 +1,133 @@
+//! `lightv snapshot`: snapshots of two files, as the REST API makes them.
+
+mod load;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lightv_api::contract::snapshot::{SnapshotCreate, SnapshotType};
+use lightv_api::exit;
+use lightv_vmm::snapshot::memory_file::{self, MergeError};
+
+use super::inspect;
+use crate::failure::{Coded, Failure};
+use crate::vms::{self, VmError};
+
+/// Save and restore microVMs as two files: state and memory
+#[derive(Debug, Parser)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum SnapshotCommand {
+    Create(CreateArgs),
+    Load(Box<load::LoadArgs>),
+    Merge(MergeArgs),
+    Inspect(InspectArgs),
+}
+
+/// Save a paused microVM, or one that runs, which goes on afterwards
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  lightv snapshot create web web.state web.memory
+  lightv snapshot create web web2.state web2.diff --diff    only what has changed")]
+struct CreateArgs {
+    /// Id, beginning of an id, or process id
+    vm: String,
+    /// File for the state
+    state: PathBuf,
+    /// File for guest memory
+    memory: PathBuf,
+    /// Save only the memory that has changed: since the snapshot before, or since the load
+    #[arg(long)]
+    diff: bool,
+}
+
+/// Make one memory file of a full one and the differences that came after it
+///
+/// The result goes with the state of the last difference.
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Example:
+  lightv snapshot merge web.memory web2.diff web3.diff -o web3.memory")]
+struct MergeArgs {
+    /// Memory file of the full snapshot
+    base: PathBuf,
+    /// Memory files of the differential snapshots, oldest first
+    #[arg(required = true)]
+    diffs: Vec<PathBuf>,
+    /// The file to make; the base may be named
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Show what the state of a snapshot holds
+#[derive(Debug, Parser)]
+struct InspectArgs {
+    /// File with the state
+    state: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Coded for MergeError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Open(_) => exit::BAD_CONFIG,
+            Self::Write(_) => exit::SAVE_FAILED,
+        }
+    }
+}
+
+/// Carries out what was named.
+pub(crate) fn run(args: &SnapshotArgs) -> Result<ExitCode, Failure> {
+    match &args.command {
+        SnapshotCommand::Create(args) => create(args),
+        SnapshotCommand::Load(args) => load::run(args),
+        SnapshotCommand::Merge(args) => {
+            memory_file::merge(&args.base, &args.diffs, &args.output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        SnapshotCommand::Inspect(args) => inspect::image(&args.state, args.json),
+    }
+}
+
+fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
+    use lightv_api::contract::instance::{InstanceInfo, InstanceState};
+    use lightv_api::contract::vm::{VmState, VmStatePatch};
+    let client = vms::client(&args.vm)?;
+    let info: InstanceInfo = client.get("/").map_err(VmError::Client)?;
+    let set_state = |state| {
+        let done = client.patch("/vm", &VmStatePatch { state });
+        done.map_err(VmError::Client)
+    };
+    let was_running = info.state == InstanceState::Running;
+    if was_running {
+        set_state(VmState::Paused)?;
+    }
+    let target = SnapshotCreate {
+        snapshot_path: absolute(&args.state),
+        mem_file_path: absolute(&args.memory),
+        snapshot_type: if args.diff {
+            SnapshotType::Diff
+        } else {
+            SnapshotType::Full
+        },
+    };
+    let saved = client.put("/snapshot/create", &target);
+    if was_running {
+        set_state(VmState::Resumed)?;
+    }
+    saved.map_err(VmError::Client)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The monitor may have another working directory than we.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,130 @@
+//! The microVMs that run on this host, and how one of them is named on the command line.
+
+use std::io;
+use std::path::PathBuf;
+
+use lightv_api::exit;
+use lightv_api::runtime::VmRecord;
+use lightv_api_client::{Client, ClientError};
+use lightv_vmm::runtime_dir;
+
+use crate::failure::Coded;
+
+/// Why a microVM is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    #[error("Cannot read the runtime directory {}", folder.display())]
+    List {
+        folder: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("There is no microVM {name}; `lightv ps` lists those that run")]
+    Missing { name: String },
+    #[error("{name} may be any of these processes: {list}; name one by its number")]
+    Ambiguous { name: String, list: String },
+    #[error(
+        "MicroVM {id} (process {pid}) serves no REST API; start it with `lightv run --detach`, or lightv-vmm --api-sock"
+    )]
+    NoApi { id: String, pid: u32 },
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+impl Coded for VmError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::List { .. } => exit::HOST_FAILURE,
+            Self::Missing { .. } | Self::Ambiguous { .. } | Self::NoApi { .. } => {
+                exit::BAD_ARGUMENTS
+            }
+            Self::Client(_) => exit::FAILURE,
+        }
+    }
+}
+
+/// All that run.
+pub(crate) fn list() -> Result<Vec<VmRecord>, VmError> {
+    runtime_dir::list().map_err(|cause| VmError::List {
+        folder: runtime_dir::folder(),
+        cause,
+    })
+}
+
+/// The one that `name` means: a process id, an id, or the beginning of just one id.
+pub(crate) fn find(name: &str) -> Result<VmRecord, VmError> {
+    choose(&list()?, name)
+}
+
+fn choose(vms: &[VmRecord], name: &str) -> Result<VmRecord, VmError> {
+    let tests: [&dyn Fn(&VmRecord) -> bool; 3] = [
+        &|vm| vm.pid.to_string() == name,
+        &|vm| vm.id == name,
+        &|vm| !name.is_empty() && vm.id.starts_with(name),
+    ];
+    for test in tests {
+        let mut found: Vec<&VmRecord> = vms.iter().filter(|vm| test(vm)).collect();
+        let name = name.to_owned();
+        match (found.pop(), found.is_empty()) {
+            (None, _) => {}
+            (Some(vm), true) => return Ok(vm.clone()),
+            (Some(last), false) => {
+                found.push(last);
+                let list: Vec<String> = found
+                    .iter()
+                    .map(|vm| format!("{} ({})", vm.pid, vm.id))
+                    .collect();
+                let list = list.join(", ");
+                return Err(VmError::Ambiguous { name, list });
+            }
+        }
+    }
+    Err(VmError::Missing {
+        name: name.to_owned(),
+    })
+}
+
+/// The API of the one that `name` means.
+pub(crate) fn client(name: &str) -> Result<Client, VmError> {
+    let vm = find(name)?;
+    match &vm.api_socket {
+        Some(socket) => Ok(Client::at(socket)),
+        None => Err(VmError::NoApi {
+            id: vm.id,
+            pid: vm.pid,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(id: &str, pid: u32) -> VmRecord {
+        VmRecord {
+            id: id.to_owned(),
+            pid,
+            start_ticks: 0,
+            api_socket: None,
+            source: None,
+            log: None,
+            started_unix_s: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_number_an_id_or_the_beginning_of_one() {
+        let vms = || vec![vm("web", 7), vm("web-2", 8), vm("web-2", 9), vm("12", 10)];
+        let pid_of = |name| choose(&vms(), name).map(|vm| vm.pid).ok();
+        assert_eq!(pid_of("8"), Some(8));
+        assert_eq!(pid_of("web"), Some(7));
+        assert_eq!(pid_of("12"), Some(10));
+        assert_eq!(pid_of("1"), Some(10));
+        for name in ["web-", "web-2", "we", "db", ""] {
+            assert_eq!(pid_of(name), None, "{name}");
+        }
+        let text = choose(&vms(), "web-2").expect_err("two").to_string();
+        assert!(text.contains("8 (web-2), 9 (web-2)"), "{text}");
+    }
+}

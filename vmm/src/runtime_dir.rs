@@ -1,0 +1,262 @@
+//! The runtime directory: a file for each monitor that runs, by which `lightv ps` and others find it.
+//!
+//! The monitor writes its own, when it has nothing better to do, and takes it away at its end. One that was killed leaves
+//! its file; whoever lists the directory takes it away.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lightv_api::runtime::VmRecord;
+use rustix::process::geteuid;
+
+use crate::lock::lock;
+use crate::publish::{NewFile, PublishError};
+use crate::{at_end, limits, report};
+
+/// Names another directory.
+const OVERRIDE: &str = "LIGHTV_RUNTIME_DIR";
+/// Mode of the directory: what is in it is its owner's affair.
+const MODE: u32 = 0o700;
+
+/// Why a monitor is not in the directory. It runs all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The directory cannot be made.
+    #[error("Cannot make the runtime directory {}", folder.display())]
+    Make {
+        /// Which one.
+        folder: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// Somebody else could change what is in it.
+    #[error("Runtime directory {} is not used: it is not a directory of this user's own", folder.display())]
+    Foreign {
+        /// Which one.
+        folder: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] PublishError),
+}
+
+/// Where the directory is: `LIGHTV_RUNTIME_DIR`, else `lightv` in `XDG_RUNTIME_DIR`, else `/run/lightv` for root, else
+/// `/tmp/lightv-UID`.
+#[must_use]
+pub fn folder() -> PathBuf {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(folder) = set(OVERRIDE) {
+        return folder.into();
+    }
+    if let Some(base) = set("XDG_RUNTIME_DIR") {
+        return Path::new(&base).join("lightv");
+    }
+    if geteuid().is_root() {
+        return "/run/lightv".into();
+    }
+    format!("/tmp/lightv-{}", geteuid().as_raw()).into()
+}
+
+/// Makes the directory, if it is not there, and proves that it is ours.
+///
+/// # Errors
+/// [`RegisterError`].
+pub fn ensure_folder() -> Result<PathBuf, RegisterError> {
+    let folder = folder();
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(MODE)
+        .create(&folder);
+    made.map_err(|cause| RegisterError::Make {
+        folder: folder.clone(),
+        cause,
+    })?;
+    // Not followed: a link that somebody else has made leads where they like.
+    let is_ours = fs::symlink_metadata(&folder)
+        .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
+    if is_ours {
+        Ok(folder)
+    } else {
+        Err(RegisterError::Foreign { folder })
+    }
+}
+
+/// What is written once there is time.
+static ANNOUNCED: Mutex<Option<Announced>> = Mutex::new(None);
+
+struct Announced {
+    id: String,
+    source: Option<PathBuf>,
+    api_socket: Option<PathBuf>,
+    started: SystemTime,
+}
+
+/// Keeps what this process says of itself for [`register_announced`]. Makes no system call.
+pub fn announce(id: &str, source: Option<&Path>, api_socket: Option<&Path>) {
+    *lock(&ANNOUNCED) = Some(Announced {
+        id: id.to_owned(),
+        source: source.map(Path::to_owned),
+        api_socket: api_socket.map(Path::to_owned),
+        started: SystemTime::now(),
+    });
+}
+
+/// Writes what was announced, once; it is taken away at the end of the process. What fails is said, and costs nothing else.
+pub fn register_announced() {
+    let announced = lock(&ANNOUNCED).take();
+    if let Some(announced) = announced
+        && let Err(error) = register(announced)
+    {
+        report::warn(&error);
+    }
+}
+
+fn register(announced: Announced) -> Result<(), RegisterError> {
+    let folder = ensure_folder()?;
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let pid = std::process::id();
+    let log = folder.join(log_name(&announced.id));
+    let since_1970 = announced.started.duration_since(UNIX_EPOCH);
+    let record = VmRecord {
+        pid,
+        start_ticks: start_ticks(pid).unwrap_or(0),
+        api_socket: announced.api_socket.map(absolute),
+        source: announced.source.map(absolute),
+        log: is_our_output(&log).then_some(log),
+        started_unix_s: since_1970.map_or(0, |time| time.as_secs()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        id: announced.id,
+    };
+    let path = folder.join(format!("{pid}.json"));
+    let file = NewFile::create(&path)?;
+    file.write_at(&serde_json::to_vec(&record).unwrap_or_default(), 0)?;
+    file.publish()?;
+    at_end::register(move || drop(fs::remove_file(path)));
+    Ok(())
+}
+
+/// Name of the file in the directory to which the output of a machine in the background goes.
+#[must_use]
+pub fn log_name(id: &str) -> String {
+    format!("{id}.log")
+}
+
+fn is_our_output(log: &Path) -> bool {
+    let identity = |found: fs::Metadata| (found.dev(), found.ino());
+    let output = fs::metadata("/proc/self/fd/1").map(identity);
+    let log = fs::symlink_metadata(log).map(identity);
+    matches!((output, log), (Ok(output), Ok(log)) if output == log)
+}
+
+/// The monitors that run, oldest first. Files of those that do not are taken away; what is no such file is passed over.
+///
+/// # Errors
+/// The kernel's, when the directory is there and cannot be read.
+pub fn list() -> io::Result<Vec<VmRecord>> {
+    let entries = match fs::read_dir(folder()) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut records = Vec::new();
+    for entry in entries.flatten().take(limits::RUNTIME_FILES_MAX) {
+        let path = entry.path();
+        let Some(record) = read(&path) else {
+            continue;
+        };
+        if is_alive(&record) {
+            records.push(record);
+        } else {
+            // Somebody else may have taken it away.
+            let _ = fs::remove_file(&path);
+        }
+    }
+    records.sort_by_key(|record| (record.started_unix_s, record.pid));
+    Ok(records)
+}
+
+/// A record whose name fits it.
+fn read(path: &Path) -> Option<VmRecord> {
+    let pid: u32 = path
+        .file_name()?
+        .to_str()?
+        .strip_suffix(".json")?
+        .parse()
+        .ok()?;
+    let found = fs::symlink_metadata(path).ok()?;
+    if !found.is_file() || found.size() > limits::RUNTIME_FILE_BYTES_MAX {
+        return None;
+    }
+    let record: VmRecord = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (record.pid == pid).then_some(record)
+}
+
+/// Whether the process that wrote `record` still runs.
+#[must_use]
+pub fn is_alive(record: &VmRecord) -> bool {
+    start_ticks(record.pid) == Some(record.start_ticks)
+}
+
+/// Field 22 of `/proc/PID/stat`; `None` for a process that is not there, or has ended and is waited for.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in field 2 may hold anything, parentheses too.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    let state = fields.next()?;
+    let ticks = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(ticks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(pid: u32, start_ticks: u64) -> VmRecord {
+        VmRecord {
+            id: "x".to_owned(),
+            pid,
+            start_ticks,
+            api_socket: None,
+            source: None,
+            log: None,
+            started_unix_s: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_id_and_its_start() {
+        let own = std::process::id();
+        let ticks = start_ticks(own).unwrap();
+        assert!(is_alive(&record(own, ticks)));
+        assert!(!is_alive(&record(own, ticks + 1)));
+        assert!(!is_alive(&record(u32::MAX, ticks)));
+    }
+
+    #[test]
+    fn what_is_no_record_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = record(7, 1);
+        let json = serde_json::to_vec(&own).unwrap();
+        for (name, bytes, expected) in [
+            ("7.json", &json[..], Some(&own)),
+            ("8.json", &json[..], None),
+            ("7.txt", &json[..], None),
+            ("7.json", &json[1..], None),
+            ("7.json", b"", None),
+        ] {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(read(&path).as_ref(), expected, "{name}");
+        }
+        let link = folder.path().join("9.json");
+        std::os::unix::fs::symlink("/proc/version", &link).unwrap();
+        assert_eq!(read(&link), None);
+    }
+}
