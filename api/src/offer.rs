@@ -14,9 +14,6 @@ pub enum Feature {
     Balloon,
     Mmds,
     CpuConfig,
-    Logger,
-    Metrics,
-    Serial,
     MemoryHotplug,
     Pmem,
     RateLimiter,
@@ -34,9 +31,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::Balloon,
     Feature::Mmds,
     Feature::CpuConfig,
-    Feature::Logger,
-    Feature::Metrics,
-    Feature::Serial,
     Feature::MemoryHotplug,
     Feature::Pmem,
     Feature::RateLimiter,
@@ -104,8 +98,8 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         balloon,
         mmds_config,
         cpu_config,
-        logger,
-        metrics,
+        logger: _,
+        metrics: _,
         pmem,
         memory_hotplug,
     } = spec;
@@ -113,8 +107,6 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
     list.set(Feature::Balloon, "balloon", balloon.is_some());
     list.set(Feature::Mmds, "mmds-config", mmds_config.is_some());
     list.set(Feature::CpuConfig, "cpu-config", cpu_config.is_some());
-    list.set(Feature::Logger, "logger", logger.is_some());
-    list.set(Feature::Metrics, "metrics", metrics.is_some());
     let hotplug = memory_hotplug.is_some();
     list.set(Feature::MemoryHotplug, "memory-hotplug", hotplug);
     let pmem = pmem.as_ref().is_some_and(|list| !list.is_empty());

@@ -5,8 +5,11 @@
 
 mod body;
 mod parse;
+mod route;
 
 use serde::Serialize;
+
+pub use self::route::Route;
 
 use crate::contract::actions::Action;
 use crate::contract::balloon::{BalloonPatch, BalloonSpec, BalloonStatsPatch, HintingStart};

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
+use crate::histogram::Histogram;
+
 /// Counters of one device: totals since it was made. Shared by the device, its register front and whoever reads them.
 ///
 /// Relaxed additions: each counter is right, two of them read together need not belong to one moment.
@@ -24,6 +26,9 @@ pub struct Counters {
     pub(crate) resets: AtomicU64,
     pub(crate) ignored_accesses: AtomicU64,
     pub(crate) interrupts: AtomicU64,
+    pub(crate) read_time: Histogram,
+    pub(crate) write_time: Histogram,
+    pub(crate) flush_time: Histogram,
 }
 
 /// [`Counters`] at one moment.
@@ -82,6 +87,24 @@ impl Counters {
         Self::add_one(&self.host_faults);
         self.last_host_errno
             .store(cause.raw_os_error().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// How long the host took for disk reads.
+    #[must_use]
+    pub const fn read_time(&self) -> &Histogram {
+        &self.read_time
+    }
+
+    /// How long the host took for disk writes, or to take a frame.
+    #[must_use]
+    pub const fn write_time(&self) -> &Histogram {
+        &self.write_time
+    }
+
+    /// How long the host took for flushes.
+    #[must_use]
+    pub const fn flush_time(&self) -> &Histogram {
+        &self.flush_time
     }
 
     /// All of them now.

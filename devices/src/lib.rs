@@ -22,6 +22,7 @@
 pub mod control;
 pub mod counters;
 pub mod fault;
+pub mod histogram;
 pub mod i8042;
 pub mod interrupt;
 pub mod limits;

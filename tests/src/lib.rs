@@ -13,6 +13,7 @@ pub mod linux;
 pub mod machine;
 pub mod netns;
 pub mod process;
+pub mod prometheus;
 pub mod pty;
 pub mod rootfs;
 pub mod scratch;

@@ -176,10 +176,6 @@ fn what_is_not_offered_is_refused_by_name() {
     let machine = |key: &str, value: Value| json!({"machine-config": {key: value}});
     vm.check_field(&machine("smt", json!(true)), "machine-config.smt");
     vm.check_field(
-        &machine("track_dirty_pages", json!(true)),
-        "machine-config.track_dirty_pages",
-    );
-    vm.check_field(
         &machine("cpu_template", json!("T2")),
         "machine-config.cpu_template",
     );
@@ -193,8 +189,6 @@ fn what_is_not_offered_is_refused_by_name() {
         ("mmds-config", json!({"network_interfaces": ["n"]})),
         ("cpu-config", json!({})),
         ("cpu-config", json!("cpu.json")),
-        ("logger", json!({"log_path": "l"})),
-        ("metrics", json!({"metrics_path": "m"})),
         ("memory-hotplug", json!({"total_size_mib": 128})),
     ] {
         vm.check_field(&json!({key: value}), key);

@@ -1,6 +1,7 @@
 //! The command line: as typed ([`Cli`]), then as proved ([`Job`]).
 
 mod api;
+mod outputs;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use lightv_api::contract::instance::{APP_NAME, FIRECRACKER_VERSION};
 
 pub use self::api::ApiJob;
 use self::api::{ApiArgs, is_firecracker};
+use self::outputs::OutputArgs;
 
 use crate::control::{SaveMoment, SavePlan};
 use crate::net_override::NetOverride;
+use crate::outputs::Outputs;
 use crate::overrides::Overrides;
 use crate::stamps::TimingsSink;
 
@@ -87,6 +90,8 @@ pub struct Cli {
     started_at_ns: Option<u64>,
     #[command(flatten)]
     api: ApiArgs,
+    #[command(flatten)]
+    outputs: OutputArgs,
     /// Arguments of this run; given at all, they replace the stored ones.
     #[arg(last = true)]
     args: Option<Vec<String>>,
@@ -150,6 +155,8 @@ pub struct ServeJob {
     pub id: String,
     /// How it is served.
     pub api: ApiJob,
+    /// Log and metrics.
+    pub outputs: Outputs,
     /// The machine that is started at once.
     pub run: Option<RunJob>,
 }
@@ -190,6 +197,8 @@ pub struct RunJob {
     pub record_working_set: bool,
     /// Whether the guest has the terminal.
     pub is_tty: bool,
+    /// Log and metrics.
+    pub outputs: Outputs,
     /// Where timings go.
     pub timings: Option<TimingsSink>,
     /// When the caller began.
@@ -249,9 +258,15 @@ impl Cli {
         }
         let api = self.api.job(self.is_firecracker);
         let id = self.id.clone();
+        let outputs = self.outputs.outputs();
         let run = self.into_run();
         match api {
-            Some(api) => Some(Job::Serve(Box::new(ServeJob { id, api, run }))),
+            Some(api) => Some(Job::Serve(Box::new(ServeJob {
+                id,
+                api,
+                outputs,
+                run,
+            }))),
             None => run.map(|run| Job::Run(Box::new(run))),
         }
     }
@@ -300,6 +315,7 @@ impl Cli {
             }),
             record_working_set: self.record_working_set,
             is_tty: self.tty,
+            outputs: self.outputs.outputs(),
             timings: self
                 .timings
                 .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),

@@ -1,5 +1,6 @@
 //! Booting a kernel. Reads as a list of steps; `restore` has the same ones.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -24,6 +25,7 @@ use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
 use crate::output::GuestOutput;
+use crate::serial_out::SerialOut;
 use crate::stamps::{Stamps, Step};
 use crate::vm::VmError;
 
@@ -96,6 +98,8 @@ pub struct Site<'a> {
     pub host: HostSide,
     /// Taps that are open already.
     pub taps: Option<HeldTaps>,
+    /// Where the serial port goes, if not to a standard stream.
+    pub serial: Option<SerialOut>,
 }
 
 /// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
@@ -113,6 +117,7 @@ pub fn boot(
         stamps,
         host,
         taps,
+        serial,
     } = site;
     let EmptyVm {
         kvm,
@@ -148,7 +153,8 @@ pub fn boot(
     control_page
         .tell(run_facts(&config, 0, clock, host.is_tty))
         .map_err(BuildError::ControlPage)?;
-    let ports = make_ports(&vm, None, &output.of_serial(&config)).map_err(BuildError::Devices)?;
+    let ports = make_ports(&vm, None, serial_writer(serial, &output, &config))
+        .map_err(BuildError::Devices)?;
     let bus = make_bus(&devices, ports, output, &ram, &stamps);
     stamps.step(Step::Resources);
     on_failure.keep();
@@ -168,6 +174,20 @@ pub fn boot(
         boot_files: files,
         stamps,
     })
+}
+
+/// Where the serial port writes to.
+#[must_use]
+pub fn serial_writer(
+    serial: Option<SerialOut>,
+    output: &GuestOutput,
+    config: &MachineConfig,
+) -> Box<dyn Write + Send> {
+    let standard = output.of_serial(config);
+    match serial {
+        Some(serial) => serial.writer(standard),
+        None => Box::new(standard),
+    }
 }
 
 /// The way from the vCPUs' accesses to `devices` and `ports`.

@@ -16,6 +16,7 @@ use crate::image::write::WriteImageError;
 use crate::kernel::{BootFiles, ReadFileError, read_file};
 use crate::limits;
 use crate::machine::Machine;
+use crate::outputs::{OutputError, Outputs};
 use crate::overrides::Overrides;
 use crate::restore::restore;
 use crate::save::ensure_target;
@@ -72,6 +73,8 @@ pub enum PrepareError {
     Build(BuildError),
     #[error(transparent)]
     SaveTarget(WriteImageError),
+    #[error(transparent)]
+    Outputs(OutputError),
 }
 
 impl PrepareError {
@@ -88,7 +91,8 @@ impl PrepareError {
             | Self::Image(_)
             | Self::MemoryApart { .. }
             | Self::MemoryInImage { .. }
-            | Self::Memory(_) => exit::BAD_CONFIG,
+            | Self::Memory(_)
+            | Self::Outputs(_) => exit::BAD_CONFIG,
             Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
             Self::Build(_) => exit::HOST_FAILURE,
             Self::SaveTarget(_) => exit::SAVE_FAILED,
@@ -116,6 +120,8 @@ pub struct SnapshotFiles<'a> {
 pub struct Builder<'a> {
     /// What it is connected to.
     pub site: Site<'a>,
+    /// Name of the machine, for its log and metrics.
+    pub id: &'a str,
     /// Where the machine is to be saved, with its kernel.
     pub save_as: Option<&'a Path>,
 }
@@ -135,6 +141,9 @@ impl Builder<'_> {
 
     fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
         let mut spec = read_config(path)?;
+        Outputs::of(&spec)
+            .open(self.id)
+            .map_err(PrepareError::Outputs)?;
         overrides
             .apply(&mut spec, false)
             .map_err(PrepareError::Config)?;

@@ -6,8 +6,10 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
 use lightv_devices::control::{Doorbell, OutputStream, copy_print_buffer};
+use lightv_devices::histogram::Histogram;
 use lightv_devices::i8042::{I8042, I8042Event};
 use lightv_devices::memory::GuestMem;
 use lightv_devices::pvpanic;
@@ -34,9 +36,40 @@ pub enum Effect {
     Stop(StopReason),
 }
 
-/// Counters of accesses that went nowhere.
+/// Why a vCPU left the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named like KVM's exit")]
+pub enum ExitKind {
+    MmioRead,
+    MmioWrite,
+    IoIn,
+    IoOut,
+    SystemEvent,
+    /// A signal, or nothing that KVM asks for.
+    Interrupted,
+    /// The guest cannot go on.
+    Failed,
+}
+
+impl ExitKind {
+    /// All of them, with their names in metrics.
+    pub const ALL: [(Self, &'static str); 7] = [
+        (Self::MmioRead, "mmio_read"),
+        (Self::MmioWrite, "mmio_write"),
+        (Self::IoIn, "io_in"),
+        (Self::IoOut, "io_out"),
+        (Self::SystemEvent, "system_event"),
+        (Self::Interrupted, "interrupted"),
+        (Self::Failed, "failed"),
+    ];
+}
+
+/// How often the vCPUs left the guest, how long that was served, and accesses that went nowhere.
 #[derive(Debug, Default)]
 pub struct BusCounters {
+    exits: [AtomicU64; ExitKind::ALL.len()],
+    /// Of the first four kinds.
+    exit_times: [Histogram; 4],
     /// Accesses to device memory where there is no device.
     pub unknown_mmio: AtomicU64,
     /// Accesses to ports where there is no device.
@@ -70,6 +103,32 @@ pub struct Bus {
     park_at_ready: AtomicBool,
     stamps: Arc<Stamps>,
     counters: BusCounters,
+}
+
+impl BusCounters {
+    /// Counts an exit that began to be served at `began`.
+    pub fn note_exit(&self, kind: ExitKind, began: Instant) {
+        let place = kind as usize;
+        if let Some(count) = self.exits.get(place) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(times) = self.exit_times.get(place) {
+            times.record_since(began);
+        }
+    }
+
+    /// How many exits of this kind there were.
+    #[must_use]
+    pub fn exits(&self, kind: ExitKind) -> u64 {
+        let count = self.exits.get(kind as usize);
+        count.map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// How long exits of this kind were served, where that is measured.
+    #[must_use]
+    pub fn exit_times(&self, kind: ExitKind) -> Option<&Histogram> {
+        self.exit_times.get(kind as usize)
+    }
 }
 
 impl Bus {
@@ -129,7 +188,7 @@ impl Bus {
         &self.mem
     }
 
-    /// Accesses that went nowhere.
+    /// What is counted of the vCPUs' exits and accesses.
     #[must_use]
     pub const fn counters(&self) -> &BusCounters {
         &self.counters

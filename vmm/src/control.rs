@@ -29,6 +29,7 @@ use crate::event::{DeviceCall, Event, StopReason};
 use crate::foreground::Leash;
 use crate::limits;
 use crate::machine::{Machine, Running};
+use crate::metrics;
 use crate::orders::{Order, OrderReply};
 use crate::poller::{PollError, Poller, Token};
 use crate::runtime_dir;
@@ -235,6 +236,7 @@ impl Control {
                 .poller
                 .wait(self.timeout())
                 .map_err(ControlError::Poll)?;
+            metrics::flush_if_due();
             if tokens.is_empty() && self.has_start_pages {
                 self.has_start_pages = false;
                 runtime_dir::register_announced();
@@ -439,6 +441,14 @@ impl Control {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        let own = self.own_timeout();
+        match metrics::time_to_flush() {
+            Some(flush) => Some(own.map_or(flush, |own| own.min(flush))),
+            None => own,
+        }
+    }
+
+    fn own_timeout(&self) -> Option<Duration> {
         let ms = match self.phase {
             Phase::Parking { .. } => limits::KICK_INTERVAL_MS,
             _ if self.has_start_pages => limits::SETTLED_AFTER_MS,

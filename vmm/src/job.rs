@@ -28,7 +28,7 @@ use crate::sys::process;
 use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
-use crate::{at_end, describe, host_check, inspect, report, runtime_dir};
+use crate::{at_end, describe, host_check, inspect, metrics, outputs, report, runtime_dir};
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
@@ -175,6 +175,7 @@ fn build_and_run(
         .as_ref()
         .is_some_and(|plan| plan.moment == SaveMoment::Ready);
     runtime_dir::announce(&job.id, Some(job.origin.path()), None);
+    job.outputs.open(&job.id).map_err(PrepareError::Outputs)?;
     let builder = Builder {
         site: Site {
             control,
@@ -184,12 +185,17 @@ fn build_and_run(
                 is_input_held: at_ready,
             },
             taps: None,
+            serial: None,
         },
+        id: &job.id,
         save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
     };
     let machine = builder.build(&job.origin, job.overrides)?;
     if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
         let _ = watched.set((path, machine.ram.clone()));
+    }
+    if metrics::time_to_flush().is_some() {
+        outputs::attach(&machine);
     }
     machine.bus.set_park_at_ready(at_ready);
     let (running, first) = machine.start(false).map_err(RunError::Start)?;
@@ -250,6 +256,7 @@ fn exit_status(ending: &Ending) -> u8 {
 
 fn stop_status(reason: &StopReason) -> u8 {
     let say = || report::say(&format!("the guest ended: {}", describe_stop(reason)));
+    tracing::info!("the guest ended: {}", describe_stop(reason));
     match reason {
         StopReason::Reset | StopReason::PowerOff => exit::OK,
         StopReason::GuestExit(status) => *status,

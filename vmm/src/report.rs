@@ -42,5 +42,6 @@ pub fn say(text: &str) {
     } else {
         "\n"
     };
+    tracing::warn!("{text}");
     let _ = StandardStream::Stderr.write_all(format!("lightv-vmm: {text}{end}").as_bytes());
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::{acpi, generation, layout};
-use crate::boot::{BuildError, GuestClock, Site, make_bus, run_facts};
+use crate::boot::{BuildError, GuestClock, Site, make_bus, run_facts, serial_writer};
 use crate::config::MachineConfig;
 use crate::control_page::ControlPage;
 use crate::control_thread::EmptyVm;
@@ -38,6 +38,7 @@ pub fn restore(
         stamps,
         host,
         taps,
+        serial,
     } = site;
     let EmptyVm {
         kvm,
@@ -72,14 +73,13 @@ pub fn restore(
         output: &output,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
-    let ports = make_ports(&vm, Some(&saved.serial), &output.of_serial(&config));
-    let ports = ports.map_err(BuildError::Devices)?;
+    let writer = serial_writer(serial, &output, &config);
+    let ports = make_ports(&vm, Some(&saved.serial), writer).map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
     let clock = GuestClock::of(vcpus.first());
-    control_page
-        .tell(run_facts(&config, restores, clock, host.is_tty))
-        .map_err(BuildError::ControlPage)?;
+    let facts = run_facts(&config, restores, clock, host.is_tty);
+    control_page.tell(facts).map_err(BuildError::ControlPage)?;
     let bus = make_bus(&devices, ports, output, &ram, &stamps);
     if is_renewed {
         bus.add_event(acpi::event::GENERATION);

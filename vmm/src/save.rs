@@ -201,6 +201,9 @@ const IN_IMAGE: &str = "(in the image)";
 /// The configuration, without the paths of what the image holds itself.
 fn stored_config(machine: &Machine) -> VmSpec {
     let mut spec = machine.config.spec().clone();
+    // The process's, not the machine's.
+    spec.logger = None;
+    spec.metrics = None;
     if let Some(boot) = &mut spec.boot_source {
         if machine.boot_files.kernel.is_some() {
             boot.kernel_image_path = IN_IMAGE.into();

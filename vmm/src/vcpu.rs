@@ -17,11 +17,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Instant;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::arch::VcpuId;
-use crate::bus::{Bus, Effect};
+use crate::bus::{Bus, Effect, ExitKind};
 use crate::control_page::ControlPage;
 use crate::event::{Event, EventSender, StopReason};
 use crate::snapshot::vcpu_state;
@@ -160,7 +161,7 @@ impl Vcpu {
     /// Enters the guest once and serves its exit.
     fn enter(&mut self) -> Option<StopReason> {
         let effect = match self.fd.run() {
-            Ok(exit) => match serve(exit, &self.context.bus) {
+            Ok(exit) => match serve_counted(exit, &self.context.bus) {
                 Served::Done(effect) => effect,
                 Served::Failed(kind) => {
                     return Some(stop_text::describe(kind, self.fd, self.context.bus.mem()));
@@ -230,6 +231,29 @@ impl Vcpu {
 enum Served {
     Done(Effect),
     Failed(stop_text::FailedExit),
+}
+
+fn serve_counted(exit: VcpuExit<'_>, bus: &Bus) -> Served {
+    let began = Instant::now();
+    let kind = kind_of(&exit);
+    let served = serve(exit, bus);
+    let kind = match &served {
+        Served::Done(_) => kind,
+        Served::Failed(_) => ExitKind::Failed,
+    };
+    bus.counters().note_exit(kind, began);
+    served
+}
+
+const fn kind_of(exit: &VcpuExit<'_>) -> ExitKind {
+    match exit {
+        VcpuExit::MmioRead(..) => ExitKind::MmioRead,
+        VcpuExit::MmioWrite(..) => ExitKind::MmioWrite,
+        VcpuExit::IoIn(..) => ExitKind::IoIn,
+        VcpuExit::IoOut(..) => ExitKind::IoOut,
+        VcpuExit::SystemEvent(..) => ExitKind::SystemEvent,
+        _ => ExitKind::Interrupted,
+    }
 }
 
 fn serve(exit: VcpuExit<'_>, bus: &Bus) -> Served {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::time::Instant;
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -12,13 +13,13 @@ use hyper::service::service_fn;
 use hyper::{Request as HttpRequest, Version};
 use hyper_util::rt::TokioIo;
 use lightv_api::fault::Fault;
-use lightv_api::request::{Call, Method, Request};
+use lightv_api::request::{Call, Method, Request, Route};
 use tokio::net::UnixStream;
 use tokio::time::{error::Elapsed, timeout};
 
 use crate::answer::{Connection, HttpResponse, answer, transport_error};
 use crate::limits;
-use crate::service::{Answer, Service, reply_channel};
+use crate::service::{Answer, Done, Service, reply_channel};
 use crate::settings::Settings;
 use crate::transport::{Phase, PhaseTimes, Progress, Raced, Transport, race};
 
@@ -105,15 +106,44 @@ impl Client {
             path,
             body: &body,
         };
-        let response = match Request::parse(call) {
+        let began = Instant::now();
+        let (route, is_deprecated, answered) = match Request::parse(call) {
             Ok(parsed) => {
+                let route = parsed.request.route();
                 let answered = self.ask(parsed.request).await;
-                answer(answered, connection, parsed.is_deprecated)
+                (route, parsed.is_deprecated, answered)
             }
-            Err(fault) => answer(Err(fault), connection, false),
+            Err(fault) => (Route::UNKNOWN, false, Err(fault)),
         };
+        self.note(call, route, &answered, began);
+        let response = answer(answered, connection, is_deprecated);
         self.progress.enter(Phase::Idle);
         response
+    }
+
+    /// Counts and logs a request that was answered.
+    fn note(&self, call: Call<'_>, route: Route, answered: &Answer, began: Instant) {
+        let took = began.elapsed();
+        self.service.note(Done {
+            route,
+            is_granted: answered.is_ok(),
+            took,
+        });
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let method = call.method.name();
+        // What a client sends, shortened: a log line has a limit.
+        let path: String = call.path.chars().take(limits::LOGGED_PATH_CHARS).collect();
+        match answered {
+            Ok(_) => tracing::info!(us, "{method} {path}: granted"),
+            Err(fault) => {
+                let text: String = fault
+                    .message
+                    .chars()
+                    .take(limits::LOGGED_FAULT_CHARS)
+                    .collect();
+                tracing::warn!(us, "{method} {path}: refused: {text}");
+            }
+        }
     }
 
     async fn ask(&self, request: Request) -> Answer {

@@ -15,6 +15,7 @@
 mod answer;
 mod connection;
 pub mod controller;
+pub mod exporter;
 pub mod limits;
 pub mod listen;
 pub mod machine;

@@ -38,5 +38,10 @@ pub const STACK_BYTES: usize = 512 << 10;
 /// in most programs. Only what is used is memory.
 pub const MACHINE_STACK_BYTES: usize = 2 << 20;
 
+/// Characters of a path that are logged.
+pub const LOGGED_PATH_CHARS: usize = 200;
+/// Characters of a refusal that are logged.
+pub const LOGGED_FAULT_CHARS: usize = 1000;
+
 /// vCPUs of a machine, as the contract has it.
 pub const VCPUS_MAX: u64 = 32;

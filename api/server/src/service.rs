@@ -1,7 +1,9 @@
 //! Between the server and whoever answers.
 
+use std::time::Duration;
+
 use lightv_api::fault::Fault;
-use lightv_api::request::{Reply, Request};
+use lightv_api::request::{Reply, Request, Route};
 use tokio::sync::oneshot;
 
 /// What a request is answered.
@@ -13,6 +15,20 @@ pub trait Service: Send + 'static {
     /// Takes `request`. The answer may be sent before this returns, or later, from any thread. Requests of one connection
     /// come one after the other, each after the answer to the one before.
     fn call(&self, request: Request, reply: ReplySender);
+
+    /// Is told of a request that was answered.
+    fn note(&self, _done: Done) {}
+}
+
+/// A request that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// What it was.
+    pub route: Route,
+    /// Whether it was granted.
+    pub is_granted: bool,
+    /// From its last byte to the answer.
+    pub took: Duration,
 }
 
 /// The way back to a client.

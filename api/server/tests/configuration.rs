@@ -272,13 +272,6 @@ fn what_this_version_lacks_is_refused_by_name() {
             json!({}),
             "Configure CPU error: cpu-config is set",
         ),
-        ("/logger", json!({}), "Logger error: logger is set"),
-        (
-            "/metrics",
-            json!({"metrics_path": "m"}),
-            "Metrics error: metrics is set",
-        ),
-        ("/serial", json!({}), "Serial config error: serial is set"),
         (
             "/entropy",
             json!({"rate_limiter": {}}),

@@ -26,6 +26,20 @@ pub struct LoggerSpec {
     /// Only what this module says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+    /// LightV's own: how lines are written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<LogFormat>,
+}
+
+/// How lines of the log are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// As Firecracker writes them.
+    #[default]
+    Text,
+    /// As JSON objects.
+    Json,
 }
 
 /// How much is logged. Upper and lower case are the same; `Warning` is `Warn`.

@@ -17,11 +17,12 @@ mod wiring;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
+use lightv_devices::counters::Counters;
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::block::Disk;
 use lightv_devices::virtio::console::Console;
-use lightv_devices::virtio::device::{Progress, VirtioDevice as _};
+use lightv_devices::virtio::device::{DeviceKind, Progress, VirtioDevice as _};
 use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
 use virtio_queue::Queue;
 
@@ -42,6 +43,17 @@ use crate::output::GuestOutput;
 use crate::poller::{PollError, Poller, Token};
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
 use crate::vm::Vm;
+
+/// Counters of a device.
+#[derive(Debug, Clone)]
+pub struct DeviceMeter {
+    /// Its id.
+    pub id: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+}
 
 /// All devices, in the order of their places.
 #[derive(Debug)]
@@ -124,6 +136,17 @@ impl DeviceSet {
             places.push(wiring.connect(place, device, Some(&saved.transport))?);
         }
         Ok(Self { places, stored })
+    }
+
+    /// What the devices count.
+    #[must_use]
+    pub fn meters(&self) -> Vec<DeviceMeter> {
+        let meter = |place: &Place| DeviceMeter {
+            id: place.id.clone(),
+            kind: place.device.kind(),
+            counters: Arc::clone(place.device.counters()),
+        };
+        self.places.iter().map(meter).collect()
     }
 
     /// The disks that a save puts into the image.

@@ -1,5 +1,6 @@
 //! Connects devices: register page, interrupt, doorbells, and the way from the page to the loop.
 
+use std::io::Write;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
@@ -20,7 +21,6 @@ use super::place::Place;
 use crate::arch::host::layout;
 use crate::bus::PortDevices;
 use crate::event::{DeviceCall, Event, EventSender};
-use crate::output::GuestOutput;
 use crate::vm::Vm;
 
 /// What devices are connected to.
@@ -117,7 +117,7 @@ fn interrupt(vm: &Vm, gsi: u32) -> Result<EventFd, DeviceSetError> {
 pub fn make_ports(
     vm: &Vm,
     saved: Option<&SerialStateV1>,
-    output: &GuestOutput,
+    output: Box<dyn Write + Send>,
 ) -> Result<PortDevices, DeviceSetError> {
     Ok(PortDevices {
         serial: make_serial(vm, saved, output)?,
@@ -128,10 +128,9 @@ pub fn make_ports(
 fn make_serial(
     vm: &Vm,
     saved: Option<&SerialStateV1>,
-    output: &GuestOutput,
+    output: Box<dyn Write + Send>,
 ) -> Result<Serial, DeviceSetError> {
     let irqfd = interrupt(vm, layout::SERIAL_GSI)?;
-    let output = Box::new(output.clone());
     match saved {
         None => Ok(Serial::new(irqfd, output)),
         Some(state) => {

@@ -1,17 +1,21 @@
 //! The machine as the REST API's controller sees it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvError, channel};
+use std::time::Instant;
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::drive::DrivePatch;
 use lightv_api::contract::mmds::MmdsData;
-use lightv_api::contract::snapshot::{LoadHugePages, LoadParams, MemBackendType, SnapshotCreate};
+use lightv_api::contract::snapshot::{
+    LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
+};
 use lightv_api::exit;
 use lightv_api::request::Reply;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
 
-use crate::args::RunJob;
+use crate::args::{Origin, RunJob};
 use crate::boot::Site;
 use crate::builder::{Builder, PrepareError, SnapshotFiles};
 use crate::config::{ConfigFaults, MachineConfig};
@@ -19,12 +23,16 @@ use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldTaps, HostSide};
 use crate::event::{Event, EventSender};
 use crate::job::stamps_of;
+use crate::log;
 use crate::machine::{Machine as BuiltMachine, StartError};
+use crate::metrics::{self, Timed};
 use crate::net_override::NetOverride;
 use crate::orders::{Order, SnapshotTarget};
+use crate::outputs;
 use crate::overrides::Overrides;
+use crate::serial_out::SerialOut;
 use crate::snapshot::page_log::PageLog;
-use crate::stamps::Stamps;
+use crate::stamps::{Stamps, TimingsSink};
 use crate::sys::process;
 use crate::vcpu::Vcpu;
 
@@ -66,15 +74,20 @@ pub(super) struct Begin {
 #[derive(Debug)]
 pub(super) struct Monitor {
     control: ControlThread,
+    /// The machine's name, for logs and metrics.
+    id: String,
     taps: HeldTaps,
+    serial: Option<SerialOut>,
     /// The way to the loop, once there is a machine.
     events: Option<EventSender>,
 }
 
 impl Monitor {
-    pub(super) fn new(control: ControlThread) -> Self {
+    pub(super) fn new(control: ControlThread, id: &str) -> Self {
         Self {
             control,
+            id: id.to_owned(),
+            serial: None,
             taps: HeldTaps::default(),
             events: None,
         }
@@ -82,9 +95,18 @@ impl Monitor {
 
     /// Builds and starts a machine that flags have named. Gives what it is, and its first vCPU, which the caller runs.
     pub(super) fn begin(&mut self, begin: Begin) -> Result<(VmSpec, Vcpu), StartMachineError> {
-        let Begin { run, main_ns } = begin;
+        let Begin { mut run, main_ns } = begin;
+        run.timings
+            .get_or_insert(TimingsSink::Keep(metrics::note_start));
         let builder = self.builder(stamps_of(&run, main_ns));
-        let machine = builder.build(&run.origin, run.overrides)?;
+        let counts = metrics::get();
+        let (started, failed) = match run.origin {
+            Origin::Restore(_) => (&counts.restores, &counts.restore_failures),
+            Origin::Config(_) | Origin::Boot(_) => (&counts.boots, &counts.boot_failures),
+        };
+        let built = builder.build(&run.origin, run.overrides);
+        metrics::count(if built.is_ok() { started } else { failed });
+        let machine = built?;
         let spec = machine.config.spec().clone();
         Ok((spec, self.assign(machine, false)?))
     }
@@ -96,7 +118,9 @@ impl Monitor {
                 stamps,
                 host: HostSide::default(),
                 taps: Some(self.taps.clone()),
+                serial: self.serial.clone(),
             },
+            id: &self.id,
             save_as: None,
         }
     }
@@ -108,6 +132,7 @@ impl Monitor {
         is_paused: bool,
     ) -> Result<Vcpu, StartMachineError> {
         let events = machine.sender.clone();
+        outputs::attach(&machine);
         if machine.config.tracks_dirty_pages() {
             let log = PageLog::new(&machine.ram).map_err(StartMachineError::PageLog)?;
             machine.page_log = Some(log);
@@ -141,6 +166,34 @@ impl Monitor {
         }
     }
 
+    fn boot(&mut self, spec: &VmSpec) -> Result<(), StartMachineError> {
+        let machine = self.builder(start_stamps("boot")).boot_spec(spec.clone())?;
+        self.run(machine, false)
+    }
+
+    fn restore(&mut self, params: &LoadParams) -> Result<VmSpec, StartMachineError> {
+        let files = SnapshotFiles {
+            state: &params.snapshot_path,
+            memory: &params.memory.backend_path,
+            diffs: &params.memory.diffs,
+            tracks: params.track_dirty_pages,
+            advance_clock: params.clock_realtime,
+        };
+        let builder = self.builder(start_stamps("restore"));
+        let machine = builder.restore_files(files, overrides_of(params))?;
+        let spec = machine.config.spec().clone();
+        self.run(machine, !params.resume)?;
+        Ok(spec)
+    }
+
+    /// Gives an order, and notes how long it took if it was carried out.
+    fn timed(&self, timed: &Timed, order: Order) -> Result<(), Refusal> {
+        let began = Instant::now();
+        self.order(order)?;
+        timed.record_since(began);
+        Ok(())
+    }
+
     fn patch_drive(&self, patch: &DrivePatch) -> Result<Reply, Refusal> {
         let Some(path) = &patch.path_on_host else {
             return Ok(Reply::Done);
@@ -154,7 +207,8 @@ impl Monitor {
 }
 
 fn start_stamps(way: &'static str) -> Arc<Stamps> {
-    Arc::new(Stamps::new(way, process::monotonic_ns(), None, None))
+    let sink = TimingsSink::Keep(metrics::note_start);
+    Arc::new(Stamps::new(way, process::monotonic_ns(), None, Some(sink)))
 }
 
 impl Machine for Monitor {
@@ -171,53 +225,78 @@ impl Machine for Monitor {
         Ok(())
     }
 
-    /// Nothing of it is offered yet, so it never comes.
-    fn set_output(&mut self, _output: Output<'_>) -> Result<(), Refusal> {
-        Err(Refusal::new("this version of LightV does not offer it"))
+    fn set_output(&mut self, output: Output<'_>) -> Result<(), Refusal> {
+        match output {
+            Output::Logger(spec) => {
+                log::configure(spec, &self.id).map_err(|error| Refusal::of(&error))
+            }
+            Output::Metrics(spec) => {
+                metrics::open(spec, &self.id).map_err(|error| Refusal::of(&error))
+            }
+            Output::Serial(spec) => {
+                let opened = SerialOut::open(spec);
+                let opened = opened.map_err(|cause| {
+                    let path = spec.serial_out_path.as_deref().unwrap_or(Path::new(""));
+                    Refusal::new(format!("Cannot open {}: {cause}", path.display()))
+                });
+                self.serial = Some(opened?);
+                Ok(())
+            }
+        }
     }
 
     fn start(&mut self, spec: &VmSpec) -> Result<(), Refusal> {
-        let machine = self
-            .builder(start_stamps("boot"))
-            .boot_spec(spec.clone())
-            .map_err(|error| Refusal::of(&error))?;
-        let started = self.run(machine, false);
-        started.map_err(|error| Refusal::of(&error))
+        let counts = metrics::get();
+        match self.boot(spec) {
+            Ok(()) => {
+                metrics::count(&counts.boots);
+                tracing::info!("the machine was booted");
+                Ok(())
+            }
+            Err(error) => {
+                metrics::count(&counts.boot_failures);
+                Err(Refusal::of(&error))
+            }
+        }
     }
 
     fn load(&mut self, params: &LoadParams) -> Result<VmSpec, Refusal> {
         refuse_missing(params)?;
-        let files = SnapshotFiles {
-            state: &params.snapshot_path,
-            memory: &params.memory.backend_path,
-            diffs: &params.memory.diffs,
-            tracks: params.track_dirty_pages,
-            advance_clock: params.clock_realtime,
-        };
-        let machine = self
-            .builder(start_stamps("restore"))
-            .restore_files(files, overrides_of(params))
-            .map_err(|error| Refusal::of(&error))?;
-        let spec = machine.config.spec().clone();
-        let started = self.run(machine, !params.resume);
-        started.map_err(|error| Refusal::of(&error))?;
-        Ok(spec)
+        let (counts, began) = (metrics::get(), Instant::now());
+        match self.restore(params) {
+            Ok(spec) => {
+                metrics::count(&counts.restores);
+                counts.load.record_since(began);
+                tracing::info!("the machine was restored");
+                Ok(spec)
+            }
+            Err(error) => {
+                metrics::count(&counts.restore_failures);
+                Err(Refusal::of(&error))
+            }
+        }
     }
 
     fn pause(&mut self) -> Result<(), Refusal> {
-        self.order(Order::Pause)
+        self.timed(&metrics::get().pause, Order::Pause)
     }
 
     fn resume(&mut self) -> Result<(), Refusal> {
-        self.order(Order::Resume)
+        self.timed(&metrics::get().resume, Order::Resume)
     }
 
     fn save(&mut self, target: &SnapshotCreate) -> Result<(), Refusal> {
-        self.order(Order::Save(SnapshotTarget {
+        let counts = metrics::get();
+        let timed = match target.snapshot_type {
+            SnapshotType::Full => &counts.save_full,
+            SnapshotType::Diff => &counts.save_diff,
+        };
+        let target = SnapshotTarget {
             state: target.snapshot_path.clone(),
             memory: target.mem_file_path.clone(),
             extent: target.snapshot_type,
-        }))
+        };
+        self.timed(timed, Order::Save(target))
     }
 
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {
@@ -234,8 +313,10 @@ impl Machine for Monitor {
         self.order(Order::PressCtrlAltDel)
     }
 
+    /// Without a metrics file there is nothing to do, as in Firecracker.
     fn flush_metrics(&mut self) -> Result<(), Refusal> {
-        Err(not_offered("FlushMetrics"))
+        metrics::flush();
+        Ok(())
     }
 
     /// The store is the controller's; the guest's way to it (MMDS) is not offered yet.

@@ -8,25 +8,29 @@
 //! is the controller.
 
 mod machine;
+mod prometheus;
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lightv_api::contract::instance::InstanceState;
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::exit;
 use lightv_api_server::controller::{Controller, Setup, split};
+use lightv_api_server::exporter::Exporter;
 use lightv_api_server::listen::{ListenError, listen};
 use lightv_api_server::server;
 use lightv_api_server::settings::Settings;
 
 use self::machine::{Begin, Monitor, StartMachineError};
 use crate::args::{ApiJob, ServeJob};
+use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
 use crate::kernel::{ReadFileError, read_file};
-use crate::{at_end, report, runtime_dir};
+use crate::{at_end, metrics, report, runtime_dir};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +89,22 @@ pub fn run(begun: Begun, job: ServeJob) -> u8 {
 
 fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let (main_ns, control) = begun.into_control()?;
-    let ServeJob { id, api, run } = job;
+    let ServeJob {
+        id,
+        api,
+        outputs,
+        run,
+    } = job;
+    outputs
+        .open(&id)
+        .map_err(|cause| RunError::from(PrepareError::Outputs(cause)))?;
     let metadata = api.metadata.as_deref();
     let metadata = metadata.map(|path| read_metadata(path, api.metadata_bytes_max));
     let metadata = metadata.transpose()?;
     let (listener, socket) = listen(&api.socket)?;
     at_end::register(move || socket.remove());
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
-    let mut monitor = Monitor::new(control);
+    let mut monitor = Monitor::new(control, &id);
     let first = run.map(|run| monitor.begin(Begin { run, main_ns }));
     let (spec, vcpu) = match first.transpose()? {
         Some((spec, vcpu)) => (Some(spec), Some(vcpu)),
@@ -109,7 +121,9 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         metadata_bytes_max: usize::try_from(api.metadata_bytes_max).unwrap_or(usize::MAX),
         ..Setup::new(&id)
     };
-    let (service, worker) = split(Controller::new(monitor, setup));
+    let exporter = Arc::new(Exporter::new(prometheus::Machine));
+    count_for_lines(&exporter);
+    let (service, worker) = split(Controller::new(monitor, setup), Some(exporter));
     let on_failure = |cause| {
         report::warn(&ServeError::Thread(cause));
         job::end_process(exit::FAILURE)
@@ -125,6 +139,17 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     worker.run();
     // The server never lets go of its end.
     job::end_process(exit::FAILURE)
+}
+
+/// Firecracker's metrics have the requests too.
+fn count_for_lines(exporter: &Arc<Exporter>) {
+    let exporter = Arc::clone(exporter);
+    metrics::set_api_counts(move || {
+        let counts = exporter.counts().into_iter();
+        counts
+            .map(|(route, count)| ((route.method, route.path), (count.requests, count.refusals)))
+            .collect()
+    });
 }
 
 fn settings(api: &ApiJob) -> Settings {

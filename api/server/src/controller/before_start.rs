@@ -13,7 +13,7 @@ use lightv_api::contract::pmem::PmemSpec;
 use lightv_api::contract::serial::SerialSpec;
 use lightv_api::contract::vsock::VsockSpec;
 use lightv_api::fault::{Area, Fault};
-use lightv_api::offer::{Asked, Feature, missing};
+use lightv_api::offer::missing;
 use lightv_api::request::Reply;
 
 use super::{Controller, files, rules};
@@ -149,9 +149,6 @@ impl<M: Machine> Controller<M> {
 
     pub(super) fn put_serial(&mut self, serial: &SerialSpec) -> Answer {
         self.not_started()?;
-        if self.lacking.contains(&Feature::Serial) {
-            return Err(Area::Serial.fault(Asked::set(Feature::Serial, "serial")));
-        }
         let set = self.machine.set_output(Output::Serial(serial));
         super::done(Area::Serial, set)
     }
@@ -166,6 +163,7 @@ impl<M: Machine> Controller<M> {
             show_level: logger.show_level.or(known.show_level),
             show_log_origin: logger.show_log_origin.or(known.show_log_origin),
             module: logger.module.or(known.module),
+            format: logger.format.or(known.format),
         };
         spec.logger = Some(logger.clone());
         self.keep_output(Area::Logger, spec, Output::Logger(&logger))

@@ -1,15 +1,17 @@
 //! The controller on a thread of its own.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use lightv_api::request::Request;
 
 use super::{Controller, View};
+use crate::exporter::Exporter;
 use crate::limits;
 use crate::machine::Machine;
-use crate::service::{ReplySender, Service};
+use crate::service::{Done, ReplySender, Service};
 
 /// Name of the controller's thread.
 const THREAD_NAME: &str = "api-machine";
@@ -22,15 +24,26 @@ type Job = (Request, ReplySender);
 pub struct ControllerService {
     view: View,
     jobs: Sender<Job>,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Service for ControllerService {
     fn call(&self, request: Request, reply: ReplySender) {
-        match self.view.answer(&request) {
+        let at_once = match (&request, &self.exporter) {
+            (Request::GetPrometheus, Some(exporter)) => Some(Ok(exporter.reply())),
+            _ => self.view.answer(&request),
+        };
+        match at_once {
             Some(answer) => reply.send(answer),
             // When the worker has ended, the sender is dropped and the client told so. No more jobs wait than there are
             // connections: each has one request at a time.
             None => drop(self.jobs.send((request, reply))),
+        }
+    }
+
+    fn note(&self, done: Done) {
+        if let Some(exporter) = &self.exporter {
+            exporter.note(done.route, done.is_granted, done.took);
         }
     }
 }
@@ -63,12 +76,16 @@ impl<M: Machine> Worker<M> {
     }
 }
 
-/// Both ends of a controller.
-pub fn split<M: Machine>(controller: Controller<M>) -> (ControllerService, Worker<M>) {
+/// Both ends of a controller; with an `exporter`, `GET /metrics` is answered by it.
+pub fn split<M: Machine>(
+    controller: Controller<M>,
+    exporter: Option<Arc<Exporter>>,
+) -> (ControllerService, Worker<M>) {
     let (sender, jobs) = channel();
     let service = ControllerService {
         view: controller.view(),
         jobs: sender,
+        exporter,
     };
     (service, Worker { controller, jobs })
 }

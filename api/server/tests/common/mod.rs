@@ -160,7 +160,7 @@ impl Running {
         // The folder goes with the test.
         std::mem::forget(file);
         let (machine, record, let_go) = FakeMachine::new();
-        let (service, worker) = split(Controller::new(machine, setup));
+        let (service, worker) = split(Controller::new(machine, setup), None);
         worker.spawn().unwrap();
         server::spawn(listener, service, settings, |error| panic!("{error}")).unwrap();
         Self {

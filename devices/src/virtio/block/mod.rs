@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 
@@ -266,7 +267,9 @@ impl Worker<'_> {
                 return self.guest_fault();
             }
         }
+        let began = Instant::now();
         let result = self.disk.read(buffers, offset);
+        self.counters.read_time.record_since(began);
         // What was transferred before a failure counts too: the guest may see it.
         let moved = request.data_bytes.saturating_sub(buffers.bytes());
         Counters::add(&self.counters.bytes_to_guest, moved);
@@ -290,7 +293,9 @@ impl Worker<'_> {
                 return self.guest_fault();
             }
         }
+        let began = Instant::now();
         let mut result = self.disk.write(buffers, offset);
+        self.counters.write_time.record_since(began);
         let moved = request.data_bytes.saturating_sub(buffers.bytes());
         Counters::add(&self.counters.bytes_from_guest, moved);
         if result.is_ok() && self.syncs_writes {
@@ -300,7 +305,9 @@ impl Worker<'_> {
     }
 
     fn sync(&self) -> std::io::Result<()> {
+        let began = Instant::now();
         self.disk.sync()?;
+        self.counters.flush_time.record_since(began);
         Counters::add_one(&self.counters.host_syncs);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 
@@ -81,8 +82,10 @@ impl Transmitter {
             }
         };
         let frame_bytes = self.buffers.bytes();
+        let began = Instant::now();
         match send_whole(&mut self.buffers, tap, &header) {
             Ok(()) => {
+                counters.write_time.record_since(began);
                 Counters::add_one(&counters.writes);
                 Counters::add(&counters.bytes_from_guest, frame_bytes);
                 true

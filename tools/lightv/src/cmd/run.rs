@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::exit;
 use lightv_vmm::args::{Origin, RunJob};
 use lightv_vmm::net_override::NetOverride;
+use lightv_vmm::outputs::Outputs;
 use lightv_vmm::overrides::Overrides;
 use lightv_vmm::stamps::TimingsSink;
 use lightv_vmm::{describe, job};
@@ -216,6 +217,7 @@ impl RunArgs {
             save: None,
             record_working_set: false,
             is_tty,
+            outputs: Outputs::default(),
             timings: self.timings.map(sink),
             started_at_ns,
         })
