@@ -14,6 +14,7 @@ use lightv_tests::scratch::Scratch;
 const OWN_PSS_KIB_MAX: u64 = 2048;
 const OPEN_FILES_MAX: usize = 20;
 /// Between two looks at a machine that comes to rest.
+const SETTLED_AFTER: Duration = Duration::from_millis(1200);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The control loop's thread, and one for each vCPU.
 const OTHER_THREADS: usize = 1;
@@ -26,6 +27,8 @@ fn settled(scratch: &Scratch, process: &Process) -> ProcessDescription {
         let found = scratch.run(&["inspect", "--pid", &pid, "--json"]);
         serde_json::from_str::<ProcessDescription>(&found.stdout).ok()
     };
+    // What only the start needed is given back after a second of nothing to do.
+    thread::sleep(SETTLED_AFTER);
     let mut last = None;
     wait_for("an idle machine", || {
         thread::sleep(LOOK_INTERVAL);

@@ -134,7 +134,7 @@ const OPERATIONS: &[Row] = &[
     (Get, "/machine-config", "getMachineConfiguration", "CPUs and memory.", Nothing, Of("MachineSpec")),
     (Put, "/machine-config", "putMachineConfiguration", "Sets CPUs and memory. Before the start.", Of("MachineSpec"), Nothing),
     (Patch, "/machine-config", "patchMachineConfiguration", "Changes some of that. Before the start.", Of("MachinePatch"), Nothing),
-    (Get, "/metrics", "getMetrics", "LightV's own: metrics in Prometheus' text form.", Nothing, Text("text/plain")),
+    (Get, "/metrics", "getMetrics", "LightV's own: metrics in Prometheus' text form.", Nothing, Text("application/openmetrics-text")),
     (Put, "/metrics", "putMetrics", "Sets where metrics are written. Before the start, once.", Of("MetricsSpec"), Nothing),
     (Get, "/mmds", "getMmds", "What the metadata store holds.", Nothing, Any),
     (Put, "/mmds", "putMmds", "Fills the metadata store.", Any, Nothing),

@@ -3,6 +3,7 @@
 mod build;
 mod cache;
 mod check;
+mod clients;
 mod commands;
 mod linux;
 mod prerequisites;
@@ -77,6 +78,11 @@ const TASKS: &[Task] = &[
         name: "linux-test",
         about: "of `test`, what boots that kernel; minutes more when it has to be built",
         run: |_| suite::linux_test(),
+    },
+    Task {
+        name: "clients",
+        about: "of `test`, public clients of Firecracker against LightV's socket; minutes more when they have to be built",
+        run: |_| suite::clients(),
     },
     Task {
         name: "man",

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
 use crate::commands::{self, TaskError};
-use crate::{build, linux, prerequisites};
+use crate::{build, clients, linux, prerequisites};
 
 /// The crate whose tests boot real guests.
 const GUEST_TESTS: &str = "lightv-tests";
@@ -100,6 +100,7 @@ pub(crate) fn test() -> Result<(), TaskError> {
     })?;
     let mut runs = unit_tests()?;
     runs.push(guest_tests(&skip_log)?);
+    runs.push(client_tests(&skip_log)?);
     runs.push(linux_tests(&skip_log)?);
     let skips = fs::read_to_string(&skip_log).map_err(|cause| TaskError::File {
         path: skip_log.clone(),
@@ -143,6 +144,50 @@ fn guest_tests(skip_log: &Path) -> Result<Run, TaskError> {
     count(&mut command)
 }
 
+/// The tests of public clients alone; ends with the closing line.
+pub(crate) fn clients() -> Result<(), TaskError> {
+    build::release()?;
+    let run = client_tests(&commands::target_dir().join("skipped-tests.log"))?;
+    println!("{}", run.tally.closing_line());
+    run.verdict()
+}
+
+/// Tests of public clients, which are built unless they are there; that they cannot be built is a failed test.
+fn client_tests(skip_log: &Path) -> Result<Run, TaskError> {
+    let arguments = [
+        "--package",
+        GUEST_TESTS,
+        "--features",
+        "clients",
+        "--test",
+        "clients",
+    ];
+    let mut command = runner(&arguments, commands::cargo);
+    command
+        .env("LIGHTV_BIN_DIR", commands::release_dir())
+        .env(SKIP_LOG, skip_log);
+    match clients::build() {
+        Ok(clients) => command
+            .env("LIGHTV_CLIENTS", clients.programs)
+            .env("LIGHTV_CLIENTS_PYTHON", clients.python),
+        Err(error) => return Ok(not_built("clients", &error)),
+    };
+    count(&mut command)
+}
+
+/// What a test needs cannot be had.
+fn not_built(task: &str, error: &TaskError) -> Run {
+    eprintln!("xtask: cannot test without `cargo xtask {task}`: {error}");
+    Run {
+        tally: Tally {
+            failed: 1,
+            ..Tally::default()
+        },
+        command: format!("xtask {task}"),
+        status: ExitStatus::default(),
+    }
+}
+
 /// The tests of a Linux guest alone; ends with the closing line.
 pub(crate) fn linux_test() -> Result<(), TaskError> {
     build::release()?;
@@ -180,17 +225,7 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
     if Path::new(KVM).exists() {
         match linux::kernel(&[]) {
             Ok(kernel) => command.env("LIGHTV_LINUX_KERNEL", kernel),
-            Err(error) => {
-                eprintln!("xtask: no Linux kernel to test with: {error}");
-                return Ok(Run {
-                    tally: Tally {
-                        failed: 1,
-                        ..Tally::default()
-                    },
-                    command: "xtask linux".to_owned(),
-                    status: ExitStatus::default(),
-                });
-            }
+            Err(error) => return Ok(not_built("linux", &error)),
         };
     }
     count(&mut command)

@@ -1,0 +1,55 @@
+"""hysn.py FIRECRACKER KERNEL: the REST layer of hysn-firecracker-python 1.0.7, in the working directory."""
+import os
+import subprocess
+import sys
+import time
+
+from firecracker.api import Api
+from firecracker.exceptions import APIError
+
+
+def start(program, name):
+    # The client lower-cases host names, and the socket's path is one to it.
+    process = subprocess.Popen([program, "--api-sock", f"{name}.sock", "--id", name], stdout=subprocess.DEVNULL)
+    path = os.path.abspath(f"{name}.sock")
+    for _ in range(1000):
+        if os.path.exists(path):
+            break
+        time.sleep(0.01)
+    return process, Api(path)
+
+
+def main():
+    program, kernel = sys.argv[1:3]
+    first, api = start(program, "first")
+    print("version", api.version.get().json()["firecracker_version"])
+    api.machine_config.put(vcpu_count=1, mem_size_mib=64)
+    api.boot.put(kernel_image_path=kernel, boot_args="app=tick -- 0 20", initrd_path=None)
+    with open("disk", "wb") as disk:
+        disk.truncate(1 << 20)
+    api.drive.put(drive_id="d", path_on_host="disk", is_root_device=False, is_read_only=False)
+    api.mmds.put(**{"latest": {"meta-data": {"id": "x"}}})
+    print("mmds", api.mmds.get().json()["latest"]["meta-data"]["id"])
+    try:
+        api.vm.patch(state="Paused")
+    except APIError as error:
+        print("refused", error)
+    api.actions.put(action_type="InstanceStart")
+    print("state", api.describe.get().json()["state"])
+    print("memory", api.vm_config.get().json()["machine-config"]["mem_size_mib"])
+    api.vm.patch(state="Paused")
+    api.create_snapshot.put(snapshot_type="Full", snapshot_path="hysn.state", mem_file_path="hysn.mem")
+    api.vm.patch(state="Resumed")
+    first.terminate()
+    first.wait()
+
+    second, api = start(program, "second")
+    backend = {"backend_type": "File", "backend_path": "hysn.mem"}
+    api.load_snapshot.put(snapshot_path="hysn.state", mem_backend=backend, resume_vm=True)
+    print("restored", api.describe.get().json()["state"])
+    second.terminate()
+    second.wait()
+    print("done")
+
+
+main()
