@@ -174,8 +174,10 @@ fn check_schema(args: &[&str]) {
     let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance";
     let mut command = scratch.command(
-        folder("LIGHTV_CLIENTS_PYTHON").join("st"),
+        folder("LIGHTV_CLIENTS_PYTHON").join("python"),
         &[
+            "-m",
+            "schemathesis.cli",
             "run",
             document,
             "--url",

@@ -284,3 +284,68 @@ fn eight_clones_of_one_snapshot_leave_its_files_alone() {
         let _ = process.end();
     }
 }
+
+/// A guest of `mib` whose memory another process serves.
+fn check_served(mib: u64) {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, mib, "tick -- 0 5", false);
+    process.wait_stdout(|text| text.contains("tick 1\n").then_some(()));
+    api.set_state("Paused");
+    save(&api, "s", "Full");
+    let last = process.stdout();
+    let _ = process.end();
+
+    let (api, process) = Api::start(&scratch, "clone", &[]);
+    let body = load(
+        "s",
+        &json!({"backend_type": "Uffd", "backend_path": "uffd.sock"}),
+    );
+    let refused = api.call("PUT", "/snapshot/load", &body);
+    assert!(refused.fault().contains("uffd.sock"), "{refused:?}");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/uffd_handler.py");
+    let handler = Process::start(&mut scratch.command("python3", &[script, "uffd.sock", "s.mem"]));
+    handler.wait_stdout(|text| text.contains("listening").then_some(()));
+    api.put("/snapshot/load", &body);
+    let next = process.wait_stdout(|text| Some(text.lines().nth(3)?.to_owned()));
+    assert!(
+        !last.contains(&format!("{next}\n")),
+        "{next} was printed before the save"
+    );
+    let line = handler.wait_stdout(|text| {
+        Some(
+            text.lines()
+                .find(|line| line.starts_with("regions"))?
+                .to_owned(),
+        )
+    });
+    let regions: Value = serde_json::from_str(&line["regions ".len()..]).expect("JSON");
+    let sizes: Vec<u64> = regions
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|region| region["size"].as_u64().expect("a size"))
+        .collect();
+    assert_eq!(sizes.iter().sum::<u64>(), mib << 20, "{regions}");
+    assert_eq!(regions[0]["page_size"], 4096);
+    // Only what is touched is asked for.
+    let served = handler
+        .stdout()
+        .lines()
+        .filter(|line| line.starts_with("served"))
+        .count();
+    assert!((2..2000).contains(&served), "{served}");
+    let _ = process.end();
+}
+
+#[test]
+fn memory_is_served_by_another_process() {
+    check_served(128);
+}
+
+#[test]
+fn memory_on_both_sides_of_the_hole_is_served() {
+    check_served(4097);
+}

@@ -26,6 +26,7 @@ use crate::machine::Machine;
 use crate::memory::{GuestRam, RamError};
 use crate::output::GuestOutput;
 use crate::serial_out::SerialOut;
+use crate::snapshot::served::ServeMemoryError;
 use crate::stamps::{Stamps, Step};
 use crate::vm::VmError;
 
@@ -40,6 +41,8 @@ pub enum BuildError {
     Vm(VmError),
     #[error(transparent)]
     Ram(RamError),
+    #[error(transparent)]
+    Served(ServeMemoryError),
     #[error(transparent)]
     ControlPage(ControlPageFailure),
     #[error(transparent)]

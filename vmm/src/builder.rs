@@ -18,7 +18,7 @@ use crate::limits;
 use crate::machine::Machine;
 use crate::outputs::{OutputError, Outputs};
 use crate::overrides::Overrides;
-use crate::restore::restore;
+use crate::restore::{MemorySource, restore};
 use crate::save::ensure_target;
 use crate::snapshot::memory_file::{self, MemoryLayer, OpenMemoryError};
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
@@ -106,13 +106,25 @@ pub struct SnapshotFiles<'a> {
     /// The state.
     pub state: &'a Path,
     /// Guest memory.
-    pub memory: &'a Path,
-    /// What is laid over it, in order.
-    pub diffs: &'a [PathBuf],
+    pub memory: MemoryFrom<'a>,
     /// Whether changed pages are tracked from now on.
     pub tracks: bool,
     /// The guest's clock is advanced by the time that has passed since the save.
     pub advance_clock: bool,
+}
+
+/// Where the memory of such a snapshot comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum MemoryFrom<'a> {
+    /// A memory file, and differences that are laid over it in order.
+    Files {
+        /// The file.
+        base: &'a Path,
+        /// The differences.
+        diffs: &'a [PathBuf],
+    },
+    /// The process behind this socket.
+    Served(&'a Path),
 }
 
 /// What all ways to a machine have in common.
@@ -219,7 +231,8 @@ impl Builder<'_> {
             file: Arc::clone(image.file()),
             runs: saved.runs.clone(),
         };
-        let mut machine = self.restore_saved(&image, &saved, &[layer], overrides)?;
+        let mut machine =
+            self.restore_saved(&image, &saved, MemorySource::Layers(&[layer]), overrides)?;
         machine.boot_files = files;
         Ok(machine)
     }
@@ -238,14 +251,21 @@ impl Builder<'_> {
             let path = files.state.into();
             return Err(PrepareError::MemoryInImage { path });
         };
-        let memory = memory_file::open(files.memory, files.diffs, known);
-        let memory = memory.map_err(PrepareError::Memory)?;
+        let layers = match files.memory {
+            MemoryFrom::Files { base, diffs } => memory_file::open(base, diffs, known),
+            MemoryFrom::Served(_) => Ok(Vec::new()),
+        };
+        let layers = layers.map_err(PrepareError::Memory)?;
+        let memory = match files.memory {
+            MemoryFrom::Files { .. } => MemorySource::Layers(&layers),
+            MemoryFrom::Served(socket) => MemorySource::Served(socket),
+        };
         if files.advance_clock {
             let passed = process::wall_clock_ns().saturating_sub(known.saved_unix_ns);
             saved.vm.clock_ns = saved.vm.clock_ns.saturating_add(passed);
         }
         saved.manifest.config.machine_config.track_dirty_pages = files.tracks;
-        self.restore_saved(&image, &saved, &memory, overrides)
+        self.restore_saved(&image, &saved, memory, overrides)
     }
 
     fn decode(&self, path: &Path) -> Result<(Image, SavedMachine), PrepareError> {
@@ -259,7 +279,7 @@ impl Builder<'_> {
         &self,
         image: &Image,
         saved: &SavedMachine,
-        memory: &[MemoryLayer],
+        memory: MemorySource<'_>,
         overrides: Overrides,
     ) -> Result<Machine, PrepareError> {
         let mut spec = saved.manifest.config.clone();

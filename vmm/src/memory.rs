@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::arch::host::layout;
 use crate::limits;
 use crate::sys::mapping::{MapError, Mapping};
+use crate::sys::uffd::Userfault;
 
 /// How much is copied at a time.
 const COPY_BYTES: usize = 256 << 10;
@@ -25,6 +26,8 @@ pub struct GuestRam {
     parts: Vec<RamPart>,
     mem: Arc<GuestMem>,
     overlays: Vec<RamRun>,
+    /// By which pages are served that were never touched.
+    userfault: Option<Arc<Userfault>>,
 }
 
 /// RAM on one side of the hole.
@@ -112,6 +115,7 @@ impl GuestRam {
             parts,
             mem: Arc::new(mem),
             overlays: Vec::new(),
+            userfault: None,
         })
     }
 
@@ -129,6 +133,17 @@ impl GuestRam {
             })?;
         self.overlays.push(run);
         Ok(())
+    }
+
+    /// Pages that were never touched are not zero, but served by another process through `userfault`.
+    pub fn serve_by(&mut self, userfault: Userfault) {
+        self.userfault = Some(Arc::new(userfault));
+    }
+
+    /// Whether another process serves pages that were never touched.
+    #[must_use]
+    pub const fn is_served(&self) -> bool {
+        self.userfault.is_some()
     }
 
     /// Lays `runs` of `file` over RAM: as private views, or copied, when they are more than

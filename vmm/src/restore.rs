@@ -1,5 +1,6 @@
 //! Restoring a snapshot. The same steps as `boot`, with the state of the image in place of a kernel's entry.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -13,14 +14,23 @@ use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
 use crate::kernel::BootFiles;
 use crate::machine::Machine;
-use crate::memory::{GuestRam, RamError};
+use crate::memory::GuestRam;
 use crate::output::GuestOutput;
 use crate::snapshot::memory_file::MemoryLayer;
 use crate::snapshot::saved::SavedMachine;
-use crate::snapshot::{irqchip_state, vcpu_state};
+use crate::snapshot::{irqchip_state, served, vcpu_state};
 use crate::stamps::Step;
 use crate::sys::cpu;
 use crate::vm::Vm;
+
+/// Where guest memory comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum MemorySource<'a> {
+    /// Files, laid over each other.
+    Layers(&'a [MemoryLayer]),
+    /// The process behind this socket, page by page.
+    Served(&'a Path),
+}
 
 /// Builds the machine that `saved` describes, with `config` (its configuration, changed as this run wants it) and the
 /// `memory` that it consists of. The caller starts it.
@@ -30,7 +40,7 @@ use crate::vm::Vm;
 pub fn restore(
     config: MachineConfig,
     saved: &SavedMachine,
-    memory: &[MemoryLayer],
+    memory: MemorySource<'_>,
     site: Site<'_>,
 ) -> Result<Machine, BuildError> {
     let Site {
@@ -45,7 +55,7 @@ pub fn restore(
         vm: mut new_vm,
     } = control.take_vm().map_err(BuildError::Vm)?;
     stamps.mark("vm");
-    let ram = map_ram(saved, memory).map_err(BuildError::Ram)?;
+    let ram = map_ram(saved, memory)?;
     let on_failure = ram.discard_unless_kept();
     let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
     stamps.mark("memory mapped");
@@ -106,10 +116,19 @@ pub fn restore(
 
 /// Views of the files over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
 /// memory slots: KVM then hears nothing of it.
-fn map_ram(saved: &SavedMachine, memory: &[MemoryLayer]) -> Result<GuestRam, RamError> {
-    let mut ram = GuestRam::allocate(saved.manifest.ram_bytes)?;
-    for layer in memory {
-        ram.lay(&layer.file, &layer.runs)?;
+fn map_ram(saved: &SavedMachine, memory: MemorySource<'_>) -> Result<GuestRam, BuildError> {
+    let mut ram = GuestRam::allocate(saved.manifest.ram_bytes).map_err(BuildError::Ram)?;
+    match memory {
+        MemorySource::Layers(layers) => {
+            for layer in layers {
+                let laid = ram.lay(&layer.file, &layer.runs);
+                laid.map_err(BuildError::Ram)?;
+            }
+        }
+        MemorySource::Served(socket) => {
+            let userfault = served::hand_over(&ram, socket).map_err(BuildError::Served)?;
+            ram.serve_by(userfault);
+        }
     }
     for run in &saved.working_set.written {
         // A hint: without it the guest takes a fault a page.

@@ -2,16 +2,16 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 from firecracker.api import Api
 from firecracker.exceptions import APIError
 
 
-def start(program, name):
-    # The client lower-cases host names, and the socket's path is one to it.
-    process = subprocess.Popen([program, "--api-sock", f"{name}.sock", "--id", name], stdout=subprocess.DEVNULL)
-    path = os.path.abspath(f"{name}.sock")
+def start(program, folder, name):
+    path = os.path.join(folder, f"{name}.sock")
+    process = subprocess.Popen([program, "--api-sock", path, "--id", name], stdout=subprocess.DEVNULL)
     for _ in range(1000):
         if os.path.exists(path):
             break
@@ -20,8 +20,13 @@ def start(program, name):
 
 
 def main():
-    program, kernel = sys.argv[1:3]
-    first, api = start(program, "first")
+    # The client lower-cases host names, and the socket's path is one to it.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="lightv-hysn-") as folder:
+        drive_machines(folder, *sys.argv[1:3])
+
+
+def drive_machines(folder, program, kernel):
+    first, api = start(program, folder, "first")
     print("version", api.version.get().json()["firecracker_version"])
     api.machine_config.put(vcpu_count=1, mem_size_mib=64)
     api.boot.put(kernel_image_path=kernel, boot_args="app=tick -- 0 20", initrd_path=None)
@@ -43,7 +48,7 @@ def main():
     first.terminate()
     first.wait()
 
-    second, api = start(program, "second")
+    second, api = start(program, folder, "second")
     backend = {"backend_type": "File", "backend_path": "hysn.mem"}
     api.load_snapshot.put(snapshot_path="hysn.state", mem_backend=backend, resume_vm=True)
     print("restored", api.describe.get().json()["state"])

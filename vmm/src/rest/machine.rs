@@ -17,7 +17,7 @@ use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refu
 
 use crate::args::{Origin, RunJob};
 use crate::boot::Site;
-use crate::builder::{Builder, PrepareError, SnapshotFiles};
+use crate::builder::{Builder, MemoryFrom, PrepareError, SnapshotFiles};
 use crate::config::{ConfigFaults, MachineConfig};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldTaps, HostSide};
@@ -174,8 +174,13 @@ impl Monitor {
     fn restore(&mut self, params: &LoadParams) -> Result<VmSpec, StartMachineError> {
         let files = SnapshotFiles {
             state: &params.snapshot_path,
-            memory: &params.memory.backend_path,
-            diffs: &params.memory.diffs,
+            memory: match params.memory.backend_type {
+                MemBackendType::File => MemoryFrom::Files {
+                    base: &params.memory.backend_path,
+                    diffs: &params.memory.diffs,
+                },
+                MemBackendType::Uffd => MemoryFrom::Served(&params.memory.backend_path),
+            },
             tracks: params.track_dirty_pages,
             advance_clock: params.clock_realtime,
         };
@@ -325,9 +330,6 @@ impl Machine for Monitor {
 
 /// What of a load this version does not offer.
 fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
-    if params.memory.backend_type == MemBackendType::Uffd {
-        return Err(not_offered("mem_backend of the type `Uffd`"));
-    }
     if params.vsock_override.is_some() {
         return Err(Refusal::new(
             "vsock_override: the snapshot has no vsock device",

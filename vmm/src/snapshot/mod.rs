@@ -9,5 +9,6 @@ pub mod page_log;
 pub mod page_map;
 pub mod ram_scan;
 pub mod saved;
+pub mod served;
 pub mod vcpu_state;
 pub mod working_set;

@@ -24,7 +24,7 @@ const ENTRY_BYTES: usize = 8;
 pub enum Page {
     /// It was never touched: it is zero.
     Absent,
-    /// It is as in the file that was laid over RAM.
+    /// It is as in the file that was laid over RAM, or as another process will serve it.
     View,
     /// It was written, or at least touched.
     Own,
@@ -69,7 +69,7 @@ fn kind(ram: &GuestRam, address: u64, entry: u64) -> Page {
     let is_files = entry & SWAPPED == 0 && entry & FILE_OR_SHARED != 0;
     if is_there && !is_files {
         Page::Own
-    } else if is_there || is_overlaid(ram, address) {
+    } else if is_there || ram.is_served() || is_overlaid(ram, address) {
         Page::View
     } else {
         Page::Absent

@@ -7,3 +7,4 @@ pub mod kvm;
 pub mod mapping;
 pub mod process;
 pub mod signal;
+pub mod uffd;
