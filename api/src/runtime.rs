@@ -11,6 +11,8 @@ pub struct VmRecord {
     pub id: String,
     /// Process id.
     pub pid: u32,
+    /// Inode of `/proc/self/ns/pid`: in which name space that id is.
+    pub pid_namespace: u64,
     /// When the process started, in clock ticks since the host's boot (field 22 of `/proc/PID/stat`): with it, another
     /// process that has come to the same id is told apart.
     pub start_ticks: u64,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -34,7 +35,10 @@ impl Scratch {
             .tempdir()
             .expect("a folder");
         let path = folder.path().canonicalize().expect("the folder's path");
-        for part in ["tmp", "cache", "run"] {
+        let mode = fs::Permissions::from_mode(0o700);
+        fs::create_dir(path.join("run")).expect("a folder in the folder");
+        fs::set_permissions(path.join("run"), mode).expect("the folder's mode");
+        for part in ["tmp", "cache"] {
             fs::create_dir(path.join(part)).expect("a folder in the folder");
         }
         Self {

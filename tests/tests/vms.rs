@@ -1,7 +1,6 @@
 //! MicroVMs in the background by the command line: started, listed, paused, saved, restored, stopped.
 
 use std::fs;
-use std::time::Duration;
 
 use lightv_tests::host::has_kvm;
 use lightv_tests::process::{Finished, Process, wait_for};
@@ -235,5 +234,47 @@ fn a_guest_that_listens_is_asked_to_end_and_one_that_hangs_is_killed() {
     let _ = stop.finish().with_code(0);
     let finished = process.finish();
     assert!(finished.was_killed, "{finished:?}");
-    std::thread::sleep(Duration::from_millis(1));
+}
+
+#[test]
+fn one_that_does_not_answer_holds_nobody_up() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("idle", &[]);
+    let _ = run(&scratch, &["run", "-d", "--name", "stuck", &image]);
+    let pid = listed(&scratch)[0]["pid"].as_i64().expect("a pid");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    kill_process(pid, Signal::STOP).expect("it is there");
+    assert_eq!(listed(&scratch)[0]["state"], "Not answering");
+    let _ = run(&scratch, &["stop", "--time", "1", "stuck"]);
+    assert!(listed(&scratch).is_empty());
+}
+
+#[test]
+fn a_name_is_given_once_however_many_want_it() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("idle", &[]);
+    let runs: Vec<Process> = (0..6)
+        .map(|_| Process::start(&mut scratch.lightv(&["run", "-d", "--name", "one", &image])))
+        .collect();
+    let ended: Vec<Finished> = runs.into_iter().map(Process::finish).collect();
+    let started = ended.iter().filter(|finished| finished.code == 0).count();
+    assert_eq!(started, 1, "{ended:#?}");
+    assert_eq!(listed(&scratch).len(), 1);
+    let _ = run(&scratch, &["stop", "one"]);
+}
+
+#[test]
+fn a_directory_that_others_can_write_is_not_believed() {
+    let scratch = Scratch::new();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(scratch.path("run"), mode).expect("a mode");
+    for args in [&["ps"][..], &["stop", "x"], &["logs", "x"]] {
+        refused(&scratch, args, 158, &["mode 0700"]);
+    }
 }

@@ -44,6 +44,8 @@ pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
 pub const PAUSE_OUTPUT_MS: u64 = 1000;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
+/// How long before that is done for a machine that is never idle.
+pub const SETTLED_ANYWAY_MS: u64 = 10_000;
 /// How long a guest whose agent was told SIGTERM may take to end: as long as `docker stop` gives a container.
 pub const TERM_GRACE_MS: u64 = 10_000;
 /// A SIGTERM that follows another so soon is the same one: sent to a process group, of which the process that waits for a

@@ -92,12 +92,25 @@ impl NewFile {
     ///
     /// # Errors
     /// [`PublishError`].
-    pub fn publish(mut self) -> Result<(), PublishError> {
+    pub fn publish(self) -> Result<(), PublishError> {
         let synced = self.file.sync_all();
         synced.map_err(|cause| self.failed("sync", cause))?;
-        self.take_name()?;
-        let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        directory.map_err(|cause| self.failed("sync the directory of", cause))
+        let (folder, path) = (self.directory.clone(), self.path.clone());
+        self.publish_unsynced()?;
+        let synced = File::open(folder).and_then(|directory| directory.sync_all());
+        synced.map_err(|cause| PublishError {
+            path,
+            what: "sync the directory of",
+            cause,
+        })
+    }
+
+    /// Gives it its name without a sync: for what means nothing after a crash of the host.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn publish_unsynced(mut self) -> Result<(), PublishError> {
+        self.take_name()
     }
 
     /// A free name is taken at once. An image that is there is replaced by rename, from a name beside it.

@@ -36,7 +36,7 @@ pub enum RegisterError {
         cause: io::Error,
     },
     /// Somebody else could change what is in it.
-    #[error("Runtime directory {} is not used: it is not a directory of this user's own", folder.display())]
+    #[error("Runtime directory {} is not used: it is not a directory that is this user's alone (mode 0700)", folder.display())]
     Foreign {
         /// Which one.
         folder: PathBuf,
@@ -77,14 +77,24 @@ pub fn ensure_folder() -> Result<PathBuf, RegisterError> {
         folder: folder.clone(),
         cause,
     })?;
-    // Not followed: a link that somebody else has made leads where they like.
-    let is_ours = fs::symlink_metadata(&folder)
-        .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
-    if is_ours {
+    if is_ours(&folder) {
         Ok(folder)
     } else {
         Err(RegisterError::Foreign { folder })
     }
+}
+
+/// Whether `folder` is a directory that only we can write and read. Not followed: a link that somebody else has made leads
+/// where they like.
+fn is_ours(folder: &Path) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|found| {
+        found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o077 == 0
+    })
+}
+
+/// The name space of process ids that this process is in: ids mean nothing in another.
+fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |found| found.ino())
 }
 
 /// What is written once there is time.
@@ -125,6 +135,7 @@ fn register(announced: Announced) -> Result<(), RegisterError> {
     let since_1970 = announced.started.duration_since(UNIX_EPOCH);
     let record = VmRecord {
         pid,
+        pid_namespace: pid_namespace(),
         start_ticks: start_ticks(pid).unwrap_or(0),
         api_socket: announced.api_socket.map(absolute),
         source: announced.source.map(absolute),
@@ -136,7 +147,8 @@ fn register(announced: Announced) -> Result<(), RegisterError> {
     let path = folder.join(format!("{pid}.json"));
     let file = NewFile::create(&path)?;
     file.write_at(&serde_json::to_vec(&record).unwrap_or_default(), 0)?;
-    file.publish()?;
+    // A host that crashes takes the process with it: nothing to sync.
+    file.publish_unsynced()?;
     at_end::register(move || drop(fs::remove_file(path)));
     Ok(())
 }
@@ -156,19 +168,28 @@ fn is_our_output(log: &Path) -> bool {
 
 /// The monitors that run, oldest first. Files of those that do not are taken away; what is no such file is passed over.
 ///
+/// Those of another name space of process ids are left alone.
+///
 /// # Errors
-/// The kernel's, when the directory is there and cannot be read.
-pub fn list() -> io::Result<Vec<VmRecord>> {
-    let entries = match fs::read_dir(folder()) {
+/// The kernel's, when the directory is there and cannot be read; [`ListError::Foreign`].
+pub fn list() -> Result<Vec<VmRecord>, ListError> {
+    let folder = folder();
+    let entries = match fs::read_dir(&folder) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        Err(cause) => return Err(ListError::Read { folder, cause }),
+        Ok(_) if !is_ours(&folder) => return Err(ListError::Foreign { folder }),
+        Ok(entries) => entries,
     };
+    let namespace = pid_namespace();
     let mut records = Vec::new();
     for entry in entries.flatten().take(limits::RUNTIME_FILES_MAX) {
         let path = entry.path();
         let Some(record) = read(&path) else {
             continue;
         };
+        if record.pid_namespace != namespace {
+            continue;
+        }
         if is_alive(&record) {
             records.push(record);
         } else {
@@ -178,6 +199,26 @@ pub fn list() -> io::Result<Vec<VmRecord>> {
     }
     records.sort_by_key(|record| (record.started_unix_s, record.pid));
     Ok(records)
+}
+
+/// Why the directory is not listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The kernel refuses.
+    #[error("Cannot read the runtime directory {}", folder.display())]
+    Read {
+        /// Which one.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Somebody else could have written what is in it.
+    #[error("Runtime directory {} is not used: it is not a directory that is this user's alone (mode 0700)", folder.display())]
+    Foreign {
+        /// Which one.
+        folder: PathBuf,
+    },
 }
 
 /// A record whose name fits it.
@@ -221,6 +262,7 @@ mod tests {
         VmRecord {
             id: "x".to_owned(),
             pid,
+            pid_namespace: 0,
             start_ticks,
             api_socket: None,
             source: None,

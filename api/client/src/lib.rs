@@ -57,7 +57,7 @@ pub enum ClientError {
         /// What that means.
         advice: &'static str,
     },
-    /// No complete answer within ten minutes.
+    /// No complete answer in time.
     #[error("The microVM at {} did not answer in time", socket.display())]
     Timeout {
         /// The socket.
@@ -99,9 +99,15 @@ impl Client {
     /// The machine whose API is served at `socket`.
     #[must_use]
     pub fn at(socket: &Path) -> Self {
+        Self::with_patience(socket, ANSWER_TIME_MAX)
+    }
+
+    /// The same, for what is answered at once or not at all.
+    #[must_use]
+    pub fn with_patience(socket: &Path, patience: Duration) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(ANSWER_TIME_MAX))
+            .timeout_global(Some(patience))
             .max_redirects(0)
             .proxy(None)
             .user_agent(concat!("lightv/", env!("CARGO_PKG_VERSION")))

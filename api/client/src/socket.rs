@@ -62,8 +62,13 @@ impl Transport for UnixTransport {
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
         let limit = timeout.not_zero().map(|limit| *limit);
         self.stream.set_read_timeout(limit)?;
-        let read = self.stream.read(self.buffers.input_append_buf());
-        let amount = read.map_err(|cause| in_time(cause, timeout))?;
+        let amount = loop {
+            match self.stream.read(self.buffers.input_append_buf()) {
+                // A signal that somebody waits for, or a stop and a continuation.
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                read => break read.map_err(|cause| in_time(cause, timeout))?,
+            }
+        };
         self.buffers.input_appended(amount);
         Ok(amount > 0)
     }

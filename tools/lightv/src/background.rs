@@ -10,7 +10,6 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lightv_api::contract::instance::InstanceInfo;
 use lightv_api::exit;
 use lightv_api_client::Client;
 use lightv_vmm::runtime_dir::{self, RegisterError};
@@ -77,12 +76,15 @@ impl Coded for BackgroundError {
 pub(crate) struct Background {
     name: String,
     folder: PathBuf,
+    /// One at a time: a name is free until its monitor serves.
+    _lock: File,
 }
 
 impl Background {
     /// Called `name`; or else by the stem of the file that it comes from, with a number if that is taken.
     pub(crate) fn named(name: Option<&str>, source: &Path) -> Result<Self, BackgroundError> {
         let folder = runtime_dir::ensure_folder()?;
+        let lock = lock(&folder)?;
         let running: Vec<String> = vms::list()?.into_iter().map(|vm| vm.id).collect();
         forget_old_logs(&folder, &running);
         let is_taken =
@@ -100,7 +102,11 @@ impl Background {
             }
             None => free_name(source, is_taken),
         };
-        Ok(Self { name, folder })
+        Ok(Self {
+            name,
+            folder,
+            _lock: lock,
+        })
     }
 
     /// Starts a monitor with `args`, and waits until it serves.
@@ -134,6 +140,18 @@ impl Background {
         started.wait(&log)?;
         Ok(started)
     }
+}
+
+/// The lock of the directory, once nobody else has it.
+fn lock(folder: &Path) -> Result<File, BackgroundError> {
+    let locked = File::open(folder).and_then(|folder| {
+        folder.lock()?;
+        Ok(folder)
+    });
+    locked.map_err(|cause| BackgroundError::Log {
+        path: folder.to_owned(),
+        cause,
+    })
 }
 
 /// A new log; one of an earlier machine is gone.
@@ -193,12 +211,14 @@ pub(crate) struct Started {
 impl Started {
     fn wait(&mut self, log: &Path) -> Result<(), BackgroundError> {
         let began = Instant::now();
+        let record = runtime_dir::folder().join(format!("{}.json", self.child.id()));
         loop {
             let status = self.child.try_wait().ok().flatten();
             if let Some(status) = status {
                 return ended(status, log);
             }
-            if self.client.get::<InstanceInfo>("/").is_ok() {
+            // Written by this very process once it serves.
+            if record.exists() {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {

@@ -1,24 +1,17 @@
 //! The microVMs that run on this host, and how one of them is named on the command line.
 
-use std::io;
-use std::path::PathBuf;
-
 use lightv_api::exit;
 use lightv_api::runtime::VmRecord;
 use lightv_api_client::{Client, ClientError};
-use lightv_vmm::runtime_dir;
+use lightv_vmm::runtime_dir::{self, ListError};
 
 use crate::failure::Coded;
 
 /// Why a microVM is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VmError {
-    #[error("Cannot read the runtime directory {}", folder.display())]
-    List {
-        folder: PathBuf,
-        #[source]
-        cause: io::Error,
-    },
+    #[error(transparent)]
+    List(#[from] ListError),
     #[error("There is no microVM {name}; `lightv ps` lists those that run")]
     Missing { name: String },
     #[error("{name} may be any of these processes: {list}; name one by its number")]
@@ -34,7 +27,7 @@ pub(crate) enum VmError {
 impl Coded for VmError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::List { .. } => exit::HOST_FAILURE,
+            Self::List(_) => exit::HOST_FAILURE,
             Self::Missing { .. } | Self::Ambiguous { .. } | Self::NoApi { .. } => {
                 exit::BAD_ARGUMENTS
             }
@@ -45,10 +38,7 @@ impl Coded for VmError {
 
 /// All that run.
 pub(crate) fn list() -> Result<Vec<VmRecord>, VmError> {
-    runtime_dir::list().map_err(|cause| VmError::List {
-        folder: runtime_dir::folder(),
-        cause,
-    })
+    Ok(runtime_dir::list()?)
 }
 
 /// The one that `name` means: a process id, an id, or the beginning of just one id.
@@ -104,6 +94,7 @@ mod tests {
         VmRecord {
             id: id.to_owned(),
             pid,
+            pid_namespace: 0,
             start_ticks: 0,
             api_socket: None,
             source: None,

@@ -85,7 +85,13 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
 fn read_body(text: &str) -> Result<String, ApiError> {
     let read = |name: &str, source: io::Result<Box<dyn io::Read>>| {
         let mut body = String::new();
-        let read = source.and_then(|source| source.take(BODY_BYTES_MAX).read_to_string(&mut body));
+        let read =
+            source.and_then(|source| source.take(BODY_BYTES_MAX + 1).read_to_string(&mut body));
+        let is_too_large = |length: usize| length as u64 > BODY_BYTES_MAX;
+        let read = read.and_then(|length| match is_too_large(length) {
+            true => Err(io::ErrorKind::FileTooLarge.into()),
+            false => Ok(length),
+        });
         match read {
             Ok(_) => Ok(body),
             Err(cause) => Err(ApiError::Body {

@@ -1,7 +1,7 @@
 //! `lightv ps`: the microVMs that run.
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use lightv_api::contract::instance::InstanceInfo;
@@ -28,6 +28,9 @@ pub(crate) struct PsArgs {
     #[arg(long)]
     json: bool,
 }
+
+/// How long a monitor may take to say what it does: it is answered at once, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A microVM, as it is listed.
 #[derive(Debug, Serialize)]
@@ -67,7 +70,7 @@ fn look_at(record: VmRecord) -> Listed {
     let asked = record
         .api_socket
         .as_deref()
-        .map(|socket| Client::at(socket).get::<InstanceInfo>("/"));
+        .map(|socket| Client::with_patience(socket, PATIENCE).get::<InstanceInfo>("/"));
     let state = match asked {
         Some(Ok(info)) => format!("{}", info.state),
         Some(Err(_)) => "Not answering".to_owned(),

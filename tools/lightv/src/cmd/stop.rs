@@ -40,6 +40,9 @@ pub(crate) struct StopArgs {
     kill: bool,
 }
 
+/// How long a monitor may take to press keys.
+const PRESS_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Why it was not stopped.
 #[derive(Debug, thiserror::Error)]
 enum StopError {
@@ -78,13 +81,13 @@ fn stop(vm: &VmRecord, args: &StopArgs) -> Result<(), Failure> {
         }
         .into());
     };
-    let half = Duration::from_secs(args.time) / 2;
+    let (began, whole) = (Instant::now(), Duration::from_secs(args.time));
     let mut steps = vec![(Signal::KILL, Duration::MAX)];
     if !args.kill {
-        steps.insert(0, (Signal::TERM, half));
-        if press_ctrl_alt_del(vm) && ends_within(&process, half).map_err(failed)? {
+        if press_ctrl_alt_del(vm) && ends_within(&process, whole / 2).map_err(failed)? {
             return Ok(());
         }
+        steps.insert(0, (Signal::TERM, whole.saturating_sub(began.elapsed())));
     }
     for (signal, patience) in steps {
         match pidfd_send_signal(&process, signal) {
@@ -104,7 +107,8 @@ fn press_ctrl_alt_del(vm: &VmRecord) -> bool {
     let action = ActionSpec {
         action_type: Action::SendCtrlAltDel,
     };
-    let client = vm.api_socket.as_deref().map(Client::at);
+    let client = vm.api_socket.as_deref();
+    let client = client.map(|socket| Client::with_patience(socket, PRESS_PATIENCE));
     client.is_some_and(|client| client.put("/actions", &action).is_ok())
 }
 

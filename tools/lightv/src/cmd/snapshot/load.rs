@@ -7,11 +7,12 @@ use clap::Parser;
 use lightv_api::contract::snapshot::{
     DriveOverride, LoadHugePages, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad,
 };
+use lightv_api::exit;
 use lightv_vmm::net_override::NetOverride;
 
 use super::absolute;
 use crate::background::Background;
-use crate::failure::Failure;
+use crate::failure::{Coded, Failure};
 use crate::spec_args::Replacement;
 use crate::vms::VmError;
 
@@ -52,8 +53,24 @@ pub(super) struct LoadArgs {
     advance_clock: bool,
 }
 
+/// Why nothing is restored.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("--net {id}: only ID=TAP; a snapshot of two files takes no address")]
+    Address { id: String },
+}
+
+impl Coded for LoadError {
+    fn exit_code(&self) -> u8 {
+        exit::BAD_ARGUMENTS
+    }
+}
+
 /// Restores it.
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
+    if let Some(net) = args.net.iter().find(|net| net.address.is_some()) {
+        return Err(LoadError::Address { id: net.id.clone() }.into());
+    }
     let background = Background::named(args.name.as_deref(), &args.state)?;
     let started = background.start(&[])?;
     if let Err(refused) = started.client().put("/snapshot/load", &body(args)) {

@@ -4,6 +4,8 @@ mod load;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
 use lightv_api::contract::snapshot::{SnapshotCreate, SnapshotType};
@@ -30,6 +32,8 @@ enum SnapshotCommand {
 }
 
 /// Save a paused microVM, or one that runs, which goes on afterwards
+///
+/// Killed by SIGKILL in between it leaves the microVM paused: `lightv resume`.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -107,6 +111,8 @@ fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
         done.map_err(VmError::Client)
     };
     let was_running = info.state == InstanceState::Running;
+    // One that was paused for us goes on, also when we are asked to end.
+    let is_over = hold_signals()?;
     if was_running {
         set_state(VmState::Paused)?;
     }
@@ -124,7 +130,33 @@ fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
         set_state(VmState::Resumed)?;
     }
     saved.map_err(VmError::Client)?;
+    if is_over.load(Ordering::SeqCst) {
+        return Ok(ExitCode::from(exit::by_signal(INTERRUPT)));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Number of SIGINT, as shells have it in a status.
+const INTERRUPT: u8 = 2;
+
+/// Has SIGINT and SIGTERM noted instead of obeyed.
+fn hold_signals() -> Result<Arc<AtomicBool>, SignalError> {
+    let is_over = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&is_over)).map_err(SignalError)?;
+    }
+    Ok(is_over)
+}
+
+/// Signals cannot be held.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot hold signals while the microVM is paused")]
+struct SignalError(#[source] std::io::Error);
+
+impl Coded for SignalError {
+    fn exit_code(&self) -> u8 {
+        exit::HOST_FAILURE
+    }
 }
 
 /// The monitor may have another working directory than we.
