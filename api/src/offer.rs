@@ -4,7 +4,7 @@
 use crate::config::VmSpec;
 use crate::contract::drive::{DriveSpec, IoEngine};
 use crate::contract::limiter::RateLimiter;
-use crate::contract::machine::{CpuTemplate, HugePages, MachineSpec};
+use crate::contract::machine::{HugePages, MachineSpec};
 
 /// Something of the contract that a machine can have or lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,6 @@ pub enum Feature {
     Vsock,
     Balloon,
     Mmds,
-    CpuConfig,
     MemoryHotplug,
     Pmem,
     RateLimiter,
@@ -21,7 +20,6 @@ pub enum Feature {
     VhostUser,
     Discard,
     Smt,
-    CpuTemplate,
     HugePages,
 }
 
@@ -30,7 +28,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::Vsock,
     Feature::Balloon,
     Feature::Mmds,
-    Feature::CpuConfig,
     Feature::MemoryHotplug,
     Feature::Pmem,
     Feature::RateLimiter,
@@ -38,7 +35,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::VhostUser,
     Feature::Discard,
     Feature::Smt,
-    Feature::CpuTemplate,
     Feature::HugePages,
 ];
 
@@ -97,7 +93,7 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         vsock,
         balloon,
         mmds_config,
-        cpu_config,
+        cpu_config: _,
         logger: _,
         metrics: _,
         pmem,
@@ -106,7 +102,6 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
     list.set(Feature::Vsock, "vsock", vsock.is_some());
     list.set(Feature::Balloon, "balloon", balloon.is_some());
     list.set(Feature::Mmds, "mmds-config", mmds_config.is_some());
-    list.set(Feature::CpuConfig, "cpu-config", cpu_config.is_some());
     let hotplug = memory_hotplug.is_some();
     list.set(Feature::MemoryHotplug, "memory-hotplug", hotplug);
     let pmem = pmem.as_ref().is_some_and(|list| !list.is_empty());
@@ -157,19 +152,13 @@ impl List {
             let allowed = "false: this version of LightV shows each vCPU as a core";
             self.value(Feature::Smt, field("smt"), "true".to_owned(), allowed);
         }
-        let allowed = "None: others are not offered yet";
-        if let Some(template) = machine.cpu_template
-            && template != CpuTemplate::None
-        {
-            let (name, found) = (field("cpu_template"), format!("`{template:?}`"));
-            self.value(Feature::CpuTemplate, name, found, allowed);
-        }
         let pages = match machine.huge_pages {
             HugePages::None => return,
             HugePages::Transparent => "`Transparent`",
             HugePages::Hugetlbfs2M => "`2M`",
         };
         let name = field("huge_pages");
+        let allowed = "None: others are not offered yet";
         self.value(Feature::HugePages, name, pages.to_owned(), allowed);
     }
 

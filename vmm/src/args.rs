@@ -294,6 +294,7 @@ impl Cli {
             nets: self.net,
             env: self.env,
             args: self.args,
+            cpu: None,
             memory_mib: self.memory,
             vcpus: self.vcpus,
             append: self.append,

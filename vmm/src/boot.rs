@@ -9,6 +9,7 @@ use vm_memory::Bytes;
 use crate::arch::host::board::BoardFacts;
 use crate::arch::host::boot_params::{self, BootFacts, BootParamsError};
 use crate::arch::host::boot_tables::{self, WriteTablesError};
+use crate::arch::host::cpu_template::{CpuTemplate, CpuTemplateError};
 use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::rng_seed::{self, WriteSeedError};
@@ -28,6 +29,7 @@ use crate::output::GuestOutput;
 use crate::serial_out::SerialOut;
 use crate::snapshot::served::ServeMemoryError;
 use crate::stamps::{Stamps, Step};
+use crate::sys::cpu;
 use crate::vm::VmError;
 
 /// Why a machine could not be built. Nothing is left behind.
@@ -67,6 +69,8 @@ pub enum BuildError {
     Cpuid(#[source] kvm_ioctls::Error),
     #[error(transparent)]
     Msrs(MsrError),
+    #[error(transparent)]
+    CpuTemplate(CpuTemplateError),
     #[error("vCPU {index} cannot be restored")]
     Vcpu {
         index: u8,
@@ -85,6 +89,7 @@ impl BuildError {
             Self::Devices(cause) => cause.is_bad_config(),
             Self::Kernel(_) | Self::Cmdline(_) | Self::Vcpu { .. } | Self::VmState(_) => true,
             Self::ControlPage(cause) => cause.is_bad_config(),
+            Self::CpuTemplate(cause) => cause.is_bad_config(),
             _ => false,
         }
     }
@@ -151,7 +156,7 @@ pub fn boot(
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
     write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
-    set_boot_state(&kvm, &vcpus, entry)?;
+    set_boot_state(&kvm, &vcpus, entry, config.cpu())?;
     let clock = GuestClock::of(vcpus.first());
     control_page
         .tell(run_facts(&config, 0, clock, host.is_tty))
@@ -289,13 +294,31 @@ fn root_argument(root: Option<&RootBy>, read_only: bool) -> Option<String> {
 
 /// CPUID before all else: KVM filters model-specific registers by it. Only the first vCPU gets the kernel's entry;
 /// the others wait for it to start them.
-fn set_boot_state(kvm: &Kvm, vcpus: &[VcpuFd], entry: Entry) -> Result<(), BuildError> {
-    let template = cpuid::supported(kvm).map_err(BuildError::Cpuid)?;
+fn set_boot_state(
+    kvm: &Kvm,
+    vcpus: &[VcpuFd],
+    entry: Entry,
+    template: Option<&CpuTemplate>,
+) -> Result<(), BuildError> {
+    let mut supported = cpuid::supported(kvm).map_err(BuildError::Cpuid)?;
+    let changes = template.map(|template| template.changes(cpu::model()));
+    let changes = changes.transpose().map_err(BuildError::CpuTemplate)?;
+    if let Some(changes) = &changes {
+        changes
+            .ensure_capabilities(kvm)
+            .map_err(BuildError::CpuTemplate)?;
+        supported = changes
+            .change_cpuid(&supported)
+            .map_err(BuildError::CpuTemplate)?;
+    }
     let count = u8::try_from(vcpus.len()).unwrap_or(u8::MAX);
     for (index, vcpu) in (0..).zip(vcpus) {
-        let own = cpuid::for_vcpu(&template, index, count);
+        let own = cpuid::for_vcpu(&supported, index, count);
         vcpu.set_cpuid2(&own).map_err(BuildError::Cpuid)?;
         msr::set_boot_values(vcpu).map_err(BuildError::Msrs)?;
+        if let Some(changes) = &changes {
+            changes.finish(vcpu).map_err(BuildError::CpuTemplate)?;
+        }
         start_state::set_local_interrupts(vcpu).map_err(BuildError::StartState)?;
         if index == 0 {
             start_state::set_registers(vcpu, entry).map_err(BuildError::StartState)?;

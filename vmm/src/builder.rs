@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lightv_api::config::VmSpec;
+use lightv_api::contract::cpu::CpuConfig;
 use lightv_api::exit;
+use serde::de::DeserializeOwned;
 
 use crate::args::Origin;
 use crate::boot::{BuildError, Site, boot};
@@ -152,7 +154,12 @@ impl Builder<'_> {
     }
 
     fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
-        let mut spec = read_config(path)?;
+        let mut spec: VmSpec = parse(path, &read_config(path)?)?;
+        if let Some(CpuConfig::File(path)) = &spec.cpu_config {
+            let bytes = read_file("cpu-config", path, limits::CONFIG_FILE_BYTES_MAX)
+                .map_err(PrepareError::ReadFile)?;
+            spec.cpu_config = Some(CpuConfig::Spec(parse(path, &bytes)?));
+        }
         Outputs::of(&spec)
             .open(self.id)
             .map_err(PrepareError::Outputs)?;
@@ -318,18 +325,23 @@ impl Builder<'_> {
     }
 }
 
-fn read_config(path: &Path) -> Result<VmSpec, PrepareError> {
-    let name = path.display().to_string();
-    let bytes = if path == Path::new("-") {
+fn read_config(path: &Path) -> Result<Vec<u8>, PrepareError> {
+    if path == Path::new("-") {
         read_stdin().map_err(|cause| PrepareError::ReadConfig {
-            path: name.clone(),
+            path: path.display().to_string(),
             cause,
-        })?
+        })
     } else {
         read_file("configuration", path, limits::CONFIG_FILE_BYTES_MAX)
-            .map_err(PrepareError::ReadFile)?
-    };
-    serde_json::from_slice(&bytes).map_err(|cause| PrepareError::Json { path: name, cause })
+            .map_err(PrepareError::ReadFile)
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, PrepareError> {
+    serde_json::from_slice(bytes).map_err(|cause| PrepareError::Json {
+        path: path.display().to_string(),
+        cause,
+    })
 }
 
 fn read_stdin() -> io::Result<Vec<u8>> {

@@ -5,6 +5,7 @@
 //! be opened is known only by opening it.
 
 mod agent;
+mod cpu;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,6 +17,7 @@ use lightv_api::offer;
 use lightv_devices::virtio::block::CacheType;
 use lightv_devices::virtio::net::MacAddress;
 
+use crate::arch::host::cpu_template::CpuTemplate;
 use crate::limits;
 
 /// One rule that the configuration breaks.
@@ -125,6 +127,7 @@ pub struct MachineConfig {
     boot: Option<BootConfig>,
     vcpus: u8,
     ram_bytes: u64,
+    cpu: Option<CpuTemplate>,
     drives: Vec<DriveConfig>,
     nets: Vec<NetConfig>,
 }
@@ -142,6 +145,7 @@ impl MachineConfig {
             .as_ref()
             .and_then(|boot| prove_boot(boot, &mut faults));
         let vcpus = prove_machine(&spec, host_memory_bytes, &mut faults);
+        let cpu = cpu::prove(&spec, &mut faults);
         let drives = prove_drives(&spec.drives, &mut faults);
         let nets = prove_nets(&spec.network_interfaces, &mut faults);
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
@@ -165,6 +169,7 @@ impl MachineConfig {
             boot,
             vcpus,
             ram_bytes,
+            cpu,
             drives,
             nets,
         })
@@ -204,6 +209,19 @@ impl MachineConfig {
     #[must_use]
     pub const fn ram_bytes(&self) -> u64 {
         self.ram_bytes
+    }
+
+    /// What is changed of the CPU, if anything is.
+    #[must_use]
+    pub const fn cpu(&self) -> Option<&CpuTemplate> {
+        self.cpu.as_ref()
+    }
+
+    /// Numbers of the model-specific registers that are changed.
+    #[must_use]
+    pub fn cpu_msrs(&self) -> Vec<u32> {
+        let template = self.cpu.as_ref();
+        template.map(CpuTemplate::msr_indices).unwrap_or_default()
     }
 
     /// Disks, the root disk first.

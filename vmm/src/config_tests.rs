@@ -49,10 +49,6 @@ fn what_is_not_offered_is_refused_by_name() {
         ("vsock", r#"{"guest_cid":3,"uds_path":"u"}"#),
         ("balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#),
         ("mmds-config", r#"{"network_interfaces":["a"]}"#),
-        ("cpu-config", "{}"),
-        ("cpu-config", r#""cpu.json""#),
-        ("logger", "{}"),
-        ("metrics", r#"{"metrics_path":"m"}"#),
         ("memory-hotplug", r#"{"total_size_mib":128}"#),
     ] {
         check_fault(&format!(r#"{{"{key}":{value}}}"#), key);

@@ -35,9 +35,12 @@ pub const WORKING_SET_BYTES_MAX: u64 = 64 << 20;
 pub const SECTIONS_MAX: u32 = 4096;
 /// Bytes of a section that is decoded (all but kernel, initrd and memory).
 pub const STATE_SECTION_BYTES_MAX: u64 = 1 << 20;
-/// CPUID leaves and MSRs that a snapshot may carry a vCPU: KVM's own limit of CPUID entries, and more MSRs than any host
-/// lists.
+/// CPUID leaves of a vCPU: KVM's own limit.
 pub const CPU_TABLE_ENTRIES_MAX: usize = 256;
+/// MSRs that a configuration may change: more than any processor has that a guest is shown.
+pub const CPU_MSR_CHANGES_MAX: usize = 256;
+/// MSRs that a snapshot may carry a vCPU: those that a configuration changes, and more than any host lists.
+pub const VCPU_MSRS_MAX: usize = CPU_MSR_CHANGES_MAX + 256;
 /// How long a vCPU may take to come out of the guest before a pause fails.
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
 /// How long a pause waits for those who read what the guest has printed.

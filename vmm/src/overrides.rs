@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lightv_api::config::{RunSpec, VmSpec};
+use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 
 use crate::cmdline;
 use crate::config::{ConfigFault, ConfigFaults};
@@ -21,6 +22,8 @@ pub struct Overrides {
     pub env: Vec<(String, String)>,
     /// Arguments, if any were given: they replace the stored ones.
     pub args: Option<Vec<String>>,
+    /// What the CPU is to be, if anybody has said it. Not for a boot.
+    pub cpu: Option<CpuSpec>,
     /// RAM in MiB.
     pub memory_mib: Option<u64>,
     /// Number of vCPUs.
@@ -60,6 +63,7 @@ impl Overrides {
             faults.extend(apply_net(net_field, net, spec));
         }
         if is_restore {
+            faults.extend(self.cpu.and_then(|cpu| other_cpu(cpu, spec)));
             faults.extend(self.memory_mib.map(|mib| fixed("--memory", mib)));
             faults.extend(self.vcpus.map(|count| fixed("--vcpus", count)));
             faults.extend(self.append.as_ref().map(|text| fixed("--append", text)));
@@ -116,6 +120,18 @@ fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<Conf
     agent.network.retain(|old| old.interface != told.interface);
     agent.network.push(told);
     None
+}
+
+/// The CPU of a snapshot is part of its state. Who says the same again, or nothing, may do so.
+fn other_cpu(asked: CpuSpec, spec: &VmSpec) -> Option<ConfigFault> {
+    let is_nothing = asked == CpuSpec::default();
+    let is_same = spec.cpu_config == Some(CpuConfig::Spec(asked));
+    (!is_nothing && !is_same).then(|| ConfigFault {
+        field: "cpu-config".to_owned(),
+        found: "set, to something else than in the snapshot".to_owned(),
+        allowed: "nothing, or the same: a snapshot goes on with the CPU that it was booted with"
+            .to_owned(),
+    })
 }
 
 fn unknown<'a>(field: &str, id: &str, known: impl Iterator<Item = &'a String>) -> ConfigFault {
@@ -207,6 +223,28 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].address, "10.0.0.3/24");
         assert_eq!(told[0].gateway.as_deref(), Some("10.0.0.1"));
+    }
+
+    #[test]
+    fn a_snapshot_keeps_its_cpu() {
+        let cpu: CpuSpec = serde_json::from_str(r#"{"kvm_capabilities":["121"]}"#).unwrap();
+        let check = |asked: &CpuSpec, saved: Option<&CpuSpec>| {
+            let overrides = Overrides {
+                cpu: Some(asked.clone()),
+                ..Overrides::default()
+            };
+            let mut spec = spec();
+            spec.cpu_config = saved.cloned().map(CpuConfig::Spec);
+            overrides.apply(&mut spec, true).map_err(|e| e.to_string())
+        };
+        let nothing = CpuSpec::default();
+        assert_eq!(check(&cpu, Some(&cpu)), Ok(()));
+        assert_eq!(check(&nothing, Some(&cpu)), Ok(()));
+        assert_eq!(check(&nothing, None), Ok(()));
+        for saved in [None, Some(&nothing)] {
+            let refused = check(&cpu, saved).unwrap_err();
+            assert!(refused.starts_with("cpu-config is set"), "{refused}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::arch::host::cpuid::CpuidOrigin;
 use crate::arch::host::{acpi, generation, layout};
 use crate::boot::{BuildError, GuestClock, Site, make_bus, run_facts, serial_writer};
 use crate::config::MachineConfig;
@@ -69,7 +70,8 @@ pub fn restore(
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
-    apply_state(&kvm, &vm, &vcpus, saved)?;
+    irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
+    apply_vcpus(&kvm, &config, &vcpus, saved)?;
     let is_renewed = renew_generation(&config, &vm, &ram, saved)?;
     stamps.mark("vcpu state");
     let output = GuestOutput::stdout();
@@ -138,17 +140,21 @@ fn map_ram(saved: &SavedMachine, memory: MemorySource<'_>) -> Result<GuestRam, B
     Ok(ram)
 }
 
-/// Interrupt controllers before the vCPUs: what they inject when they are set is overwritten by the local APICs' own
-/// state, which has it already.
-fn apply_state(
+/// After the interrupt controllers: what they inject when they are set is overwritten by the local APICs' own state, which
+/// has it already.
+fn apply_vcpus(
     kvm: &Kvm,
-    vm: &Vm,
+    config: &MachineConfig,
     vcpus: &[VcpuFd],
     saved: &SavedMachine,
 ) -> Result<(), BuildError> {
-    irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
+    let origin = match config.cpu() {
+        Some(_) => CpuidOrigin::Template,
+        None => CpuidOrigin::Host,
+    };
     for ((index, vcpu), state) in (0..).zip(vcpus).zip(&saved.vcpus) {
-        vcpu_state::apply(kvm, vcpu, state).map_err(|cause| BuildError::Vcpu { index, cause })?;
+        vcpu_state::apply(kvm, vcpu, state, origin)
+            .map_err(|cause| BuildError::Vcpu { index, cause })?;
     }
     Ok(())
 }

@@ -52,6 +52,33 @@ fn a_second_put_resets_what_it_leaves_out() {
 }
 
 #[test]
+fn of_a_template_and_a_cpu_config_the_later_one_holds() {
+    let mut trial = Trial::new();
+    let cpu = json!({"kvm_capabilities": ["!56"], "cpuid_modifiers": [], "msr_modifiers": []});
+    let machine =
+        |template: &str| json!({"vcpu_count": 1, "mem_size_mib": 64, "cpu_template": template});
+    trial.ok("PUT", "/machine-config", machine("T2"));
+    trial.ok("PUT", "/cpu-config", cpu.clone());
+    let config = trial.get("/vm/config");
+    assert_eq!(config["cpu-config"], cpu);
+    assert_eq!(config["machine-config"].get("cpu_template"), None);
+    // What says nothing of the CPU changes nothing of it.
+    trial.ok("PATCH", "/machine-config", json!({"vcpu_count": 2}));
+    assert_eq!(trial.get("/vm/config")["cpu-config"], cpu);
+    for template in ["T2A", "None"] {
+        trial.ok("PUT", "/cpu-config", cpu.clone());
+        let patch = json!({"cpu_template": template});
+        trial.ok("PATCH", "/machine-config", patch);
+        let config = trial.get("/vm/config");
+        assert_eq!(config["cpu-config"], json!(null), "{template}");
+        assert_eq!(config["machine-config"]["cpu_template"], template);
+    }
+    trial.ok("PUT", "/cpu-config", cpu);
+    trial.ok("PUT", "/machine-config", machine("None"));
+    assert_eq!(trial.get("/vm/config")["cpu-config"], json!(null));
+}
+
+#[test]
 fn vcpu_counts_outside_the_range_are_refused_alike() {
     let mut trial = Trial::with_all();
     let text = "Machine config error: The number of vCPUs must be greater than 0, less than 32 and must be 1 or an even number if SMT is enabled.";
@@ -266,11 +293,6 @@ fn what_this_version_lacks_is_refused_by_name() {
             "/hotplug/memory",
             json!({"total_size_mib": 128}),
             "Memory hotplug config error: memory-hotplug is set",
-        ),
-        (
-            "/cpu-config",
-            json!({}),
-            "Configure CPU error: cpu-config is set",
         ),
         (
             "/entropy",

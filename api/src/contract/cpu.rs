@@ -29,18 +29,28 @@ impl TryFrom<String> for Capability {
 
     fn try_from(text: String) -> Result<Self, String> {
         let number = text.strip_prefix('!').unwrap_or(&text);
+        // `parse` takes a sign.
+        let is_plain = number.bytes().all(|b| b.is_ascii_digit());
         match number.parse::<u32>() {
-            Ok(_) => Ok(Self(text)),
-            Err(_) => Err(format!("`{text}` is not a capability such as 121 or !121")),
+            Ok(_) if is_plain => Ok(Self(text)),
+            _ => Err(format!("`{text}` is not a capability such as 121 or !121")),
         }
     }
 }
 
 impl Capability {
-    /// The text.
+    /// Its number.
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
+    pub fn number(&self) -> u32 {
+        let number = self.0.strip_prefix('!').unwrap_or(&self.0);
+        // Proved when it was made.
+        number.parse().unwrap_or_default()
+    }
+
+    /// Whether it is asked for; else it is not to be looked for.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        !self.0.starts_with('!')
     }
 }
 
@@ -105,11 +115,20 @@ impl TryFrom<String> for Bitmap {
 }
 
 impl Bitmap {
+    /// How many bits it has, 1–64.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.bits().count()
+    }
+
+    fn bits(&self) -> impl Iterator<Item = u8> {
+        self.0.bytes().skip(2).filter(|b| *b != b'_')
+    }
+
     /// Which bits are set by the bitmap, and to what.
     #[must_use]
     pub fn mask_and_value(&self) -> (u64, u64) {
-        let bits = self.0.bytes().skip(2).filter(|b| *b != b'_');
-        bits.fold((0, 0), |(mask, value), bit| match bit {
+        self.bits().fold((0, 0), |(mask, value), bit| match bit {
             b'0' => (mask << 1 | 1, value << 1),
             b'1' => (mask << 1 | 1, value << 1 | 1),
             _ => (mask << 1, value << 1),
@@ -208,8 +227,24 @@ mod tests {
     fn a_bitmap_says_which_bits_and_what() {
         let bitmap = Bitmap::try_from("0b1_0x1".to_owned()).unwrap();
         assert_eq!(bitmap.mask_and_value(), (0b1101, 0b1001));
+        assert_eq!(bitmap.width(), 4);
+        let all = Bitmap::try_from(format!("0b{}", "1".repeat(64))).unwrap();
+        assert_eq!(all.mask_and_value(), (u64::MAX, u64::MAX));
         for text in ["", "0b", "01", "0b2", &format!("0b{}", "1".repeat(65))] {
             assert!(Bitmap::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_capability_is_asked_for_or_not() {
+        let capability = |text: &str| Capability::try_from(text.to_owned());
+        let read = |text| {
+            let capability = capability(text).unwrap();
+            (capability.number(), capability.is_needed())
+        };
+        assert_eq!((read("121"), read("!56")), ((121, true), (56, false)));
+        for text in ["", "!", "-1", "+1", "!+1", "!!1", "0x79", "4294967296"] {
+            assert!(capability(text).is_err(), "{text}");
         }
     }
 

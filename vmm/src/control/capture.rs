@@ -118,7 +118,7 @@ impl Control {
             states: self.vcpus.iter().map(|_| None).collect(),
             save,
         };
-        let indices = match msr::saved_indices(&self.machine.kvm) {
+        let indices = match msr::saved_indices(&self.machine.kvm, &self.machine.config.cpu_msrs()) {
             Ok(indices) => Arc::new(indices),
             Err(cause) => return self.finish_save(Err(SaveFailure::MsrList(cause))),
         };

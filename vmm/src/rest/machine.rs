@@ -6,6 +6,7 @@ use std::sync::mpsc::{RecvError, channel};
 use std::time::Instant;
 
 use lightv_api::config::VmSpec;
+use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::drive::DrivePatch;
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::snapshot::{
@@ -78,6 +79,8 @@ pub(super) struct Monitor {
     id: String,
     taps: HeldTaps,
     serial: Option<SerialOut>,
+    /// What the CPU is to be: it may be said before a load too.
+    cpu: Option<CpuSpec>,
     /// The way to the loop, once there is a machine.
     events: Option<EventSender>,
 }
@@ -88,6 +91,7 @@ impl Monitor {
             control,
             id: id.to_owned(),
             serial: None,
+            cpu: None,
             taps: HeldTaps::default(),
             events: None,
         }
@@ -185,7 +189,11 @@ impl Monitor {
             advance_clock: params.clock_realtime,
         };
         let builder = self.builder(start_stamps("restore"));
-        let machine = builder.restore_files(files, overrides_of(params))?;
+        let overrides = Overrides {
+            cpu: self.cpu.clone(),
+            ..overrides_of(params)
+        };
+        let machine = builder.restore_files(files, overrides)?;
         let spec = machine.config.spec().clone();
         self.run(machine, !params.resume)?;
         Ok(spec)
@@ -226,6 +234,9 @@ impl Machine for Monitor {
             let names: Vec<&str> = config.nets().iter().map(|net| net.tap.as_str()).collect();
             let held = self.taps.hold(&net.tap, &names);
             held.map_err(|error| Refusal::of(&error))?;
+        }
+        if let (Part::Cpu, Some(CpuConfig::Spec(cpu))) = (change.part, &change.spec.cpu_config) {
+            self.cpu = Some(cpu.clone());
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use lightv_devices::state::Section;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::VcpuId;
-use crate::arch::host::cpuid::{self, CpuMismatch};
+use crate::arch::host::cpuid::{self, CpuMismatch, CpuidOrigin};
 use crate::arch::host::msr::{self, MsrError};
 use crate::limits;
 use crate::sys::bytes::{AbiBytes, from_bytes, to_bytes};
@@ -147,11 +147,16 @@ pub fn capture(
 ///
 /// # Errors
 /// [`VcpuStateError`]; the vCPU is then not to be run.
-pub fn apply(kvm_device: &Kvm, vcpu: &VcpuFd, state: &VcpuStateV1) -> Result<(), VcpuStateError> {
+pub fn apply(
+    kvm_device: &Kvm,
+    vcpu: &VcpuFd,
+    state: &VcpuStateV1,
+    origin: CpuidOrigin,
+) -> Result<(), VcpuStateError> {
     let kvm = |what| move |cause| VcpuStateError::Kvm { what, cause };
     set_tsc_frequency(kvm_device, vcpu, state.tsc_khz)?;
     let cpuid = decode_cpuid(&state.cpuid)?;
-    cpuid::ensure_supported(kvm_device, &cpuid).map_err(VcpuStateError::Cpu)?;
+    cpuid::ensure_supported(kvm_device, &cpuid, origin).map_err(VcpuStateError::Cpu)?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
     if let Some(mp_state) = decode_changed("mp_state", &state.mp_state)? {
         vcpu.set_mp_state(mp_state)
@@ -280,7 +285,7 @@ fn set_tsc_frequency(
 /// Writes the registers in one call. The TSC deadline goes last in it: it is taken only once the local APIC's timer
 /// is in its mode and the time stamp counter has its value.
 fn apply_msrs(vcpu: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), VcpuStateError> {
-    let max = limits::CPU_TABLE_ENTRIES_MAX;
+    let max = limits::VCPU_MSRS_MAX;
     if msrs.len() > max {
         return Err(VcpuStateError::TooMany {
             field: "msrs",

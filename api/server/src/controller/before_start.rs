@@ -5,7 +5,7 @@ use lightv_api::contract::balloon::BalloonSpec;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::instance::InstanceState;
 use lightv_api::contract::logger::LoggerSpec;
-use lightv_api::contract::machine::MachinePatch;
+use lightv_api::contract::machine::{CpuTemplate, MachinePatch};
 use lightv_api::contract::memory_hotplug::MemoryHotplugSpec;
 use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::contract::mmds::MmdsConfig;
@@ -43,13 +43,15 @@ impl<M: Machine> Controller<M> {
     }
 
     pub(super) fn put_machine(&mut self, machine: MachineSpec) -> Answer {
-        let spec = self.not_started()?;
+        let mut spec = self.not_started()?;
+        forget_cpu(&mut spec, machine.cpu_template);
         let machine = spec.machine_config.replaced_by(machine);
         self.keep_machine(spec, machine)
     }
 
     pub(super) fn patch_machine(&mut self, patch: &MachinePatch) -> Answer {
-        let spec = self.not_started()?;
+        let mut spec = self.not_started()?;
+        forget_cpu(&mut spec, patch.cpu_template);
         let machine = spec.machine_config.patched(patch);
         self.keep_machine(spec, machine)
     }
@@ -63,10 +65,9 @@ impl<M: Machine> Controller<M> {
     }
 
     pub(super) fn put_cpu(&mut self, cpu: CpuSpec) -> Answer {
-        let spec = VmSpec {
-            cpu_config: Some(CpuConfig::Spec(cpu)),
-            ..self.not_started()?
-        };
+        let mut spec = self.not_started()?;
+        spec.cpu_config = Some(CpuConfig::Spec(cpu));
+        spec.machine_config.cpu_template = None;
         // Goes with a snapshot too: it is not for a boot alone.
         self.agree(Area::Cpu, Part::Cpu, &spec)?;
         self.view.0.lock().spec = spec;
@@ -215,6 +216,13 @@ impl<M: Machine> Controller<M> {
             InstanceState::NotStarted => Ok(configured.spec.clone()),
             InstanceState::Running | InstanceState::Paused => Err(area.fault(NO_PCI)),
         }
+    }
+}
+
+/// Of `cpu-config` and a template the later one holds.
+fn forget_cpu(spec: &mut VmSpec, template: Option<CpuTemplate>) {
+    if template.is_some() {
+        spec.cpu_config = None;
     }
 }
 

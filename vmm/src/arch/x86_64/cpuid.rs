@@ -159,14 +159,14 @@ pub enum CpuMismatch {
 }
 
 /// Leaves of features: leaf, subleaf, and for EAX, EBX, ECX and EDX which bits are features of the CPU. Others are set
-/// here, or by the guest's own settings (OSXSAVE, OSPKE).
+/// here, or by the guest's own settings (OSXSAVE, OSPKE), or say only which instructions are fast (ERMS, FSRM).
 const FEATURE_LEAVES: [(u32, u32, [u32; 4]); 5] = [
     (
         LEAF_FEATURES,
         0,
         [0, 0, !(HYPERVISOR | TSC_DEADLINE | OSXSAVE), !(HTT | APIC)],
     ),
-    (7, 0, [0, !0, !OSPKE, !0]),
+    (7, 0, [0, !ERMS, !OSPKE, !FSRM]),
     (7, 1, [!0, 0, 0, 0]),
     (0xd, 1, [!0, 0, 0, 0]),
     (LEAF_EXTENDED_FEATURES, 0, [0, 0, !0, !0]),
@@ -174,15 +174,34 @@ const FEATURE_LEAVES: [(u32, u32, [u32; 4]); 5] = [
 const OSXSAVE: u32 = 1 << 27;
 const APIC: u32 = 1 << 9;
 const OSPKE: u32 = 1 << 4;
+const ERMS: u32 = 1 << 9;
+const FSRM: u32 = 1 << 4;
 const REGISTERS: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
+
+/// Which bits of EAX, EBX, ECX and EDX in a leaf are features of the CPU.
+#[must_use]
+pub fn feature_bits(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let mut leaves = FEATURE_LEAVES.iter();
+    let found = leaves.find(|(known, sub, _)| (*known, *sub) == (leaf, subleaf));
+    found.map_or([0; 4], |(_, _, bits)| *bits)
+}
+
+/// Where a guest's CPUID comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuidOrigin {
+    /// The host that it was booted on.
+    Host,
+    /// A template, which may have named another processor.
+    Template,
+}
 
 /// Proves that this host has the CPU features that `saved` shows to its guest: KVM takes any CPUID, and the guest would
 /// die by the first instruction that is not there. On the CPU model that the image was made on nothing has to be asked.
 ///
 /// # Errors
 /// [`CpuMismatch`].
-pub fn ensure_supported(kvm: &Kvm, saved: &CpuId) -> Result<(), CpuMismatch> {
-    if saved_model(saved) == Some(model()) {
+pub fn ensure_supported(kvm: &Kvm, saved: &CpuId, origin: CpuidOrigin) -> Result<(), CpuMismatch> {
+    if origin == CpuidOrigin::Host && saved_model(saved) == Some(model()) {
         return Ok(());
     }
     let host = supported(kvm).map_err(CpuMismatch::List)?;

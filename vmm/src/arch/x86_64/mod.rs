@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod board;
 pub mod boot_params;
 pub mod boot_tables;
+pub mod cpu_template;
 pub mod cpuid;
 pub mod generation;
 pub mod layout;

@@ -60,17 +60,27 @@ pub fn set_boot_values(vcpu: &VcpuFd) -> Result<(), MsrError> {
 /// ordered at the guest's boot must not be done again, to memory that has long become something else.
 const WALL_CLOCK_ORDERS: [u32; 2] = [0x11, 0x4b56_4d00];
 
-/// Numbers of the registers that KVM says a snapshot needs (KVM_GET_MSR_INDEX_LIST), without those that are orders.
+/// Whether a register keeps what is written to it: it is neither an order nor a clock.
+#[must_use]
+pub fn keeps_its_value(index: u32) -> bool {
+    !WALL_CLOCK_ORDERS.contains(&index) && !matches!(index, TSC | TSC_DEADLINE)
+}
+
+/// Numbers of the registers that a snapshot needs: those that KVM lists (KVM_GET_MSR_INDEX_LIST), without orders, and
+/// `also`, which KVM may leave out.
 ///
 /// # Errors
 /// [`MsrError::Kvm`].
-pub fn saved_indices(kvm: &Kvm) -> Result<Vec<u32>, MsrError> {
+pub fn saved_indices(kvm: &Kvm, also: &[u32]) -> Result<Vec<u32>, MsrError> {
     let list = kvm.get_msr_index_list().map_err(|cause| MsrError::Kvm {
         what: "list",
         cause,
     })?;
+    let listed = list.as_slice();
+    let unlisted = also.iter().filter(|index| !listed.contains(index));
     let is_state = |index: &u32| !WALL_CLOCK_ORDERS.contains(index);
-    Ok(list.as_slice().iter().copied().filter(is_state).collect())
+    let all = listed.iter().chain(unlisted).copied();
+    Ok(all.filter(is_state).collect())
 }
 
 /// Reads those of `indices` that this vCPU has and would take back, in order.
