@@ -6,6 +6,7 @@
 //! is waited for has [`process::DEADLINE`], which only ends what hangs.
 
 pub mod api;
+pub mod cpu_guest;
 pub mod disk;
 pub mod host;
 pub mod http;

@@ -44,7 +44,7 @@ pub fn net() -> Value {
 }
 
 /// Where the kernels below are loaded and entered.
-const LOAD_ADDRESS: u64 = 0x10_0000;
+pub(crate) const LOAD_ADDRESS: u64 = 0x10_0000;
 
 /// An ELF64 whose only segment is `code`.
 #[must_use]

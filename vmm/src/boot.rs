@@ -317,7 +317,9 @@ fn set_boot_state(
         vcpu.set_cpuid2(&own).map_err(BuildError::Cpuid)?;
         msr::set_boot_values(vcpu).map_err(BuildError::Msrs)?;
         if let Some(changes) = &changes {
-            changes.finish(vcpu).map_err(BuildError::CpuTemplate)?;
+            changes
+                .finish(vcpu, &own)
+                .map_err(BuildError::CpuTemplate)?;
         }
         start_state::set_local_interrupts(vcpu).map_err(BuildError::StartState)?;
         if index == 0 {

@@ -156,7 +156,7 @@ pub fn apply(
     let kvm = |what| move |cause| VcpuStateError::Kvm { what, cause };
     set_tsc_frequency(kvm_device, vcpu, state.tsc_khz)?;
     let cpuid = decode_cpuid(&state.cpuid)?;
-    cpuid::ensure_supported(kvm_device, &cpuid, origin).map_err(VcpuStateError::Cpu)?;
+    cpuid::ensure_supported(kvm_device, vcpu, &cpuid, origin).map_err(VcpuStateError::Cpu)?;
     vcpu.set_cpuid2(&cpuid).map_err(kvm("set CPUID"))?;
     if let Some(mp_state) = decode_changed("mp_state", &state.mp_state)? {
         vcpu.set_mp_state(mp_state)

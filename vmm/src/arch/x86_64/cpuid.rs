@@ -3,8 +3,9 @@
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 
+use crate::limits;
 use crate::sys::cpu::model;
 
 /// CPUID leaf 1: feature bits and the initial APIC id.
@@ -197,20 +198,33 @@ pub enum CpuidOrigin {
 
 /// Proves that this host has the CPU features that `saved` shows to its guest: KVM takes any CPUID, and the guest would
 /// die by the first instruction that is not there. On the CPU model that the image was made on nothing has to be asked.
+/// The CPUID of `vcpu` is to be set afterwards.
 ///
 /// # Errors
 /// [`CpuMismatch`].
-pub fn ensure_supported(kvm: &Kvm, saved: &CpuId, origin: CpuidOrigin) -> Result<(), CpuMismatch> {
+pub fn ensure_supported(
+    kvm: &Kvm,
+    vcpu: &VcpuFd,
+    saved: &CpuId,
+    origin: CpuidOrigin,
+) -> Result<(), CpuMismatch> {
     if origin == CpuidOrigin::Host && saved_model(saved) == Some(model()) {
         return Ok(());
     }
-    let host = supported(kvm).map_err(CpuMismatch::List)?;
+    let host = shown_by(kvm, vcpu).map_err(CpuMismatch::List)?;
     let missing = missing_features(saved, &host);
     if missing.is_empty() {
         Ok(())
     } else {
         Err(CpuMismatch::Missing { missing })
     }
+}
+
+/// What a guest of this host is shown. Software KVM adds to what it says that it supports: the features that a guest's
+/// user code has in any case.
+fn shown_by(kvm: &Kvm, vcpu: &VcpuFd) -> Result<CpuId, kvm_ioctls::Error> {
+    vcpu.set_cpuid2(&supported(kvm)?)?;
+    vcpu.get_cpuid2(limits::CPU_TABLE_ENTRIES_MAX)
 }
 
 fn entry_of(cpuid: &CpuId, leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {

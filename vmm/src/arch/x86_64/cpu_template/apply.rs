@@ -38,9 +38,12 @@ pub enum CpuTemplateError {
     NotSupported(CpuidBits),
     /// Not for the template to choose.
     #[error(
-        "The CPU template changes {0}, which LightV or KVM sets itself (docs/cpu-config.md); leave them x"
+        "The CPU template changes {0}, which LightV sets itself (docs/cpu-config.md); leave them x"
     )]
     NotFree(CpuidBits),
+    /// KVM took the change and did not make it.
+    #[error("The CPU template changes {0}, which KVM of this host keeps as they are; leave them x")]
+    Kept(CpuidBits),
     /// KVM refused the CPUID that it was asked for.
     #[error("KVM refused to say what CPUID a vCPU has")]
     ReadCpuid(#[source] kvm_ioctls::Error),
@@ -115,29 +118,31 @@ impl CpuChanges {
         Ok(changed)
     }
 
-    /// Proves that `vcpu`, whose CPUID is set, shows what was chosen; then changes its registers.
+    /// Proves that `vcpu`, whose CPUID was set to `own`, shows what was chosen; then changes its registers.
     ///
     /// # Errors
     /// [`CpuTemplateError`] names the first change that did not happen.
-    pub fn finish(&self, vcpu: &VcpuFd) -> Result<(), CpuTemplateError> {
+    pub fn finish(&self, vcpu: &VcpuFd, own: &CpuId) -> Result<(), CpuTemplateError> {
         if !self.cpuid.is_empty() {
             let shown = vcpu
                 .get_cpuid2(limits::CPU_TABLE_ENTRIES_MAX)
                 .map_err(CpuTemplateError::ReadCpuid)?;
-            self.ensure_shown(&shown)?;
+            self.ensure_in(own).map_err(CpuTemplateError::NotFree)?;
+            self.ensure_in(&shown).map_err(CpuTemplateError::Kept)?;
         }
         self.msrs.iter().try_for_each(|msr| write_msr(vcpu, *msr))
     }
 
-    fn ensure_shown(&self, shown: &CpuId) -> Result<(), CpuTemplateError> {
+    /// Proves that `cpuid` is what was chosen; else gives the first bits that are not.
+    fn ensure_in(&self, cpuid: &CpuId) -> Result<(), CpuidBits> {
         for change in &self.cpuid {
-            let entries = shown.as_slice().iter();
-            let entry = entries.clone().find(|entry| change.leaf.is_of(entry));
+            let mut entries = cpuid.as_slice().iter();
+            let entry = entries.find(|entry| change.leaf.is_of(entry));
             // A leaf that is left out is shown as zeros.
             let found = entry.map_or(0, |entry| change.register.of(entry));
             let other = (found ^ change.value) & change.mask;
             if other != 0 {
-                return Err(CpuTemplateError::NotFree(change.bits(other)));
+                return Err(change.bits(other));
             }
         }
         Ok(())
@@ -211,6 +216,7 @@ fn write_msr(vcpu: &VcpuFd, change: MsrChange) -> Result<(), CpuTemplateError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Named;
     use super::*;
 
     const LEAF_7: LeafId = LeafId {
@@ -340,17 +346,61 @@ mod tests {
     }
 
     #[test]
+    fn a_template_is_made_of_kvms_list() {
+        // Milan as KVM lists it, without what T2A sets (but for MCE, MTRR, and error pointers that are always saved).
+        let entry = |function, index, flags, [eax, ebx, ecx, edx]: [u32; 4]| kvm_cpuid_entry2 {
+            function,
+            index,
+            flags,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
+        let milan = CpuId::from_entries(&[
+            entry(1, 0, 0, [0x00a0_0f11, 0, 0xf6f8_3203, 0x178b_fbff]),
+            entry(7, 0, 1, [0, 0x219c_05a9, 0x0040_060c, 0xac00_0010]),
+            entry(0xd, 0, 1, [0x207, 0x988, 0x988, 0]),
+            entry(0xd, 1, 1, [0xf, 0x348, 0, 0]),
+            entry(
+                0x8000_0001,
+                0,
+                0,
+                [0x00a0_0f11, 0, 0x0040_03f7, 0x2fd3_fbff],
+            ),
+            entry(0x8000_0008, 0, 0, [0x3030, 0x0111_7207, 0, 0]),
+        ])
+        .unwrap();
+        let changed = Named::T2a.changes().change_cpuid(&milan).unwrap();
+        let found: Vec<[u32; 4]> = changed
+            .as_slice()
+            .iter()
+            .map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+            .collect();
+        let expected = [
+            [0x306f2, 0, 0xf6f8_3203, 0x178b_fbff],
+            [0, 0x0010_07a9, 0, 0xac00_0000],
+            [7, 0x988, 0x988, 0],
+            [1, 0x348, 0, 0],
+            [0x00a0_0f11, 0, 0x0040_0233, 0x2993_fbff],
+            [0x3030, 0x011d_7006, 0, 0],
+        ];
+        assert_eq!(found, expected, "{found:#x?}");
+    }
+
+    #[test]
     fn what_is_shown_must_be_what_was_chosen() {
         let wanted = changes(&[change(LEAF_7, Register::Ebx, 0b11, 0b10)]);
         let shown = |ebx| CpuId::from_entries(&[entry(LEAF_7, ebx)]).unwrap();
-        wanted.ensure_shown(&shown(0b1110)).unwrap();
-        let text = wanted.ensure_shown(&shown(0b1101)).unwrap_err().to_string();
-        assert!(
-            text.contains("changes bits 0x00000003 of EBX in CPUID leaf 0x7"),
-            "{text}"
+        wanted.ensure_in(&shown(0b1110)).unwrap();
+        let bits = wanted.ensure_in(&shown(0b1101)).unwrap_err();
+        assert_eq!(
+            bits.to_string(),
+            "bits 0x00000003 of EBX in CPUID leaf 0x7 subleaf 0x0"
         );
         let nothing = CpuId::from_entries(&[]).unwrap();
-        let text = wanted.ensure_shown(&nothing).unwrap_err().to_string();
-        assert!(text.contains("bits 0x00000002"), "{text}");
+        let bits = wanted.ensure_in(&nothing).unwrap_err();
+        assert_eq!(bits.bits, 0b10);
     }
 }
