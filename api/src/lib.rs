@@ -8,6 +8,7 @@
 pub mod config;
 pub mod contract;
 pub mod describe;
+pub mod event;
 pub mod exit;
 pub mod fault;
 pub mod host;

@@ -5,18 +5,20 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use hyper::{Response, StatusCode};
 use lightv_api::fault::{FaultStatus, TransportError};
 use lightv_api::request::Reply;
 
 use crate::service::Answer;
+use crate::stream::{AnswerBody, EventStream};
 
 /// What hyper sends.
-pub(crate) type HttpResponse = Response<Full<Bytes>>;
+pub(crate) type HttpResponse = Response<AnswerBody>;
 
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("Firecracker API");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 
 /// Said after what is no request, because the connection ends there.
@@ -71,6 +73,17 @@ pub(crate) fn transport_error(message: &str) -> HttpResponse {
     response
 }
 
+/// The answer that goes on until there are no more events. The connection ends with it.
+pub(crate) fn events(stream: EventStream) -> HttpResponse {
+    let mut response = Response::new(AnswerBody::Events(stream));
+    let headers = response.headers_mut();
+    headers.insert(SERVER, SERVER_NAME);
+    headers.insert(CONTENT_TYPE, EVENTS);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONNECTION, Connection::Close.header());
+    response
+}
+
 /// What a client is sent who finds all connections taken: a whole answer, as bytes.
 pub(crate) fn too_many_connections() -> Vec<u8> {
     let json = error_json("Too many open connections");
@@ -89,7 +102,8 @@ fn error_json(message: &str) -> String {
 }
 
 fn with_body(status: StatusCode, content_type: HeaderValue, body: String) -> HttpResponse {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    let body = Full::new(Bytes::from(body));
+    let mut response = Response::new(AnswerBody::Whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(SERVER, SERVER_NAME);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
@@ -97,7 +111,7 @@ fn with_body(status: StatusCode, content_type: HeaderValue, body: String) -> Htt
 }
 
 fn empty(status: StatusCode) -> HttpResponse {
-    let mut response = Response::new(Full::default());
+    let mut response = Response::new(AnswerBody::Whole(Full::default()));
     *response.status_mut() = status;
     response.headers_mut().insert(SERVER, SERVER_NAME);
     response

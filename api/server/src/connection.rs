@@ -1,6 +1,6 @@
 //! One client: requests one after the other, each answered before the next is read.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,14 +13,16 @@ use hyper::service::service_fn;
 use hyper::{Request as HttpRequest, Version};
 use hyper_util::rt::TokioIo;
 use lightv_api::fault::Fault;
-use lightv_api::request::{Call, Method, Request, Route};
+use lightv_api::request::{Call, Method, Reply, Request, Route};
 use tokio::net::UnixStream;
 use tokio::time::{error::Elapsed, timeout};
 
-use crate::answer::{Connection, HttpResponse, answer, transport_error};
+use crate::answer::{Connection, HttpResponse, answer, events, transport_error};
+use crate::feed::Reader;
 use crate::limits;
 use crate::service::{Answer, Done, Service, reply_channel};
 use crate::settings::Settings;
+use crate::stream::EventStream;
 use crate::transport::{Phase, PhaseTimes, Progress, Raced, Transport, race};
 
 /// Serves `stream` until either side has had enough.
@@ -30,11 +32,13 @@ pub(crate) async fn serve(stream: UnixStream, service: Rc<dyn Service>, settings
         settings,
         progress: Rc::new(Progress::new()),
         goes_on: Cell::new(false),
+        reader: OnceCell::new(),
     });
     let mut transport = Transport::new(stream, Rc::clone(&client.progress));
     let times = PhaseTimes {
         request: settings.request_time_max,
         idle: settings.idle_time_max,
+        stall: settings.stream_stall_time_max,
     };
     loop {
         client.goes_on.set(false);
@@ -53,6 +57,9 @@ pub(crate) async fn serve(stream: UnixStream, service: Rc<dyn Service>, settings
         }
     }
 }
+
+/// HTML §9.2.4.
+const LAST_EVENT_ID: &str = "last-event-id";
 
 fn protocol() -> http1::Builder {
     let mut protocol = http1::Builder::new();
@@ -76,6 +83,8 @@ struct Client {
     /// The client speaks HTTP/1.0 and the connection goes on nevertheless, as with Firecracker: hyper is then begun anew
     /// on the same socket.
     goes_on: Cell<bool>,
+    /// Of a client that is told what happens: until the last byte is out.
+    reader: OnceCell<Reader>,
 }
 
 /// Why a body was not read.
@@ -108,6 +117,16 @@ impl Client {
         };
         let began = Instant::now();
         let (route, is_deprecated, answered) = match Request::parse(call) {
+            Ok(parsed) if parsed.request == Request::GetEvents => {
+                let route = parsed.request.route();
+                match self.open_stream(&head.headers) {
+                    Ok(stream) => {
+                        self.note(call, route, &Ok(Reply::Done), began);
+                        return events(stream);
+                    }
+                    Err(fault) => (route, false, Err(fault)),
+                }
+            }
             Ok(parsed) => {
                 let route = parsed.request.route();
                 let answered = self.ask(parsed.request).await;
@@ -146,6 +165,24 @@ impl Client {
         }
     }
 
+    /// The events after the one that the client has had last. It is the last answer of its connection.
+    fn open_stream(&self, headers: &HeaderMap) -> Result<EventStream, Fault> {
+        let after = last_event_id(headers)?;
+        let feed = self.service.feed();
+        let streams_max = self.settings.event_streams_max;
+        let reader = feed.enter(streams_max).ok_or_else(|| {
+            Fault::bad(format!(
+                "{streams_max} clients are told events already; allowed: {streams_max}."
+            ))
+        })?;
+        // A connection has one: it ends with it.
+        let _ = self.reader.set(reader);
+        self.goes_on.set(false);
+        self.progress.enter(Phase::Streaming);
+        let heartbeat = self.settings.heartbeat;
+        Ok(EventStream::new(feed.subscribe(after), heartbeat))
+    }
+
     async fn ask(&self, request: Request) -> Answer {
         let (sender, receiver) = reply_channel();
         self.service.call(request, sender);
@@ -177,6 +214,19 @@ impl Client {
             BadBody::Broken(cause) => format!("The body cannot be read: {cause}."),
         }
     }
+}
+
+/// Number of the last event that a client had before it lost its connection; 0 for one that says nothing of it.
+fn last_event_id(headers: &HeaderMap) -> Result<u64, Fault> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else {
+        return Ok(0);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| {
+        Fault::bad(format!(
+            "The header Last-Event-ID is {value:?}; allowed: the number of an event."
+        ))
+    })
 }
 
 /// Whether the client wants the connection to go on. One that does not say so does, whatever its version.

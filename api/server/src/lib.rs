@@ -4,11 +4,12 @@
 //!   client --HTTP--> server (thread api) --Request--> Service --> Controller (its own thread) --calls--> Machine
 //!                       |                                |                                        (the monitor)
 //!                       |<------------- Reply -----------+-- View: what needs no machine, at once
+//!                       |<------------- events ------------- Feed: what happens, told by the monitor
 //! ```
 //!
 //! A crate of its own, so that what starts a VM without a server links neither hyper nor tokio
 //! (docs/adr/0012-rest-server.md). [`listen`] makes the socket, [`server`] serves it, [`controller`] decides what is
-//! legal when and calls the monitor through [`machine::Machine`], [`openapi`] describes it all.
+//! legal when and calls the monitor through [`machine::Machine`], [`feed`] tells clients what happens, [`openapi`] describes it all.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod answer;
 mod connection;
 pub mod controller;
 pub mod exporter;
+pub mod feed;
 pub mod limits;
 pub mod listen;
 pub mod machine;
@@ -23,4 +25,5 @@ pub mod openapi;
 pub mod server;
 pub mod service;
 pub mod settings;
+mod stream;
 mod transport;

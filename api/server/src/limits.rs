@@ -22,6 +22,21 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// they have forgotten them.
 pub const IDLE_TIME_MAX: Duration = Duration::from_secs(3600);
 
+/// Clients at a time that are told what happens: a part of the connections, so that the others stay free.
+pub const EVENT_STREAMS_MAX: usize = 64;
+
+/// How often a client that is told what happens hears of us when nothing does.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// How long such a client may take no byte, although heartbeats are for it too: four of them.
+pub const STREAM_STALL_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Events that are kept for clients that come late or are slow: some 30 KiB.
+pub const EVENTS_KEPT: usize = 256;
+
+/// Events that are written at a time.
+pub const EVENTS_PER_PIECE: usize = 16;
+
 /// What the accepting loop waits after the host refused it a connection: descriptors may come back.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -5,6 +5,7 @@ use lightv_api::contract::{
     actions, balloon, boot_source, cpu, drive, entropy, instance, limiter, logger, machine,
     memory_hotplug, metrics, mmds, net, pmem, serial, snapshot, vm, vsock,
 };
+use lightv_api::event;
 use lightv_api::fault;
 use lightv_api::request::Method;
 use utoipa::OpenApi;
@@ -45,6 +46,8 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, 
         drive::DriveSpec,
         drive::IoEngine,
         entropy::EntropySpec,
+        event::Happening,
+        event::VmEvent,
         fault::FaultMessage,
         fault::TransportError,
         instance::InstanceInfo,
@@ -126,7 +129,7 @@ const OPERATIONS: &[Row] = &[
     (Patch, "/drives/{id}", "patchGuestDriveByID", "Changes a disk's file or limits. After the start.", Of("DrivePatch"), Nothing),
     (Delete, "/drives/{id}", "deleteGuestDriveByID", "Unplugs a disk. After the start, on PCI.", Nothing, Nothing),
     (Put, "/entropy", "putEntropyDevice", "Gives the guest random bytes. Before the start.", Of("EntropySpec"), Nothing),
-    (Get, "/events", "getEvents", "LightV's own: what happens, as server-sent events.", Nothing, Text("text/event-stream")),
+    (Get, "/events", "getEvents", "LightV's own: what happens, as server-sent events; the data of each is a VmEvent.", Nothing, Text("text/event-stream")),
     (Get, "/hotplug/memory", "getMemoryHotplug", "How much memory is plugged. After the start.", Nothing, Of("MemoryHotplugStatus")),
     (Put, "/hotplug/memory", "putMemoryHotplug", "Sets memory that can be plugged. Before the start.", Of("MemoryHotplugSpec"), Nothing),
     (Patch, "/hotplug/memory", "patchMemoryHotplug", "Changes how much is plugged. After the start.", Of("MemoryHotplugPatch"), Nothing),

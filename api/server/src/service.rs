@@ -6,6 +6,8 @@ use lightv_api::fault::Fault;
 use lightv_api::request::{Reply, Request, Route};
 use tokio::sync::oneshot;
 
+use crate::feed::Feed;
+
 /// What a request is answered.
 pub type Answer = Result<Reply, Fault>;
 
@@ -15,6 +17,9 @@ pub trait Service: Send + 'static {
     /// Takes `request`. The answer may be sent before this returns, or later, from any thread. Requests of one connection
     /// come one after the other, each after the answer to the one before.
     fn call(&self, request: Request, reply: ReplySender);
+
+    /// What `GET /events` tells. The server streams it: that request never comes by [`call`](Self::call).
+    fn feed(&self) -> &Feed;
 
     /// Is told of a request that was answered.
     fn note(&self, _done: Done) {}

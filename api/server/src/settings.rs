@@ -15,6 +15,12 @@ pub struct Settings {
     pub request_time_max: Duration,
     /// See [`limits::IDLE_TIME_MAX`].
     pub idle_time_max: Duration,
+    /// See [`limits::EVENT_STREAMS_MAX`].
+    pub event_streams_max: usize,
+    /// See [`limits::HEARTBEAT`].
+    pub heartbeat: Duration,
+    /// See [`limits::STREAM_STALL_TIME_MAX`].
+    pub stream_stall_time_max: Duration,
 }
 
 impl Default for Settings {
@@ -24,6 +30,9 @@ impl Default for Settings {
             connections_max: limits::CONNECTIONS_MAX,
             request_time_max: limits::REQUEST_TIME_MAX,
             idle_time_max: limits::IDLE_TIME_MAX,
+            event_streams_max: limits::EVENT_STREAMS_MAX,
+            heartbeat: limits::HEARTBEAT,
+            stream_stall_time_max: limits::STREAM_STALL_TIME_MAX,
         }
     }
 }

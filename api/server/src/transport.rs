@@ -17,6 +17,7 @@ use tokio::time::Instant;
 ///
 /// ```text
 ///   Idle --first byte--> Receiving --whole request--> Serving --answer--> Idle
+///                                                        +--events--> Streaming, until the connection ends
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -26,6 +27,8 @@ pub(crate) enum Phase {
     Receiving,
     /// A request is being answered, for as long as that takes.
     Serving,
+    /// Events are sent as they happen.
+    Streaming,
 }
 
 /// How long a phase may last.
@@ -33,6 +36,8 @@ pub(crate) enum Phase {
 pub(crate) struct PhaseTimes {
     pub(crate) request: Duration,
     pub(crate) idle: Duration,
+    /// Without a byte that the client takes.
+    pub(crate) stall: Duration,
 }
 
 /// How far a connection is, and since when.
@@ -65,22 +70,32 @@ impl Progress {
         }
     }
 
+    /// The client has taken bytes.
+    fn note_written(&self) {
+        if self.phase.get() == Phase::Streaming {
+            self.since.set(Instant::now());
+        }
+    }
+
     /// Ends when a phase has lasted too long.
     pub(crate) async fn expire(&self, times: PhaseTimes) {
         loop {
             let time = match self.phase.get() {
                 Phase::Idle => times.idle,
                 Phase::Receiving => times.request,
+                Phase::Streaming => times.stall,
                 Phase::Serving => {
                     self.changed.notified().await;
                     continue;
                 }
             };
             let deadline = self.since.get() + time;
-            let sleep = tokio::time::sleep_until(deadline);
-            if let Raced::First(()) = race(sleep, self.changed.notified()).await {
+            if deadline <= Instant::now() {
                 return;
             }
+            // Whichever it is, the deadline may have moved.
+            let sleep = tokio::time::sleep_until(deadline);
+            let _ = race(sleep, self.changed.notified()).await;
         }
     }
 }
@@ -127,6 +142,13 @@ impl Transport {
         self.again = bytes;
         self
     }
+
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(1..)) = written {
+            self.progress.note_written();
+        }
+        written
+    }
 }
 
 impl AsyncRead for Transport {
@@ -156,7 +178,8 @@ impl AsyncWrite for Transport {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(polled)
     }
 
     fn poll_write_vectored(
@@ -164,7 +187,8 @@ impl AsyncWrite for Transport {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -29,6 +29,7 @@ use lightv_api::fault::{Area, Fault, after_start, before_start};
 use lightv_api::offer::{Feature, NOT_OFFERED};
 use lightv_api::request::{Reply, Request};
 
+use crate::feed::Feed;
 use crate::limits;
 use crate::machine::{DeviceCall, Machine, Refusal};
 use crate::service::Answer;
@@ -53,6 +54,8 @@ pub struct Setup {
     pub metadata_bytes_max: usize,
     /// What is refused by name.
     pub lacking: &'static [Feature],
+    /// Where the monitor tells what happens.
+    pub feed: Feed,
 }
 
 impl Setup {
@@ -66,6 +69,7 @@ impl Setup {
             metadata: None,
             metadata_bytes_max: limits::BODY_BYTES_MAX,
             lacking: NOT_OFFERED,
+            feed: Feed::default(),
         }
     }
 }
@@ -77,6 +81,7 @@ pub struct Controller<M> {
     view: View,
     metadata_bytes_max: usize,
     lacking: &'static [Feature],
+    feed: Feed,
     /// Something was configured that a snapshot would bring with it.
     is_for_boot: bool,
 }
@@ -95,6 +100,7 @@ impl<M: Machine> Controller<M> {
             view: View(Arc::new(Shared::new(setup.id, configured))),
             metadata_bytes_max: setup.metadata_bytes_max,
             lacking: setup.lacking,
+            feed: setup.feed,
             is_for_boot,
         }
     }
@@ -118,7 +124,8 @@ impl<M: Machine> Controller<M> {
             Request::GetBalloon => self.view.balloon(),
             Request::GetMmds => self.view.metadata(),
             Request::GetPrometheus => Err(not_offered("GET /metrics")),
-            Request::GetEvents => Err(not_offered("GET /events")),
+            // The server streams them itself.
+            Request::GetEvents => Err(Fault::bad("GET /events is answered by the server.")),
             Request::PutBootSource(boot) => self.put_boot_source(&boot),
             Request::PutMachine(machine) => self.put_machine(machine),
             Request::PatchMachine(patch) => self.patch_machine(&patch),

@@ -9,6 +9,7 @@ use lightv_api::request::Request;
 
 use super::{Controller, View};
 use crate::exporter::Exporter;
+use crate::feed::Feed;
 use crate::limits;
 use crate::machine::Machine;
 use crate::service::{Done, ReplySender, Service};
@@ -23,6 +24,7 @@ type Job = (Request, ReplySender);
 #[derive(Debug)]
 pub struct ControllerService {
     view: View,
+    feed: Feed,
     jobs: Sender<Job>,
     exporter: Option<Arc<Exporter>>,
 }
@@ -39,6 +41,10 @@ impl Service for ControllerService {
             // connections: each has one request at a time.
             None => drop(self.jobs.send((request, reply))),
         }
+    }
+
+    fn feed(&self) -> &Feed {
+        &self.feed
     }
 
     fn note(&self, done: Done) {
@@ -84,6 +90,7 @@ pub fn split<M: Machine>(
     let (sender, jobs) = channel();
     let service = ControllerService {
         view: controller.view(),
+        feed: controller.feed.clone(),
         jobs: sender,
         exporter,
     };

@@ -19,6 +19,7 @@ use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
 use lightv_api::request::Reply;
 use lightv_api_server::controller::{Controller, Setup, split};
+use lightv_api_server::feed::Feed;
 use lightv_api_server::listen::listen;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
 use lightv_api_server::server;
@@ -149,6 +150,7 @@ pub struct Running {
     pub path: PathBuf,
     pub record: Record,
     pub let_go: Sender<()>,
+    pub feed: Feed,
     _folder: TempDir,
 }
 
@@ -160,6 +162,7 @@ impl Running {
         // The folder goes with the test.
         std::mem::forget(file);
         let (machine, record, let_go) = FakeMachine::new();
+        let feed = setup.feed.clone();
         let (service, worker) = split(Controller::new(machine, setup), None);
         worker.spawn().unwrap();
         server::spawn(listener, service, settings, |error| panic!("{error}")).unwrap();
@@ -167,6 +170,7 @@ impl Running {
             path,
             record,
             let_go,
+            feed,
             _folder: folder,
         }
     }
