@@ -30,17 +30,29 @@ struct Line {
     needs_reset: AtomicBool,
     irqfd: EventFd,
     counters: Arc<Counters>,
+    on_needs_reset: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Interrupt {
     /// An interrupt that writes `irqfd`, which should not block.
     #[must_use]
     pub fn new(irqfd: EventFd, counters: Arc<Counters>) -> Self {
+        Self::telling(irqfd, counters, || {})
+    }
+
+    /// The same; `on_needs_reset` is told whenever DEVICE_NEEDS_RESET is set, by the loop or a vCPU: it must not wait.
+    #[must_use]
+    pub fn telling(
+        irqfd: EventFd,
+        counters: Arc<Counters>,
+        on_needs_reset: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let line = Line {
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             irqfd,
             counters,
+            on_needs_reset: Box::new(on_needs_reset),
         };
         Self {
             line: Arc::new(line),
@@ -62,6 +74,7 @@ impl Interrupt {
         if !self.line.needs_reset.swap(true, Ordering::AcqRel) {
             Counters::add_one(&self.line.counters.needs_resets);
             self.signal_config();
+            (self.line.on_needs_reset)();
         }
     }
 
@@ -139,13 +152,26 @@ mod tests {
     }
 
     #[test]
-    fn needs_reset_is_reported_once() {
-        let (interrupt, irqfd) = interrupt();
-        for _ in 0..1000 {
-            interrupt.raise_needs_reset();
+    fn needs_reset_is_reported_once_until_the_reset() {
+        let irqfd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let told = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&told);
+        let tell = move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        };
+        let interrupt = Interrupt::telling(irqfd.try_clone().unwrap(), Arc::default(), tell);
+        for round in 1..3 {
+            for _ in 0..1000 {
+                interrupt.raise_needs_reset();
+            }
+            assert!(interrupt.needs_reset());
+            assert_eq!(irqfd.read().unwrap(), 1);
+            assert_eq!(told.load(Ordering::SeqCst), round);
+            interrupt.set(0, false);
         }
-        assert!(interrupt.needs_reset());
-        assert_eq!(irqfd.read().unwrap(), 1);
+        // Put back, it is no news.
+        interrupt.set(bits::CONFIG, true);
+        assert_eq!(told.load(Ordering::SeqCst), 2);
     }
 
     #[test]

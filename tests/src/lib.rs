@@ -8,6 +8,7 @@
 pub mod api;
 pub mod cpu_guest;
 pub mod disk;
+pub mod events;
 pub mod host;
 pub mod http;
 pub mod linux;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use lightv_api::event::Happening;
 use lightv_devices::control::{Doorbell, OutputStream, copy_print_buffer};
 use lightv_devices::histogram::Histogram;
 use lightv_devices::i8042::{I8042, I8042Event};
@@ -18,6 +19,7 @@ use lightv_devices::virtio::mmio::MmioFront;
 
 use crate::arch::host::{acpi, layout};
 use crate::event::StopReason;
+use crate::feed;
 use crate::lock::lock;
 use crate::output::GuestOutput;
 use crate::stamps::Stamps;
@@ -101,6 +103,8 @@ pub struct Bus {
     /// What the event device has to tell: bits of `acpi::event`.
     events: AtomicU8,
     park_at_ready: AtomicBool,
+    /// `READY` was rung and told of.
+    was_ready: AtomicBool,
     stamps: Arc<Stamps>,
     counters: BusCounters,
 }
@@ -150,6 +154,7 @@ impl Bus {
             print_buffer: Mutex::new(Vec::new()),
             events: AtomicU8::new(0),
             park_at_ready: AtomicBool::new(false),
+            was_ready: AtomicBool::new(false),
             stamps,
             counters: BusCounters::default(),
         }
@@ -280,8 +285,7 @@ impl Bus {
 
     fn doorbell(&self, offset: u64, data: &[u8]) -> Effect {
         match Doorbell::decode(offset, data) {
-            Some(Doorbell::Ready) if self.park_at_ready.load(Ordering::SeqCst) => Effect::Park,
-            Some(Doorbell::Ready) => Effect::None,
+            Some(Doorbell::Ready) => self.ready(),
             Some(Doorbell::Print { stream, addr, len }) => {
                 self.print(stream, addr, len);
                 Effect::None
@@ -299,6 +303,18 @@ impl Bus {
                     .fetch_add(1, Ordering::Relaxed);
                 Effect::None
             }
+        }
+    }
+
+    /// It is told of once: a guest can ring as often as it likes.
+    fn ready(&self) -> Effect {
+        if !self.was_ready.swap(true, Ordering::Relaxed) {
+            feed::publish(|| Happening::Ready);
+        }
+        if self.park_at_ready.load(Ordering::SeqCst) {
+            Effect::Park
+        } else {
+            Effect::None
         }
     }
 

@@ -21,11 +21,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lightv_api::event::Happening;
+
 use self::phase::{Phase, Purpose};
 
 use crate::arch::VcpuId;
 use crate::buttons;
 use crate::event::{DeviceCall, Event, StopReason};
+use crate::feed;
 use crate::foreground::Leash;
 use crate::limits;
 use crate::machine::{Machine, Running};
@@ -311,6 +314,9 @@ impl Control {
                 Event::Parked(id) => self.note_parked(id),
                 Event::Captured(id, state) => self.note_captured(id, state),
                 Event::Stopped(_, reason) => {
+                    if reason == StopReason::GuestPanic {
+                        feed::publish(|| Happening::GuestPanic);
+                    }
                     self.machine.devices.serve_last(&gives_up);
                     Some(self.note_stopped(reason))
                 }

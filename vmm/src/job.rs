@@ -28,7 +28,7 @@ use crate::sys::process;
 use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
-use crate::{at_end, describe, host_check, inspect, metrics, outputs, report, runtime_dir};
+use crate::{at_end, describe, feed, host_check, inspect, metrics, outputs, report, runtime_dir};
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
@@ -218,20 +218,41 @@ fn start_control(watched: Watched) -> Result<ControlThread, RunError> {
                 .get()
                 .map_or(Ok(()), |(path, ram)| describe::add_working_set(path, ram))
         };
-        let status = match ended.map_err(RunError::Control).and_then(|ending| {
-            recorded()
-                .map_err(RunError::WorkingSet)
-                .map(|()| exit_status(&ending))
-        }) {
-            Ok(status) => status,
+        let ended = ended.map_err(RunError::Control).and_then(|ending| {
+            let recorded = recorded().map_err(RunError::WorkingSet);
+            recorded.map(|()| ending)
+        });
+        let status = match ended {
+            Ok(ending) => {
+                let status = exit_status(&ending);
+                feed::note_end(status, || reason_of(&ending));
+                status
+            }
             Err(error) => {
                 report::warn(&error);
+                feed::note_end(error.exit_status(), || report::text_of(&error));
                 error.exit_status()
             }
         };
         end_process(status)
     };
     ControlThread::start(PathBuf::from(KVM_PATH), finish).map_err(RunError::ControlThread)
+}
+
+/// In words. What a guest that could not go on had in its registers is on standard error alone.
+fn reason_of(ending: &Ending) -> String {
+    let stopped = |reason: &StopReason| match reason {
+        StopReason::TripleFault { .. } => "the guest ended: triple fault".to_owned(),
+        StopReason::KvmError { .. } => "the guest ended: KVM cannot go on".to_owned(),
+        other => format!("the guest ended: {}", describe_stop(other)),
+    };
+    match ending {
+        Ending::Saved => "it was saved".to_owned(),
+        Ending::Stopped(reason) => stopped(reason),
+        Ending::OutputLost(reason) => format!("{}; some of its output is lost", stopped(reason)),
+        Ending::Signal(number) => format!("ended by signal {number}"),
+        Ending::SaveFailed(failure) => report::text_of(failure),
+    }
 }
 
 fn exit_status(ending: &Ending) -> u8 {

@@ -21,6 +21,7 @@ pub mod control_thread;
 pub mod describe;
 pub mod device_set;
 pub mod event;
+pub mod feed;
 pub mod foreground;
 pub mod host_check;
 pub mod image;

@@ -56,5 +56,10 @@ pub const TERM_GRACE_MS: u64 = 10_000;
 pub const TERM_REPEAT_MS: u64 = 500;
 /// What the vCPUs say that is served before signals and devices have their turn.
 pub const EVENTS_PER_TURN: usize = 64;
+/// Times that a device which needs a reset is told of; the rest are only counted. A guest must not be able to push all else
+/// out of the events that are kept.
+pub const NEEDS_RESETS_TOLD: u32 = 10;
+/// How long the end of the process waits for those who are told of it. They are on the same host.
+pub const END_TOLD_MS: u64 = 500;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lightv_api::event::Happening;
+
 use super::phase::{Phase, Purpose, SaveFor};
 use super::{Control, Ending, KICK_INTERVAL, SaveFailure, SaveMoment, gives_up};
 use crate::arch::VcpuId;
 use crate::arch::host::msr;
+use crate::feed;
 use crate::limits;
 use crate::orders::OrderError;
 use crate::report;
@@ -93,7 +96,9 @@ impl Control {
             Purpose::Plan => return self.begin_capture(SaveFor::Plan),
             Purpose::Pause(reply) => {
                 self.enter_pause();
+                // One that began so has said it.
                 if let Some(reply) = reply {
+                    feed::publish(|| Happening::Paused);
                     let _ = reply.send(Ok(()));
                 }
             }
@@ -178,9 +183,14 @@ impl Control {
         match std::mem::replace(&mut self.phase, Phase::Running) {
             Phase::Capturing {
                 devices,
-                save: SaveFor::Order(_, reply),
+                save: SaveFor::Order(target, reply),
                 ..
-            } => self.answer_save(devices, result, &reply),
+            } => {
+                if result.is_ok() {
+                    feed::publish(|| Happening::Saved { path: target.state });
+                }
+                self.answer_save(devices, result, &reply)
+            }
             Phase::Capturing { .. } => {
                 self.machine.devices.resume();
                 self.finish_plan(result)

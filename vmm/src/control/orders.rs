@@ -4,11 +4,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use lightv_api::event::Happening;
 use lightv_devices::virtio::block::Disk;
 
 use super::phase::{DiskChange, Phase, Purpose, SaveFor};
 use super::{Control, gives_up};
 use crate::buttons::{self, Button};
+use crate::feed;
 use crate::limits;
 use crate::orders::{Order, OrderError, OrderReply};
 
@@ -66,6 +68,7 @@ impl Control {
         if let Phase::Paused { .. } = self.phase {
             self.phase = Phase::Running;
             self.machine.devices.resume();
+            feed::publish(|| Happening::Resumed);
             self.release_parked();
         }
     }

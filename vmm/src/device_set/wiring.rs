@@ -1,9 +1,11 @@
 //! Connects devices: register page, interrupt, doorbells, and the way from the page to the loop.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use lightv_api::event::Happening;
 use lightv_devices::i8042::I8042;
 use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
@@ -21,6 +23,8 @@ use super::place::Place;
 use crate::arch::host::layout;
 use crate::bus::PortDevices;
 use crate::event::{DeviceCall, Event, EventSender};
+use crate::feed;
+use crate::limits;
 use crate::vm::Vm;
 
 /// What devices are connected to.
@@ -43,7 +47,8 @@ impl Wiring<'_> {
         let gsi = layout::DEVICE_GSIS.start().saturating_add(number);
         let profile = DeviceProfile::of(&*device);
         let irqfd = self.interrupt(gsi)?;
-        let interrupt = Interrupt::new(irqfd, Arc::clone(&profile.counters));
+        let counters = Arc::clone(&profile.counters);
+        let interrupt = Interrupt::telling(irqfd, counters, tell_needs_reset(&id));
         let doorbells = Arc::new(self.doorbells(address, profile.queue_sizes.len())?);
         let link = Box::new(LoopLink {
             events: self.events.clone(),
@@ -99,6 +104,21 @@ impl Wiring<'_> {
                     .map_err(DeviceSetError::Connect)
             })
             .collect()
+    }
+}
+
+/// Tells that device `id` needs a reset, a few times: a guest can have as many as it likes.
+fn tell_needs_reset(id: &str) -> impl Fn() + Send + Sync + 'static {
+    let device = id.to_owned();
+    let told = AtomicU32::new(0);
+    let next = |told| (told < limits::NEEDS_RESETS_TOLD).then_some(told + 1);
+    move || {
+        let is_told = told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        if is_told.is_ok() {
+            tracing::warn!("device {device} needs a reset: its driver broke the rules");
+            let device = device.clone();
+            feed::publish(|| Happening::DeviceNeedsReset { device });
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::snapshot::{
     LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
 };
+use lightv_api::event::Happening;
 use lightv_api::exit;
 use lightv_api::request::Reply;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
@@ -23,6 +24,7 @@ use crate::config::{ConfigFaults, MachineConfig};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldTaps, HostSide};
 use crate::event::{Event, EventSender};
+use crate::feed;
 use crate::job::stamps_of;
 use crate::log;
 use crate::machine::{Machine as BuiltMachine, StartError};
@@ -141,8 +143,13 @@ impl Monitor {
             let log = PageLog::new(&machine.ram).map_err(StartMachineError::PageLog)?;
             machine.page_log = Some(log);
         }
+        let was_restored = machine.restores > 0;
         let (running, first) = machine.start(is_paused)?;
         let first = first.ok_or(StartMachineError::NoVcpu)?;
+        feed::publish(|| match was_restored {
+            true => Happening::Loaded { paused: is_paused },
+            false => Happening::Started,
+        });
         self.control.assign(Assignment {
             running,
             plan: None,

@@ -15,12 +15,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lightv_api::contract::instance::InstanceState;
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::exit;
 use lightv_api_server::controller::{Controller, Setup, split};
 use lightv_api_server::exporter::Exporter;
+use lightv_api_server::feed::Feed;
 use lightv_api_server::listen::{ListenError, listen};
 use lightv_api_server::server;
 use lightv_api_server::settings::Settings;
@@ -30,7 +32,7 @@ use crate::args::{ApiJob, ServeJob};
 use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
 use crate::kernel::{ReadFileError, read_file};
-use crate::{at_end, metrics, report, runtime_dir};
+use crate::{at_end, feed, limits, metrics, report, runtime_dir};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,7 @@ pub fn run(begun: Begun, job: ServeJob) -> u8 {
 
 fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let (main_ns, control) = begun.into_control()?;
+    let events = open_feed();
     let ServeJob {
         id,
         api,
@@ -119,6 +122,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         spec: spec.unwrap_or_default(),
         metadata,
         metadata_bytes_max: usize::try_from(api.metadata_bytes_max).unwrap_or(usize::MAX),
+        feed: events,
         ..Setup::new(&id)
     };
     let exporter = Arc::new(Exporter::new(prometheus::Machine));
@@ -139,6 +143,22 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     worker.run();
     // The server never lets go of its end.
     job::end_process(exit::FAILURE)
+}
+
+/// The list of all that happens. The end is the last that clients are told, when the socket and all else that stands for the
+/// process is gone: so it is registered before them.
+fn open_feed() -> Feed {
+    let events = Feed::default();
+    let told = events.clone();
+    feed::listen(move |what| told.publish(what));
+    let told = events.clone();
+    at_end::register(move || {
+        if let Some(ended) = feed::ending() {
+            told.publish(ended);
+        }
+        told.end(Duration::from_millis(limits::END_TOLD_MS));
+    });
+    events
 }
 
 /// Firecracker's metrics have the requests too.
