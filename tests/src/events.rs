@@ -47,7 +47,7 @@ impl Events {
     ///
     /// # Panics
     /// When nothing comes, or it is no event.
-    pub fn next(&mut self) -> Option<Value> {
+    pub fn next_event(&mut self) -> Option<Value> {
         let (mut name, mut data) = (String::new(), String::new());
         loop {
             let line = self.line().expect("an event");
@@ -74,7 +74,7 @@ impl Events {
     /// When it has another, or there is none.
     #[track_caller]
     pub fn expect(&mut self, name: &str) -> Value {
-        let event = self.next();
+        let event = self.next_event();
         let event = event.unwrap_or_else(|| panic!("the stream has ended before {name}"));
         assert_eq!(event["event"], name, "{event}");
         event
@@ -86,7 +86,7 @@ impl Events {
     /// As [`next`](Self::next).
     #[must_use]
     pub fn rest(mut self) -> Vec<Value> {
-        std::iter::from_fn(|| self.next()).collect()
+        std::iter::from_fn(|| self.next_event()).collect()
     }
 
     fn line(&mut self) -> io::Result<String> {

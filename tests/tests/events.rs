@@ -74,7 +74,7 @@ fn a_life_is_told_from_its_start_to_its_end_and_a_clones_too() {
         (&ended["status"], &ended["reason"]),
         (&json!(143), &json!("ended by signal 15"))
     );
-    assert_eq!(early.next(), None);
+    assert_eq!(early.next_event(), None);
     for name in ["started", "ready", "paused", "saved", "resumed"] {
         late.expect(name);
     }
@@ -100,7 +100,7 @@ fn the_end_is_told_when_all_is_tidied_up() {
     assert!(!api.socket().exists());
     assert_eq!(ended["status"], 7);
     assert_eq!(ended["reason"], "the guest ended: it exited with status 7");
-    assert_eq!(events.next(), None);
+    assert_eq!(events.next_event(), None);
     assert_eq!(process.finish().code, 7);
 }
 
