@@ -2,7 +2,7 @@
 
 use lightv_tests::api::Api;
 use lightv_tests::events::Events;
-use lightv_tests::host::has_kvm;
+use lightv_tests::host::{binary, has_kvm};
 use lightv_tests::machine;
 use lightv_tests::process::Process;
 use lightv_tests::scratch::Scratch;
@@ -93,7 +93,11 @@ fn the_end_is_told_when_all_is_tidied_up() {
     let scratch = Scratch::new();
     let (api, process) = start_empty(&scratch, "vm");
     let mut events = Events::of(&api);
+    let socket = api.socket().to_str().expect("text").to_owned();
+    let args = ["api", "--socket", &socket, "GET", "/events"];
+    let follower = Process::start(&mut scratch.command(binary("lightv"), &args));
     boot(&api, &scratch.guest_kernel(), "app=exit -- 7");
+    follower.wait_stdout(|text| text.contains("event: started\n").then_some(()));
     events.expect("started");
     events.expect("ready");
     let ended = events.expect("ended");
@@ -102,6 +106,8 @@ fn the_end_is_told_when_all_is_tidied_up() {
     assert_eq!(ended["reason"], "the guest ended: it exited with status 7");
     assert_eq!(events.next_event(), None);
     assert_eq!(process.finish().code, 7);
+    let followed = follower.finish().with_code(0).stdout;
+    assert!(followed.contains("\"event\":\"ended\",\"status\":7"), "{followed}");
 }
 
 #[test]

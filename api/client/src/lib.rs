@@ -4,16 +4,18 @@
 
 mod socket;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lightv_api::fault::FaultMessage;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::Agent;
-use ureq::http::Request;
+use ureq::config::ConfigBuilder;
+use ureq::http::{Request, Response};
+use ureq::typestate::AgentScope;
 use ureq::unversioned::transport::Connector as _;
+use ureq::{Agent, Body};
 
 use self::socket::{NoResolver, UnixConnector};
 
@@ -105,16 +107,8 @@ impl Client {
     /// The same, for what is answered at once or not at all.
     #[must_use]
     pub fn with_patience(socket: &Path, patience: Duration) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(patience))
-            .max_redirects(0)
-            .proxy(None)
-            .user_agent(concat!("lightv/", env!("CARGO_PKG_VERSION")))
-            .build();
-        let connector = ().chain(UnixConnector::to(socket));
         Self {
-            agent: Agent::with_parts(config, connector, NoResolver),
+            agent: agent_for(socket, |config| config.timeout_global(Some(patience))),
             socket: socket.to_owned(),
         }
     }
@@ -129,6 +123,44 @@ impl Client {
         path: &str,
         body: Option<&str>,
     ) -> Result<Answer, ClientError> {
+        let mut response = self.send_request(&self.agent, (method, path), body)?;
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_string();
+        Ok(Answer {
+            status: response.status().as_u16(),
+            body: body.map_err(|cause| self.describe(cause))?,
+        })
+    }
+
+    /// Asks for what may have no end: gives the status, and what can be read as it comes. Only the answer's beginning has to
+    /// come in time.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn stream(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+    ) -> Result<(u16, impl Read + use<>), ClientError> {
+        let patience = self.agent.config().timeouts().global;
+        let agent = agent_for(&self.socket, |config| {
+            config.timeout_recv_response(patience)
+        });
+        let response = self.send_request(&agent, (method, path), body)?;
+        let status = response.status().as_u16();
+        Ok((status, response.into_body().into_reader()))
+    }
+
+    fn send_request(
+        &self,
+        agent: &Agent,
+        (method, path): (&str, &str),
+        body: Option<&str>,
+    ) -> Result<Response<Body>, ClientError> {
         let request = Request::builder()
             .method(method)
             // The host means nothing; a path without it is no URI.
@@ -145,20 +177,11 @@ impl Client {
             cause,
         })?;
         let sent = if body.is_some() {
-            self.agent.run(request)
+            agent.run(request)
         } else {
-            self.agent.run(request.map(|_| ()))
+            agent.run(request.map(|_| ()))
         };
-        let mut response = sent.map_err(|cause| self.describe(cause))?;
-        let body = response
-            .body_mut()
-            .with_config()
-            .limit(ANSWER_BYTES_MAX)
-            .read_to_string();
-        Ok(Answer {
-            status: response.status().as_u16(),
-            body: body.map_err(|cause| self.describe(cause))?,
-        })
+        sent.map_err(|cause| self.describe(cause))
     }
 
     /// The body of the answer to `GET path`.
@@ -219,6 +242,18 @@ impl Client {
     }
 }
 
+type AgentConfig = ConfigBuilder<AgentScope>;
+
+fn agent_for(socket: &Path, with_patience: impl FnOnce(AgentConfig) -> AgentConfig) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(None)
+        .user_agent(concat!("lightv/", env!("CARGO_PKG_VERSION")));
+    let connector = ().chain(UnixConnector::to(socket));
+    Agent::with_parts(with_patience(config).build(), connector, NoResolver)
+}
+
 /// `answer`, unless it is a refusal.
 fn granted(answer: Answer) -> Result<Answer, ClientError> {
     if answer.is_granted() {
@@ -231,7 +266,7 @@ fn granted(answer: Answer) -> Result<Answer, ClientError> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::io::Write as _;
     use std::os::unix::net::UnixListener;
     use std::thread;
 
@@ -277,6 +312,18 @@ mod tests {
         });
         assert!(request.ends_with("{\"state\":\"Paused\"}"), "{request}");
         made.expect("granted");
+    }
+
+    #[test]
+    fn a_stream_is_read_to_the_end_of_the_connection() {
+        let answer =
+            "HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n2\r\na\n\r\n1\r\nb\r\n0\r\n\r\n";
+        let (_, text) = ask(answer, |client| {
+            let (status, mut body) = client.stream("GET", "/events", None).expect("granted");
+            let mut text = String::new();
+            body.read_to_string(&mut text).map(|_| (status, text))
+        });
+        assert_eq!(text.expect("read"), (200, "a\nb".to_owned()));
     }
 
     #[test]

@@ -24,6 +24,7 @@ Examples:
   lightv api --vm web GET /vm/config
   lightv api --vm web PATCH /vm '{\"state\": \"Paused\"}'
   lightv api --socket vm.sock PUT /boot-source @boot.json
+  lightv api --vm web GET /events                           what happens, as it happens
 
 Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to standard error.")]
 pub(crate) struct ApiArgs {
@@ -66,20 +67,37 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
         (None, vm) => vms::client(vm.as_deref().unwrap_or_default())?,
     };
     let method = args.method.to_ascii_uppercase();
+    if method == "GET" && args.path == "/events" {
+        return follow(&client, &args.path);
+    }
     let answer = client.call(&method, &args.path, body.as_deref());
     let answer = answer.map_err(VmError::Client)?;
     if !answer.body.is_empty() {
         show(|out| writeln!(out, "{}", answer.body.trim_end()))?;
     }
-    if answer.is_granted() {
-        return Ok(ExitCode::SUCCESS);
+    Ok(told(answer.status))
+}
+
+/// Prints what has no end, as it comes.
+fn follow(client: &Client, path: &str) -> Result<ExitCode, Failure> {
+    let (status, mut body) = client.stream("GET", path, None).map_err(VmError::Client)?;
+    let mut part = [0; 4096];
+    loop {
+        // A machine that was killed breaks off: that is its end too.
+        let length = body.read(&mut part).unwrap_or(0);
+        let Some(text) = part.get(..length).filter(|text| !text.is_empty()) else {
+            return Ok(told(status));
+        };
+        show(|out| out.write_all(text))?;
     }
-    let _ = writeln!(
-        io::stderr(),
-        "lightv: refused with status {}",
-        answer.status
-    );
-    Ok(ExitCode::FAILURE)
+}
+
+fn told(status: u16) -> ExitCode {
+    if (200..300).contains(&status) {
+        return ExitCode::SUCCESS;
+    }
+    let _ = writeln!(io::stderr(), "lightv: refused with status {status}");
+    ExitCode::FAILURE
 }
 
 fn read_body(text: &str) -> Result<String, ApiError> {
