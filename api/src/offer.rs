@@ -3,7 +3,6 @@
 
 use crate::config::VmSpec;
 use crate::contract::drive::{DriveSpec, IoEngine};
-use crate::contract::limiter::RateLimiter;
 use crate::contract::machine::{HugePages, MachineSpec};
 
 /// Something of the contract that a machine can have or lack.
@@ -15,7 +14,6 @@ pub enum Feature {
     Mmds,
     MemoryHotplug,
     Pmem,
-    RateLimiter,
     AsyncIo,
     VhostUser,
     Discard,
@@ -30,7 +28,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::Mmds,
     Feature::MemoryHotplug,
     Feature::Pmem,
-    Feature::RateLimiter,
     Feature::AsyncIo,
     Feature::VhostUser,
     Feature::Discard,
@@ -86,8 +83,8 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         boot_source: _,
         machine_config,
         drives,
-        network_interfaces,
-        entropy,
+        network_interfaces: _,
+        entropy: _,
         console: _,
         run: _,
         vsock,
@@ -110,13 +107,6 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
     for (index, drive) in drives.iter().enumerate() {
         list.drive(index, drive);
     }
-    for (index, net) in network_interfaces.iter().enumerate() {
-        let at = |field: &str| format!("network-interfaces[{index}].{field}");
-        list.limiter(net.rx_rate_limiter, || at("rx_rate_limiter"));
-        list.limiter(net.tx_rate_limiter, || at("tx_rate_limiter"));
-    }
-    let limiter = entropy.as_ref().and_then(|entropy| entropy.rate_limiter);
-    list.limiter(limiter, || "entropy.rate_limiter".to_owned());
     list.0.retain(|asked| lacking.contains(&asked.feature));
     list.0
 }
@@ -127,13 +117,6 @@ impl List {
     fn set(&mut self, feature: Feature, field: &str, is_set: bool) {
         if is_set {
             self.0.push(Asked::set(feature, field));
-        }
-    }
-
-    /// The field is written only if it is needed: this stands on the way to every start.
-    fn limiter(&mut self, limiter: Option<RateLimiter>, field: impl FnOnce() -> String) {
-        if limiter.is_some() {
-            self.0.push(Asked::set(Feature::RateLimiter, &field()));
         }
     }
 
@@ -164,7 +147,6 @@ impl List {
 
     fn drive(&mut self, index: usize, drive: &DriveSpec) {
         let at = |field: &str| format!("drives[{index}].{field}");
-        self.limiter(drive.rate_limiter, || at("rate_limiter"));
         if drive.socket.is_some() {
             self.0.push(Asked::set(Feature::VhostUser, &at("socket")));
         }
@@ -195,13 +177,13 @@ mod tests {
     fn only_what_is_lacking_is_named() {
         let json = r#"{"vsock":{"guest_cid":3,"uds_path":"u"},"machine-config":{"smt":true,"huge_pages":"2M"},
             "drives":[{"drive_id":"a","path_on_host":"p"},
-                {"drive_id":"b","path_on_host":"p","io_engine":"Async","rate_limiter":{}}]}"#;
+                {"drive_id":"b","path_on_host":"p","io_engine":"Async","discard":true}]}"#;
         let all = [
             "vsock",
             "machine-config.smt",
             "machine-config.huge_pages",
-            "drives[1].rate_limiter",
             "drives[1].io_engine",
+            "drives[1].discard",
         ];
         assert_eq!(fields(json, NOT_OFFERED), all);
         assert_eq!(fields(json, &[Feature::Vsock]), ["vsock"]);

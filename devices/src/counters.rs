@@ -26,6 +26,8 @@ pub struct Counters {
     pub(crate) resets: AtomicU64,
     pub(crate) ignored_accesses: AtomicU64,
     pub(crate) interrupts: AtomicU64,
+    pub(crate) throttled_to_guest: AtomicU64,
+    pub(crate) throttled_from_guest: AtomicU64,
     pub(crate) read_time: Histogram,
     pub(crate) write_time: Histogram,
     pub(crate) flush_time: Histogram,
@@ -68,6 +70,10 @@ pub struct CountersSnapshot {
     pub ignored_accesses: u64,
     /// Interrupts raised.
     pub interrupts: u64,
+    /// How often frames for the guest had to wait for the rate limiter.
+    pub throttled_to_guest: u64,
+    /// How often the guest's requests or frames had to wait for the rate limiter.
+    pub throttled_from_guest: u64,
 }
 
 impl Counters {
@@ -129,6 +135,8 @@ impl Counters {
             resets: load(&self.resets),
             ignored_accesses: load(&self.ignored_accesses),
             interrupts: load(&self.interrupts),
+            throttled_to_guest: load(&self.throttled_to_guest),
+            throttled_from_guest: load(&self.throttled_from_guest),
         }
     }
 }

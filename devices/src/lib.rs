@@ -25,6 +25,7 @@ pub mod fault;
 pub mod histogram;
 pub mod i8042;
 pub mod interrupt;
+pub mod limiter;
 pub mod limits;
 pub mod memory;
 pub mod pvpanic;

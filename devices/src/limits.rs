@@ -1,5 +1,7 @@
 //! Limits of the devices, each with its reason.
 
+use std::time::Duration;
+
 /// Entries of each queue of a disk: what Linux drivers take as the usual depth, and Firecracker offers.
 pub const BLOCK_QUEUE_SIZE: u16 = 256;
 /// Entries of each queue of a network card: as for disks.
@@ -65,3 +67,5 @@ pub const STATE_QUEUES_MAX: usize = 16;
 pub const CONTROL_STRINGS_BYTES_MAX: usize = 61_440;
 /// Bytes that one print doorbell copies: its length field has 16 bits.
 pub const PRINT_BYTES_MAX: usize = 65_535;
+/// Time in which a rate limiter's bucket becomes full, at most: a hundred years, far below what the clock can say.
+pub const LIMITER_REFILL_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

@@ -191,24 +191,13 @@ fn what_is_not_offered_is_refused_by_name() {
     ] {
         vm.check_field(&json!({key: value}), key);
     }
-    vm.check_field(
-        &json!({"entropy": {"rate_limiter": {}}}),
-        "entropy.rate_limiter",
-    );
     for (key, value) in [
         ("io_engine", json!("Async")),
-        ("rate_limiter", json!({})),
+        ("discard", json!(true)),
         ("socket", json!("s")),
     ] {
         let drive = json!({"drive_id": "d", "path_on_host": "p", key: value});
         vm.check_field(&json!({"drives": [drive]}), &format!("drives[0].{key}"));
-    }
-    for key in ["rx_rate_limiter", "tx_rate_limiter"] {
-        let net = json!({"iface_id": "n", "host_dev_name": "t", key: {}});
-        vm.check_field(
-            &json!({"network-interfaces": [net]}),
-            &format!("network-interfaces[0].{key}"),
-        );
     }
 }
 

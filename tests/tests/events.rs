@@ -107,7 +107,10 @@ fn the_end_is_told_when_all_is_tidied_up() {
     assert_eq!(events.next_event(), None);
     assert_eq!(process.finish().code, 7);
     let followed = follower.finish().with_code(0).stdout;
-    assert!(followed.contains("\"event\":\"ended\",\"status\":7"), "{followed}");
+    assert!(
+        followed.contains("\"event\":\"ended\",\"status\":7"),
+        "{followed}"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod agent;
 mod cpu;
+pub mod limiter;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
 use lightv_api::contract::drive;
 use lightv_api::offer;
+use lightv_devices::limiter::LimiterOptions;
 use lightv_devices::virtio::block::CacheType;
 use lightv_devices::virtio::net::MacAddress;
 
@@ -96,6 +98,8 @@ pub struct DriveConfig {
     pub in_image: Option<u32>,
     /// Whether it is the root disk, and by which partition.
     pub root: Option<RootBy>,
+    /// What may be transferred.
+    pub limits: LimiterOptions,
 }
 
 /// How the kernel finds the root file system.
@@ -118,6 +122,10 @@ pub struct NetConfig {
     pub mac: MacAddress,
     /// MTU that the guest is told.
     pub mtu: Option<u16>,
+    /// What the guest may receive.
+    pub receive_limits: LimiterOptions,
+    /// What it may send.
+    pub transmit_limits: LimiterOptions,
 }
 
 /// A machine that can be built.
@@ -193,6 +201,11 @@ impl MachineConfig {
         drive.in_image.take()
     }
 
+    /// A device has other limits from now on.
+    pub fn change_limits(&mut self, patch: &limiter::LimitsPatch) {
+        limiter::patch(&mut self.spec, patch);
+    }
+
     /// What is booted, if the configuration says so.
     #[must_use]
     pub const fn boot(&self) -> Option<&BootConfig> {
@@ -246,6 +259,13 @@ impl MachineConfig {
     #[must_use]
     pub const fn entropy(&self) -> bool {
         self.spec.entropy.is_some()
+    }
+
+    /// What the entropy device may give.
+    #[must_use]
+    pub fn entropy_limits(&self) -> LimiterOptions {
+        let entropy = self.spec.entropy.as_ref();
+        limiter::options(entropy.and_then(|entropy| entropy.rate_limiter))
     }
 
     /// Whether there is a console.
@@ -423,6 +443,7 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
             in_image: (spec.in_image == Some(true))
                 .then(|| u32::try_from(index).unwrap_or(u32::MAX)),
             root,
+            limits: limiter::options(spec.rate_limiter),
         });
     }
     drives.sort_by_key(|drive| drive.root.is_none());
@@ -469,6 +490,8 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
             tap: spec.host_dev_name.clone(),
             mac,
             mtu,
+            receive_limits: limiter::options(spec.rx_rate_limiter),
+            transmit_limits: limiter::options(spec.tx_rate_limiter),
         });
     }
     nets

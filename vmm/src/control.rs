@@ -242,6 +242,7 @@ impl Control {
                 .wait(self.timeout())
                 .map_err(ControlError::Poll)?;
             metrics::flush_if_due();
+            self.machine.devices.wake_due();
             self.settle_if_due(tokens.is_empty());
             for token in tokens {
                 if let Some(ending) = self.serve(token) {
@@ -455,11 +456,13 @@ impl Control {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let own = self.own_timeout();
-        match metrics::time_to_flush() {
-            Some(flush) => Some(own.map_or(flush, |own| own.min(flush))),
-            None => own,
-        }
+        // Rounded up, as in `time_to_end`.
+        let wake =
+            self.machine.devices.wake_at().map(|time| {
+                time.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
+            });
+        let all = [self.own_timeout(), metrics::time_to_flush(), wake];
+        all.into_iter().flatten().min()
     }
 
     fn own_timeout(&self) -> Option<Duration> {

@@ -7,6 +7,8 @@ use std::sync::mpsc::Sender;
 
 use lightv_api::contract::snapshot::SnapshotType;
 
+use crate::config::limiter::LimitsPatch;
+
 /// Something to do.
 #[derive(Debug)]
 pub enum Order {
@@ -23,6 +25,8 @@ pub enum Order {
         /// Path of the disk.
         path: PathBuf,
     },
+    /// Limit a device otherwise.
+    ChangeLimits(LimitsPatch),
     /// Press Ctrl-Alt-Del.
     PressCtrlAltDel,
 }

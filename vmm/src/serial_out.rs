@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use lightv_api::contract::limiter::TokenBucket;
+use lightv_api::contract::limiter::RateLimiter;
 use lightv_api::contract::serial::SerialSpec;
+use lightv_devices::limiter::Limiter;
 
+use crate::config::limiter;
 use crate::lock::lock;
 use crate::sink::LineSink;
 
@@ -18,7 +19,7 @@ pub struct SerialOut(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     sink: Option<Mutex<LineSink>>,
-    bucket: Option<Mutex<Bucket>>,
+    limiter: Option<Mutex<Limiter>>,
     /// Bytes over the limit, and those that a full FIFO or disk did not take.
     dropped: AtomicU64,
 }
@@ -32,7 +33,12 @@ impl SerialOut {
         let sink = spec.serial_out_path.as_deref().map(LineSink::open);
         Ok(Self(Arc::new(Shared {
             sink: sink.transpose()?.map(Mutex::new),
-            bucket: spec.rate_limiter.and_then(Bucket::new).map(Mutex::new),
+            limiter: spec.rate_limiter.map(|bandwidth| {
+                Mutex::new(Limiter::new(limiter::options(Some(RateLimiter {
+                    bandwidth: Some(bandwidth),
+                    ops: None,
+                }))))
+            }),
             dropped: AtomicU64::new(0),
         })))
     }
@@ -60,10 +66,14 @@ struct Writer {
 impl io::Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let shared = &self.out.0;
-        let is_allowed = shared
-            .bucket
-            .as_ref()
-            .is_none_or(|bucket| lock(bucket).take(bytes.len() as u64));
+        let is_allowed = shared.limiter.as_ref().is_none_or(|limiter| {
+            let mut limiter = lock(limiter);
+            let is_allowed = !limiter.is_blocked();
+            if is_allowed {
+                limiter.charge(bytes.len() as u64);
+            }
+            is_allowed
+        });
         let is_written = is_allowed
             && match &shared.sink {
                 Some(sink) => lock(sink).write(bytes),
@@ -82,74 +92,11 @@ impl io::Write for Writer {
     }
 }
 
-/// Tokens for bytes: `size` of them come back evenly in `refill`, and `burst` more are there once.
-#[derive(Debug)]
-struct Bucket {
-    size: u64,
-    refill: Duration,
-    tokens: u64,
-    burst: u64,
-    /// When tokens came last.
-    at: Instant,
-}
-
-impl Bucket {
-    /// `None` when nothing is limited: size or time is 0.
-    fn new(spec: TokenBucket) -> Option<Self> {
-        (spec.size > 0 && spec.refill_time > 0).then(|| Self {
-            size: spec.size,
-            refill: Duration::from_millis(spec.refill_time),
-            tokens: spec.size,
-            burst: spec.one_time_burst.unwrap_or(0),
-            at: Instant::now(),
-        })
-    }
-
-    fn take(&mut self, bytes: u64) -> bool {
-        self.refill_at(Instant::now());
-        let of_burst = bytes.min(self.burst);
-        let rest = bytes - of_burst;
-        if rest > self.tokens {
-            return false;
-        }
-        self.burst -= of_burst;
-        self.tokens -= rest;
-        true
-    }
-
-    fn refill_at(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.at).as_nanos();
-        let whole = self.refill.as_nanos();
-        let new = u128::from(self.size).saturating_mul(passed) / whole.max(1);
-        let new = u64::try_from(new).unwrap_or(u64::MAX);
-        // Less than one token stays on the clock.
-        if new > 0 {
-            self.tokens = self.tokens.saturating_add(new).min(self.size);
-            self.at = now;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use lightv_api::contract::limiter::TokenBucket;
 
-    #[test]
-    fn a_bucket_gives_its_size_and_its_burst_and_fills_up_again() {
-        let spec = TokenBucket {
-            size: 10,
-            refill_time: 1000,
-            one_time_burst: Some(5),
-        };
-        let mut bucket = Bucket::new(spec).unwrap();
-        let start = bucket.at;
-        assert!(bucket.take(12) && bucket.take(3) && !bucket.take(1));
-        bucket.refill_at(start + Duration::from_millis(500));
-        assert_eq!(bucket.tokens, 5);
-        bucket.refill_at(start + Duration::from_secs(100));
-        assert_eq!(bucket.tokens, 10);
-        assert!(Bucket::new(TokenBucket { size: 0, ..spec }).is_none());
-    }
+    use super::*;
 
     #[test]
     fn what_is_over_the_limit_is_counted() {

@@ -294,11 +294,6 @@ fn what_this_version_lacks_is_refused_by_name() {
             json!({"total_size_mib": 128}),
             "Memory hotplug config error: memory-hotplug is set",
         ),
-        (
-            "/entropy",
-            json!({"rate_limiter": {}}),
-            "Entropy config error: entropy.rate_limiter is set",
-        ),
     ] {
         trial.no("PUT", path, body.clone(), area);
         trial.no("PUT", path, body, nothing);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 
@@ -153,6 +154,12 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// # Errors
     /// As for [`process_queue`](Self::process_queue).
     fn process_backend(&mut self) -> Result<(), HostFault>;
+
+    /// When all queues are to be processed without a notification: a rate limiter holds something up until then. To be asked
+    /// after every other call.
+    fn wake_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// What a snapshot keeps of the device, its queues apart. Called while idle.
     fn save(&self) -> DeviceState;

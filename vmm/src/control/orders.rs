@@ -10,6 +10,7 @@ use lightv_devices::virtio::block::Disk;
 use super::phase::{DiskChange, Phase, Purpose, SaveFor};
 use super::{Control, gives_up};
 use crate::buttons::{self, Button};
+use crate::config::limiter::LimitsPatch;
 use crate::feed;
 use crate::limits;
 use crate::orders::{Order, OrderError, OrderReply};
@@ -39,6 +40,7 @@ impl Control {
                 self.resume();
                 Ok(())
             }
+            Order::ChangeLimits(patch) => self.change_limits(&patch),
             Order::PressCtrlAltDel => {
                 buttons::press(&self.machine, Button::CtrlAltDel).map_err(OrderError::new)
             }
@@ -81,6 +83,14 @@ impl Control {
         };
         let disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
         Ok(DiskChange { id, path, disk })
+    }
+
+    fn change_limits(&mut self, patch: &LimitsPatch) -> Result<(), OrderError> {
+        if !self.machine.devices.change_limits(patch) {
+            return Err(OrderError::new("Device not found"));
+        }
+        self.machine.config.change_limits(patch);
+        Ok(())
     }
 
     /// All vCPUs are parked: no register front is locked by one that waits for us.

@@ -1,15 +1,17 @@
-//! A device in its set: most are alike, console and disks are spoken to.
+//! A device in its set: most are alike, console, disks and network cards are spoken to.
 
 use std::ops::{Deref, DerefMut};
 
 use lightv_devices::virtio::block::Block;
 use lightv_devices::virtio::console::Console;
 use lightv_devices::virtio::device::VirtioDevice;
+use lightv_devices::virtio::net::Net;
 
 #[derive(Debug)]
 pub(super) enum Held {
     Block(Box<Block>),
     Console(Box<Console>),
+    Net(Box<Net>),
     Other(Box<dyn VirtioDevice>),
 }
 
@@ -20,6 +22,10 @@ impl Held {
 
     pub(super) fn block(block: Block) -> Self {
         Self::Block(Box::new(block))
+    }
+
+    pub(super) fn net(net: Net) -> Self {
+        Self::Net(Box::new(net))
     }
 
     pub(super) fn other(device: impl VirtioDevice + 'static) -> Self {
@@ -34,6 +40,7 @@ impl Deref for Held {
         match self {
             Self::Block(block) => &**block,
             Self::Console(console) => &**console,
+            Self::Net(net) => &**net,
             Self::Other(device) => &**device,
         }
     }
@@ -44,6 +51,7 @@ impl DerefMut for Held {
         match self {
             Self::Block(block) => &mut **block,
             Self::Console(console) => &mut **console,
+            Self::Net(net) => &mut **net,
             Self::Other(device) => &mut **device,
         }
     }

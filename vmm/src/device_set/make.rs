@@ -84,7 +84,8 @@ pub(super) fn create(
 ) -> Result<Vec<Unconnected>, DeviceSetError> {
     let mut devices = Vec::with_capacity(count(config));
     for (drive, disk) in config.drives().iter().zip(disks) {
-        let block = Block::new(drive.id.clone(), drive.cache, disk);
+        let mut block = Block::new(drive.id.clone(), drive.cache, disk);
+        block.change_limits(drive.limits);
         devices.push(Unconnected::new(&drive.id, Held::block(block)));
     }
     for net in config.nets() {
@@ -94,10 +95,13 @@ pub(super) fn create(
             mac: net.mac,
             mtu: net.mtu,
         };
-        devices.push(Unconnected::new(&net.id, Held::other(Net::new(options))));
+        let mut card = Net::new(options);
+        card.change_limits(net.receive_limits, net.transmit_limits);
+        devices.push(Unconnected::new(&net.id, Held::net(card)));
     }
     if config.entropy() {
-        let entropy = Entropy::new(ENTROPY_ID.to_owned());
+        let mut entropy = Entropy::new(ENTROPY_ID.to_owned());
+        entropy.change_limits(config.entropy_limits());
         devices.push(Unconnected::new(ENTROPY_ID, Held::other(entropy)));
     }
     if config.console() {
@@ -189,7 +193,8 @@ pub(super) fn restore(
         let DeviceState::Entropy(EntropyStateV1 {}) = state else {
             return Err(wrong_kind(place, ENTROPY_ID));
         };
-        let entropy = Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {});
+        let mut entropy = Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {});
+        entropy.change_limits(config.entropy_limits());
         Ok(Unconnected::new(ENTROPY_ID, Held::other(entropy)))
     } else {
         let DeviceState::Console(state) = state else {
@@ -209,11 +214,12 @@ fn restore_drive(
         return Err(wrong_kind(place, &drive.id));
     };
     let block = Block::from_state(drive.id.clone(), state, disk);
-    let block = block.map_err(|cause| DeviceSetError::RestoreDisk {
+    let mut block = block.map_err(|cause| DeviceSetError::RestoreDisk {
         id: drive.id.clone(),
         path: drive.path.clone(),
         cause,
     })?;
+    block.change_limits(drive.limits);
     Ok(Unconnected::new(&drive.id, Held::block(block)))
 }
 
@@ -227,11 +233,12 @@ fn restore_net(
         return Err(wrong_kind(place, &net.id));
     };
     let card = Net::from_state(net.id.clone(), state, open_tap(net, taps)?);
-    let card = card.map_err(|cause| DeviceSetError::Restore {
+    let mut card = card.map_err(|cause| DeviceSetError::Restore {
         id: net.id.clone(),
         cause,
     })?;
-    Ok(Unconnected::new(&net.id, Held::other(card)))
+    card.change_limits(net.receive_limits, net.transmit_limits);
+    Ok(Unconnected::new(&net.id, Held::net(card)))
 }
 
 fn restore_console(

@@ -16,6 +16,7 @@ mod wiring;
 
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use lightv_devices::counters::Counters;
 use lightv_devices::memory::GuestMem;
@@ -36,6 +37,7 @@ use self::place::Place;
 use self::wiring::Wiring;
 use crate::arch::host::board::MmioPlace;
 use crate::config::MachineConfig;
+use crate::config::limiter::{LimitsPatch, options};
 use crate::event::EventSender;
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::lock::lock;
@@ -161,7 +163,7 @@ impl DeviceSet {
             .iter_mut()
             .find_map(|place| match &mut place.device {
                 Held::Console(console) => Some(&mut **console),
-                Held::Block(_) | Held::Other(_) => None,
+                _ => None,
             })
     }
 
@@ -170,7 +172,7 @@ impl DeviceSet {
     pub fn has_console_output(&self) -> bool {
         self.places.iter().any(|place| match &place.device {
             Held::Console(console) => console.counters().snapshot().bytes_from_guest > 0,
-            Held::Block(_) | Held::Other(_) => false,
+            _ => false,
         })
     }
 
@@ -231,6 +233,28 @@ impl DeviceSet {
         }
     }
 
+    /// When the next device is to be served without being called: a rate limiter holds it up until then.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        let places = self.places.iter();
+        places.filter_map(|place| place.device.wake_at()).min()
+    }
+
+    /// Calls those whose wait is over.
+    pub fn wake_due(&self) {
+        // Without limits nobody waits, and the clock is not read.
+        let Some(first) = self.wake_at() else { return };
+        let now = Instant::now();
+        if first > now {
+            return;
+        }
+        for place in &self.places {
+            if place.device.wake_at().is_some_and(|time| time <= now) {
+                place.ring_all();
+            }
+        }
+    }
+
     /// The host has something for a device.
     pub fn process_backend(&mut self, device: usize) {
         let Some(place) = self.places.get_mut(device) else {
@@ -266,6 +290,27 @@ impl DeviceSet {
             };
             block.replace_disk(disk);
             lock(&place.front).set_config(block.config());
+            return true;
+        }
+        false
+    }
+
+    /// Changes the limits of a drive or a network interface; false when there is none of this name.
+    pub fn change_limits(&mut self, patch: &LimitsPatch) -> bool {
+        let (LimitsPatch::Drive { id, .. } | LimitsPatch::Net { id, .. }) = patch;
+        for place in self.places.iter_mut().filter(|place| place.id == *id) {
+            match (&mut place.device, patch) {
+                (Held::Block(block), LimitsPatch::Drive { limiter, .. }) => {
+                    block.change_limits(options(*limiter));
+                }
+                (
+                    Held::Net(net),
+                    LimitsPatch::Net {
+                        receive, transmit, ..
+                    },
+                ) => net.change_limits(options(*receive), options(*transmit)),
+                _ => continue,
+            }
             return true;
         }
         false

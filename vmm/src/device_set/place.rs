@@ -45,7 +45,7 @@ impl Place {
         match self.device.activate(activation) {
             Ok(()) => {
                 // For what waits already: a doorbell that rang before, or before a save, is forgotten.
-                (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
+                self.ring_all();
                 true
             }
             Err(error) => {
@@ -60,6 +60,10 @@ impl Place {
             // Fails only when the count is full: then it rings already.
             let _ = doorbell.write(1);
         }
+    }
+
+    pub(super) fn ring_all(&self) {
+        (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
     }
 
     /// Says it, a few times a device: a guest must not be able to fill a log.

@@ -431,7 +431,7 @@ fn block(devices: &[&DeviceMeter]) -> Value {
         "flush_count": sum(devices, |device| device.flushes),
         "discard_count": 0,
         "queue_event_count": sum(devices, |device| device.requests),
-        "rate_limiter_event_count": 0,
+        "rate_limiter_event_count": sum(devices, |device| device.throttled_from_guest),
         "update_count": 0,
         "update_fails": 0,
         "read_bytes": sum(devices, |device| device.bytes_to_guest),
@@ -440,7 +440,7 @@ fn block(devices: &[&DeviceMeter]) -> Value {
         "write_count": sum(devices, |device| device.writes),
         "read_agg": times(devices, |device| device.counters.read_time()),
         "write_agg": times(devices, |device| device.counters.write_time()),
-        "rate_limiter_throttled_events": 0,
+        "rate_limiter_throttled_events": sum(devices, |device| device.throttled_from_guest),
         "io_engine_throttled_events": 0,
         "remaining_reqs_count": 0,
     })
@@ -455,9 +455,9 @@ fn net(devices: &[&DeviceMeter]) -> Value {
         "no_tx_avail_buffer": 0,
         "event_fails": 0,
         "rx_queue_event_count": 0,
-        "rx_event_rate_limiter_count": 0,
+        "rx_event_rate_limiter_count": sum(devices, |device| device.throttled_to_guest),
         "rx_partial_writes": 0,
-        "rx_rate_limiter_throttled": 0,
+        "rx_rate_limiter_throttled": sum(devices, |device| device.throttled_to_guest),
         "rx_tap_event_count": sum(devices, |device| device.reads),
         "rx_bytes_count": sum(devices, |device| device.bytes_to_guest),
         "rx_packets_count": sum(devices, |device| device.reads),
@@ -473,8 +473,8 @@ fn net(devices: &[&DeviceMeter]) -> Value {
         "tx_packets_count": sum(devices, |device| device.writes),
         "tx_partial_reads": 0,
         "tx_queue_event_count": 0,
-        "tx_rate_limiter_event_count": 0,
-        "tx_rate_limiter_throttled": 0,
+        "tx_rate_limiter_event_count": sum(devices, |device| device.throttled_from_guest),
+        "tx_rate_limiter_throttled": sum(devices, |device| device.throttled_from_guest),
         "tx_spoofed_mac_count": 0,
         "tx_remaining_reqs_count": 0,
     })
@@ -487,8 +487,8 @@ fn entropy_group(devices: &[&DeviceMeter]) -> Value {
         "entropy_event_count": sum(devices, |device| device.requests),
         "entropy_bytes": sum(devices, |device| device.bytes_to_guest),
         "host_rng_fails": sum(devices, |device| device.host_faults),
-        "entropy_rate_limiter_throttled": 0,
-        "rate_limiter_event_count": 0,
+        "entropy_rate_limiter_throttled": sum(devices, |device| device.throttled_from_guest),
+        "rate_limiter_event_count": sum(devices, |device| device.throttled_from_guest),
     })
 }
 

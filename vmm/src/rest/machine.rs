@@ -9,6 +9,7 @@ use lightv_api::config::VmSpec;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::drive::DrivePatch;
 use lightv_api::contract::mmds::MmdsData;
+use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::snapshot::{
     LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
 };
@@ -20,6 +21,7 @@ use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refu
 use crate::args::{Origin, RunJob};
 use crate::boot::Site;
 use crate::builder::{Builder, MemoryFrom, PrepareError, SnapshotFiles};
+use crate::config::limiter::LimitsPatch;
 use crate::config::{ConfigFaults, MachineConfig};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldTaps, HostSide};
@@ -215,13 +217,24 @@ impl Monitor {
     }
 
     fn patch_drive(&self, patch: &DrivePatch) -> Result<Reply, Refusal> {
-        let Some(path) = &patch.path_on_host else {
-            return Ok(Reply::Done);
-        };
-        self.order(Order::ReplaceDisk {
-            id: patch.drive_id.clone(),
-            path: path.clone(),
-        })?;
+        let id = patch.drive_id.clone();
+        if let Some(path) = patch.path_on_host.clone() {
+            let id = id.clone();
+            self.order(Order::ReplaceDisk { id, path })?;
+        }
+        if let Some(limiter) = patch.rate_limiter {
+            let limiter = Some(limiter);
+            self.order(Order::ChangeLimits(LimitsPatch::Drive { id, limiter }))?;
+        }
+        Ok(Reply::Done)
+    }
+
+    fn patch_net(&self, patch: &NetPatch) -> Result<Reply, Refusal> {
+        self.order(Order::ChangeLimits(LimitsPatch::Net {
+            id: patch.iface_id.clone(),
+            receive: patch.rx_rate_limiter,
+            transmit: patch.tx_rate_limiter,
+        }))?;
         Ok(Reply::Done)
     }
 }
@@ -325,8 +338,7 @@ impl Machine for Monitor {
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {
         match call {
             DeviceCall::PatchDrive(patch) => self.patch_drive(patch),
-            // All that it can change is a rate limiter, and those are refused by name before.
-            DeviceCall::PatchNet(_) => Ok(Reply::Done),
+            DeviceCall::PatchNet(patch) => self.patch_net(patch),
             // The controller asks about devices that there are; of these there are none yet.
             _ => Err(Refusal::new("Device not found")),
         }

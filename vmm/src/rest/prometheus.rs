@@ -226,7 +226,7 @@ fn encode_devices(out: &mut Out<'_, '_>, devices: &[DeviceMeter]) -> fmt::Result
 
 type Field = fn(&lightv_devices::counters::CountersSnapshot) -> u64;
 
-const DEVICE_COUNTERS: [(&str, &str, Field); 6] = [
+const DEVICE_COUNTERS: [(&str, &str, Field); 7] = [
     (
         "device_requests",
         "Chains of descriptors that devices took from their queues",
@@ -256,6 +256,11 @@ const DEVICE_COUNTERS: [(&str, &str, Field); 6] = [
         "device_dropped_frames",
         "Frames of the network that were dropped",
         |now| now.frames_dropped_to_guest + now.frames_dropped_from_guest,
+    ),
+    (
+        "device_throttled",
+        "Times that devices waited for their rate limiters",
+        |now| now.throttled_to_guest + now.throttled_from_guest,
     ),
 ];
 

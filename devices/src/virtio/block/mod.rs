@@ -23,6 +23,7 @@ use self::config::config_space;
 use self::request::{Action, Request};
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
+use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
@@ -59,6 +60,7 @@ pub struct Block {
     disk: Disk,
     config: Vec<u8>,
     counters: Arc<Counters>,
+    limiter: Limiter,
     active: Option<Active>,
     /// A failure of the host that is told when the queue is empty.
     failure: Option<HostFault>,
@@ -100,6 +102,7 @@ impl Block {
             disk,
             config,
             counters: Arc::default(),
+            limiter: Limiter::default(),
             active: None,
             failure: None,
         }
@@ -137,6 +140,12 @@ impl Block {
         self.disk = disk;
     }
 
+    /// Changes what may be transferred, also while at work: when nothing waits any more, by
+    /// [`wake_at`](VirtioDevice::wake_at).
+    pub fn change_limits(&mut self, options: LimiterOptions) {
+        self.limiter.change(options);
+    }
+
     fn serve_turn(&mut self) -> Result<Progress, HostFault> {
         let Some(Active {
             ring,
@@ -160,9 +169,16 @@ impl Block {
             if bytes_left == 0 {
                 break;
             }
+            if self.limiter.holds_up(|| ring.has_waiting()) {
+                // It looks again by itself: the driver need not notify.
+                Counters::add_one(&self.counters.throttled_from_guest);
+                ring.notify();
+                return worker.report().map(|()| Progress::Done);
+            }
             match ring.pop() {
                 Popped::Chain(chain) => {
                     let (used_bytes, moved_bytes) = worker.serve(ring, &chain, buffers);
+                    self.limiter.charge(moved_bytes);
                     ring.complete(chain, used_bytes);
                     bytes_left = bytes_left.saturating_sub(moved_bytes);
                 }
@@ -409,6 +425,7 @@ impl VirtioDevice for Block {
 
     fn deactivate(&mut self) -> Vec<Queue> {
         // Requests are served to their end, so none is under way here.
+        self.limiter.forget_wait();
         self.active
             .take()
             .map(|active| active.ring.into_queue())
@@ -434,6 +451,10 @@ impl VirtioDevice for Block {
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
         Ok(())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.limiter.blocked_until()
     }
 
     fn save(&self) -> DeviceState {

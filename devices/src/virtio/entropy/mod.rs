@@ -4,6 +4,7 @@ pub mod state;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 
@@ -11,6 +12,7 @@ pub use self::state::EntropyStateV1;
 
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation};
+use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{
     ENTROPY_BYTES_PER_TURN, ENTROPY_CHUNK_BYTES, ENTROPY_QUEUE_SIZE, ENTROPY_REQUEST_BYTES_MAX,
     ENTROPY_REQUESTS_PER_TURN,
@@ -29,6 +31,7 @@ const QUEUE_SIZES: [u16; 1] = [ENTROPY_QUEUE_SIZE];
 pub struct Entropy {
     id: String,
     counters: Arc<Counters>,
+    limiter: Limiter,
     ring: Option<Ring>,
 }
 
@@ -39,6 +42,7 @@ impl Entropy {
         Self {
             id,
             counters: Arc::default(),
+            limiter: Limiter::default(),
             ring: None,
         }
     }
@@ -47,6 +51,11 @@ impl Entropy {
     #[must_use]
     pub fn from_state(id: String, _state: EntropyStateV1) -> Self {
         Self::new(id)
+    }
+
+    /// Changes how many bytes and requests there may be.
+    pub fn change_limits(&mut self, options: LimiterOptions) {
+        self.limiter.change(options);
     }
 
     fn serve_turn(&mut self) -> Result<Progress, HostFault> {
@@ -59,9 +68,15 @@ impl Entropy {
             if bytes_left == 0 {
                 break;
             }
+            if self.limiter.holds_up(|| ring.has_waiting()) {
+                Counters::add_one(&self.counters.throttled_from_guest);
+                ring.notify();
+                return Ok(Progress::Done);
+            }
             match ring.pop() {
                 Popped::Chain(chain) => {
                     let (served, outcome) = fill(ring, &chain, &self.counters);
+                    self.limiter.charge(u64::from(served));
                     ring.complete(chain, served);
                     bytes_left = bytes_left.saturating_sub(served as usize);
                     if let Err(cause) = outcome {
@@ -155,6 +170,7 @@ impl VirtioDevice for Entropy {
     fn finish(&mut self, _gives_up: &dyn Fn() -> bool) {}
 
     fn deactivate(&mut self) -> Vec<Queue> {
+        self.limiter.forget_wait();
         self.ring.take().map(Ring::into_queue).into_iter().collect()
     }
 
@@ -176,6 +192,10 @@ impl VirtioDevice for Entropy {
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
         Ok(())
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.limiter.blocked_until()
     }
 
     fn save(&self) -> DeviceState {

@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::limiter::BucketOptions;
 use crate::test_support::{Buffer, HIGH_RAM, LOW_RAM, Machine, readable, writable};
 
 fn machine() -> Machine {
@@ -70,4 +73,28 @@ fn a_turn_is_bounded_in_requests_and_bytes() {
         machine.kick(0);
         while machine.take_used(0).is_some() {}
     }
+}
+
+#[test]
+fn a_limited_source_serves_when_its_time_has_come() {
+    let mut source = Entropy::new("rng".into());
+    source.change_limits(LimiterOptions {
+        bytes: Some(BucketOptions {
+            size: 100,
+            refill: Duration::from_secs(1000),
+            burst: 0,
+        }),
+        operations: None,
+    });
+    let mut machine = Machine::new(Box::new(source));
+    machine.init();
+    let address = machine.alloc(256);
+    assert_eq!(machine.request(0, &[writable(address, 100)]), 100);
+    machine.add(0, &[writable(address, 100)]);
+    machine.kick(0);
+    assert_eq!(machine.take_used(0), None);
+    let wait = machine.device.lock().unwrap().wake_at();
+    let wait = wait.unwrap().duration_since(Instant::now());
+    assert!(wait <= Duration::from_secs(10), "{wait:?}");
+    assert_eq!(machine.counters().throttled_from_guest, 1);
 }

@@ -10,6 +10,7 @@ mod transmit;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_queue::Queue;
 
@@ -21,6 +22,7 @@ use self::receive::Receiver;
 use self::transmit::Transmitter;
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
+use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::NET_QUEUE_SIZE;
 use crate::state::DeviceState;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
@@ -56,6 +58,10 @@ pub struct Net {
     /// The tap was deleted, or broke: it is not watched until a frame can be sent again.
     is_tap_gone: bool,
     counters: Arc<Counters>,
+    /// Of frames for the guest.
+    receive_limiter: Limiter,
+    /// Of frames from the guest.
+    transmit_limiter: Limiter,
     active: Option<Active>,
 }
 
@@ -81,6 +87,8 @@ impl Net {
             tap,
             is_tap_gone: false,
             counters,
+            receive_limiter: Limiter::default(),
+            transmit_limiter: Limiter::default(),
             active: None,
         }
     }
@@ -110,6 +118,12 @@ impl Net {
         &self.tap
     }
 
+    /// Changes what the guest may receive and send, also while at work.
+    pub fn change_limits(&mut self, receive: LimiterOptions, transmit: LimiterOptions) {
+        self.receive_limiter.change(receive);
+        self.transmit_limiter.change(transmit);
+    }
+
     /// Tells the tap what the guest has accepted. True if the tap has been deleted: the guest then has a card without
     /// a cable.
     fn settle_offload(&mut self, acked_features: u64) -> io::Result<bool> {
@@ -123,9 +137,11 @@ impl Net {
         let Some(active) = &mut self.active else {
             return Progress::Done;
         };
-        let turn = active
-            .transmitter
-            .serve_turn(self.tap.as_fd(), &self.counters);
+        let turn = active.transmitter.serve_turn(
+            self.tap.as_fd(),
+            &self.counters,
+            &mut self.transmit_limiter,
+        );
         // It works again: it was only away.
         self.is_tap_gone &= !turn.has_sent;
         turn.progress
@@ -184,6 +200,8 @@ impl VirtioDevice for Net {
 
     fn deactivate(&mut self) -> Vec<Queue> {
         // Frames are sent or received whole within a call, so none is under way here.
+        self.receive_limiter.forget_wait();
+        self.transmit_limiter.forget_wait();
         let Some(Active {
             receiver,
             transmitter,
@@ -198,6 +216,8 @@ impl VirtioDevice for Net {
         match (index, &mut self.active) {
             (RECEIVE_QUEUE, Some(active)) => {
                 active.receiver.buffers_came();
+                // Looks again, when the wait is over.
+                let _ = self.receive_limiter.is_blocked();
                 Ok(Progress::Done)
             }
             (TRANSMIT_QUEUE, Some(_)) => Ok(self.transmit()),
@@ -214,7 +234,7 @@ impl VirtioDevice for Net {
             .active
             .as_ref()
             .is_some_and(|active| active.receiver.has_buffers());
-        has_buffers && !self.is_tap_gone
+        has_buffers && !self.is_tap_gone && self.receive_limiter.blocked_until().is_none()
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
@@ -223,7 +243,7 @@ impl VirtioDevice for Net {
         };
         active
             .receiver
-            .serve_turn(self.tap.as_fd(), &self.counters)
+            .serve_turn(self.tap.as_fd(), &self.counters, &mut self.receive_limiter)
             .map_err(|cause| {
                 self.is_tap_gone = true;
                 self.counters.host_fault(&cause);
@@ -234,6 +254,12 @@ impl VirtioDevice for Net {
                     cause,
                 }
             })
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let (receive, transmit) = (&self.receive_limiter, &self.transmit_limiter);
+        let waits = [receive.blocked_until(), transmit.blocked_until()];
+        waits.into_iter().flatten().min()
     }
 
     fn save(&self) -> DeviceState {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 
 use crate::counters::Counters;
+use crate::limiter::Limiter;
 use crate::limits::{CHAIN_DESCRIPTORS_MAX, FRAME_BYTES_MAX, NET_FRAMES_PER_TURN};
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::virtio::chain::{Chain, lie_in_ram, total_bytes, write_at};
@@ -96,9 +97,14 @@ impl Receiver {
         &mut self,
         tap: BorrowedFd<'_>,
         counters: &Counters,
+        limiter: &mut Limiter,
     ) -> io::Result<()> {
         let mut result = Ok(());
         for _ in 0..NET_FRAMES_PER_TURN {
+            if limiter.is_blocked() {
+                Counters::add_one(&counters.throttled_to_guest);
+                break;
+            }
             self.gather();
             if self.gathered_chains == 0 {
                 break;
@@ -116,7 +122,10 @@ impl Receiver {
                         break;
                     }
                 }
-                Ok(bytes) => self.deliver(bytes as u64, counters),
+                Ok(bytes) => {
+                    self.deliver(bytes as u64, counters);
+                    limiter.charge(bytes as u64);
+                }
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
                 Err(cause) => {

@@ -9,6 +9,7 @@ use virtio_queue::Queue;
 
 use crate::counters::Counters;
 use crate::fault::GuestFault;
+use crate::limiter::Limiter;
 use crate::limits::NET_FRAMES_PER_TURN;
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::virtio::chain::{Chain, parts, read_at, total_bytes};
@@ -46,16 +47,27 @@ impl Transmitter {
     }
 
     /// Sends what waits, up to the limit of a turn. A frame that cannot be sent is dropped, as on any network.
-    pub(super) fn serve_turn(&mut self, tap: BorrowedFd<'_>, counters: &Counters) -> Turn {
+    pub(super) fn serve_turn(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        counters: &Counters,
+        limiter: &mut Limiter,
+    ) -> Turn {
         let mut turn = Turn {
             progress: Progress::More,
             has_sent: false,
         };
         self.ring.pause_kicks();
         for _ in 0..NET_FRAMES_PER_TURN {
+            if limiter.holds_up(|| self.ring.has_waiting()) {
+                Counters::add_one(&counters.throttled_from_guest);
+                turn.progress = Progress::Done;
+                break;
+            }
             match self.ring.pop() {
                 Popped::Chain(chain) => {
                     turn.has_sent |= self.send(&chain, tap, counters);
+                    limiter.charge(total_bytes(chain.readable()));
                     self.ring.complete(chain, 0);
                 }
                 Popped::Malformed => Counters::add_one(&counters.frames_dropped_from_guest),
