@@ -2,7 +2,7 @@
 //! comes. The configuration file and the REST API refuse by it, with the same words.
 
 use crate::config::VmSpec;
-use crate::contract::drive::{DriveSpec, IoEngine};
+use crate::contract::drive::DriveSpec;
 use crate::contract::machine::{HugePages, MachineSpec};
 
 /// Something of the contract that a machine can have or lack.
@@ -14,9 +14,7 @@ pub enum Feature {
     Mmds,
     MemoryHotplug,
     Pmem,
-    AsyncIo,
     VhostUser,
-    Discard,
     Smt,
     HugePages,
 }
@@ -28,9 +26,7 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::Mmds,
     Feature::MemoryHotplug,
     Feature::Pmem,
-    Feature::AsyncIo,
     Feature::VhostUser,
-    Feature::Discard,
     Feature::Smt,
     Feature::HugePages,
 ];
@@ -150,16 +146,6 @@ impl List {
         if drive.socket.is_some() {
             self.0.push(Asked::set(Feature::VhostUser, &at("socket")));
         }
-        if drive.io_engine == Some(IoEngine::Async) {
-            let allowed = "Sync: others are not offered yet";
-            let found = "`Async`".to_owned();
-            self.value(Feature::AsyncIo, at("io_engine"), found, allowed);
-        }
-        if drive.discard == Some(true) {
-            let allowed = "false: discards are not offered yet";
-            let found = "true".to_owned();
-            self.value(Feature::Discard, at("discard"), found, allowed);
-        }
     }
 }
 
@@ -177,13 +163,12 @@ mod tests {
     fn only_what_is_lacking_is_named() {
         let json = r#"{"vsock":{"guest_cid":3,"uds_path":"u"},"machine-config":{"smt":true,"huge_pages":"2M"},
             "drives":[{"drive_id":"a","path_on_host":"p"},
-                {"drive_id":"b","path_on_host":"p","io_engine":"Async","discard":true}]}"#;
+                {"drive_id":"b","path_on_host":"p","socket":"s"}]}"#;
         let all = [
             "vsock",
             "machine-config.smt",
             "machine-config.huge_pages",
-            "drives[1].io_engine",
-            "drives[1].discard",
+            "drives[1].socket",
         ];
         assert_eq!(fields(json, NOT_OFFERED), all);
         assert_eq!(fields(json, &[Feature::Vsock]), ["vsock"]);

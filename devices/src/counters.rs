@@ -15,6 +15,7 @@ pub struct Counters {
     pub(crate) reads: AtomicU64,
     pub(crate) writes: AtomicU64,
     pub(crate) flushes: AtomicU64,
+    pub(crate) discards: AtomicU64,
     pub(crate) host_syncs: AtomicU64,
     pub(crate) frames_dropped_to_guest: AtomicU64,
     pub(crate) frames_dropped_from_guest: AtomicU64,
@@ -48,6 +49,8 @@ pub struct CountersSnapshot {
     pub writes: u64,
     /// Flushes that succeeded.
     pub flushes: u64,
+    /// Discards and writes of zeroes that succeeded.
+    pub discards: u64,
     /// Times the host's file was synced.
     pub host_syncs: u64,
     /// Frames for the guest that were dropped: no buffer was large enough.
@@ -124,6 +127,7 @@ impl Counters {
             reads: load(&self.reads),
             writes: load(&self.writes),
             flushes: load(&self.flushes),
+            discards: load(&self.discards),
             host_syncs: load(&self.host_syncs),
             frames_dropped_to_guest: load(&self.frames_dropped_to_guest),
             frames_dropped_from_guest: load(&self.frames_dropped_from_guest),

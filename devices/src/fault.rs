@@ -115,6 +115,8 @@ pub enum HostOperation {
     ReadDisk,
     /// Write to a disk, or sync it.
     WriteDisk,
+    /// Have io_uring begin, or tell what it has done.
+    SubmitDisk,
     /// Get random bytes.
     GetRandom,
     /// Wait for streams of the host.
@@ -131,6 +133,7 @@ impl std::fmt::Display for HostOperation {
             Self::SetOffload => "set the offloads of its tap",
             Self::ReadDisk => "read from its disk",
             Self::WriteDisk => "write to its disk",
+            Self::SubmitDisk => "begin I/O on its disk",
             Self::GetRandom => "get random bytes",
             Self::WatchStreams => "wait for its streams",
             Self::ReadStream => "read its input",

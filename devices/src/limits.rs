@@ -18,6 +18,8 @@ pub const BLOCK_SEGMENTS_MAX: u32 = 254;
 /// Data bytes of one disk request. Linux asks for 1.25 MiB at most unless told otherwise; a chain can name 4 GiB, and
 /// the loop must not be held for that long.
 pub const BLOCK_REQUEST_BYTES_MAX: u64 = 64 << 20;
+/// Sectors of one discard or write of zeroes: 1 GiB. A driver splits what is longer.
+pub const BLOCK_DISCARD_SECTORS_MAX: u32 = 2 << 20;
 /// Disk requests served before other devices have their turn.
 pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
 /// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying.

@@ -191,12 +191,21 @@ fn what_is_not_offered_is_refused_by_name() {
     ] {
         vm.check_field(&json!({key: value}), key);
     }
-    for (key, value) in [
-        ("io_engine", json!("Async")),
-        ("discard", json!(true)),
-        ("socket", json!("s")),
+    let drive = json!({"drive_id": "d", "path_on_host": "p", "socket": "s"});
+    vm.check_field(&json!({"drives": [drive]}), "drives[0].socket");
+}
+
+#[test]
+fn options_of_disks_that_do_not_go_together_are_refused() {
+    let vm = Trial::new();
+    let in_image = json!({"is_read_only": true, "in_image": true});
+    for (base, key, value) in [
+        (json!({"is_read_only": true}), "discard", json!(true)),
+        (in_image.clone(), "direct", json!(true)),
+        (in_image, "io_engine", json!("Async")),
     ] {
         let drive = json!({"drive_id": "d", "path_on_host": "p", key: value});
+        let drive = machine::with(&drive, &base);
         vm.check_field(&json!({"drives": [drive]}), &format!("drives[0].{key}"));
     }
 }

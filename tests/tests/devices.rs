@@ -38,7 +38,15 @@ fn what_a_guest_writes_is_on_the_disk_and_read_back_by_the_next() {
         return;
     }
     let scratch = Scratch::new();
-    for options in ["", ",cache=writeback", ",cache=unsafe"] {
+    for options in [
+        "",
+        ",cache=writeback",
+        ",cache=unsafe",
+        ",engine=async",
+        ",engine=async,cache=writeback",
+        ",direct",
+        ",direct,engine=async,discard",
+    ] {
         let image = blk_image(&scratch, 2 * MIB, options);
         let written = blk(&scratch, &image, "42 512").with_code(OK);
         assert!(

@@ -38,13 +38,15 @@ fn address(number: u8) -> SocketAddr {
 
 impl Source {
     /// A machine with a disk and a tap, to be saved as `saved.lv` at SIGUSR1.
-    fn start(vcpus: u64, after_save: &str) -> Self {
+    fn start(vcpus: u64, after_save: &str, io_engine: &str) -> Self {
         let scratch = Scratch::new();
         let netns = Netns::with_tap();
         disk::create(&scratch.path("disk"), DISK_BYTES);
         let mut config = machine::config(&scratch.guest_kernel(), "server");
         config["machine-config"] = json!({"vcpu_count": vcpus});
-        config["drives"] = json!([machine::disk("data", "disk", "Writeback")]);
+        let mut drive = machine::disk("data", "disk", "Writeback");
+        drive["io_engine"] = json!(io_engine);
+        config["drives"] = json!([drive]);
         config["network-interfaces"] = machine::net();
         config["entropy"] = json!({});
         config["run"] = json!({"args": [SEED.to_string()], "env": {"LIGHTV_IP": "10.0.0.10/24"}});
@@ -106,7 +108,7 @@ fn a_machine_saved_under_load_goes_on_in_eight_clones_at_once() {
     if !has_kvm() {
         return;
     }
-    let source = Source::start(1, "end");
+    let source = Source::start(1, "end", "Sync");
     source.wait_for_work();
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     let stream = source.netns.connect(address(0));
@@ -254,8 +256,8 @@ fn check_clone(number: u8, netns: &Netns, before: DiskJob) -> [String; 2] {
 }
 
 /// Saves a machine that goes on, some times under load: no answer is lost, no connection, no block.
-fn check_continue(vcpus: u64) {
-    let source = Source::start(vcpus, "continue");
+fn check_continue(vcpus: u64, io_engine: &str) {
+    let source = Source::start(vcpus, "continue", io_engine);
     source.wait_for_work();
     let seed = get(&source.netns, address(0), "/seed");
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -302,24 +304,34 @@ fn check_continue(vcpus: u64) {
 #[test]
 fn a_machine_saved_under_load_goes_on_itself() {
     if has_kvm() {
-        check_continue(1);
+        check_continue(1, "Sync");
     }
 }
 
 #[test]
 fn a_machine_of_four_vcpus_saved_under_load_goes_on_itself() {
     if has_kvm() {
-        check_continue(4);
+        check_continue(4, "Async");
     }
 }
 
 #[test]
 fn saves_at_random_moments_lose_no_block() {
-    if !has_kvm() {
-        return;
+    if has_kvm() {
+        check_random_moments("Sync");
     }
-    const ROUNDS: usize = 10;
-    let source = Source::start(1, "end");
+}
+
+#[test]
+fn saves_at_random_moments_lose_no_block_that_is_under_way() {
+    if has_kvm() {
+        check_random_moments("Async");
+    }
+}
+
+fn check_random_moments(io_engine: &str) {
+    const ROUNDS: usize = 25;
+    let source = Source::start(1, "end", io_engine);
     source.wait_for_work();
     let mut last = source.job();
     let Source {

@@ -2,6 +2,7 @@
 //! `_exit`, so nothing is dropped by itself.
 
 use std::sync::Mutex;
+use std::thread;
 
 use crate::lock::lock;
 
@@ -28,6 +29,28 @@ pub fn register(task: impl FnOnce() + Send + 'static) {
     } else {
         tasks.list.push(Box::new(task));
     }
+}
+
+/// Makes something that has to be taken away at the end: `make` gives it, and how. The end waits for that, so that nothing
+/// is made and not yet registered when it comes. It must be quick, and not come back here.
+///
+/// # Errors
+/// Those of `make`, which has then made nothing.
+pub fn make<T, E, U>(make: impl FnOnce() -> Result<(T, U), E>) -> Result<T, E>
+where
+    U: FnOnce() + Send + 'static,
+{
+    let mut tasks = lock(&TASKS);
+    if tasks.is_over {
+        drop(tasks);
+        // Another thread is about to end the process.
+        loop {
+            thread::park();
+        }
+    }
+    let (made, undo) = make()?;
+    tasks.list.push(Box::new(undo));
+    Ok(made)
 }
 
 /// Does all that was registered, the last first.

@@ -16,7 +16,7 @@ use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSp
 use lightv_api::contract::drive;
 use lightv_api::offer;
 use lightv_devices::limiter::LimiterOptions;
-use lightv_devices::virtio::block::CacheType;
+use lightv_devices::virtio::block::{CacheType, IoEngine};
 use lightv_devices::virtio::net::MacAddress;
 
 use crate::arch::host::cpu_template::CpuTemplate;
@@ -100,6 +100,12 @@ pub struct DriveConfig {
     pub root: Option<RootBy>,
     /// What may be transferred.
     pub limits: LimiterOptions,
+    /// How the host reads and writes.
+    pub engine: IoEngine,
+    /// Whether the host's page cache is passed by.
+    pub direct: bool,
+    /// Whether what the guest discards is given back to the host.
+    pub discard: bool,
 }
 
 /// How the kernel finds the root file system.
@@ -422,6 +428,23 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
                 "false: another drive is the root device",
             );
         }
+        if spec.discard == Some(true) && spec.is_read_only {
+            faults.add(
+                field("discard"),
+                "true",
+                "false: the guest may not write to this drive",
+            );
+        }
+        let past_cache = [
+            ("direct", spec.direct == Some(true)),
+            ("io_engine", spec.io_engine == Some(drive::IoEngine::Async)),
+        ];
+        for (name, _) in past_cache.into_iter().filter(|(_, is_set)| *is_set) {
+            if spec.in_image == Some(true) {
+                // Each byte is proved before the guest has it, by the loop.
+                faults.add(field(name), "set", "nothing for a drive that is in_image");
+            }
+        }
         if spec.in_image == Some(true) && !spec.is_read_only {
             faults.add(
                 field("in_image"),
@@ -444,6 +467,12 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
                 .then(|| u32::try_from(index).unwrap_or(u32::MAX)),
             root,
             limits: limiter::options(spec.rate_limiter),
+            engine: match spec.io_engine {
+                None | Some(drive::IoEngine::Sync) => IoEngine::Sync,
+                Some(drive::IoEngine::Async) => IoEngine::Async,
+            },
+            direct: spec.direct == Some(true),
+            discard: spec.discard == Some(true),
         });
     }
     drives.sort_by_key(|drive| drive.root.is_none());

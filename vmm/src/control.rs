@@ -457,10 +457,10 @@ impl Control {
 
     fn timeout(&self) -> Option<Duration> {
         // Rounded up, as in `time_to_end`.
-        let wake =
-            self.machine.devices.wake_at().map(|time| {
-                time.saturating_duration_since(Instant::now()) + Duration::from_millis(1)
-            });
+        let wake = self.machine.devices.wake_at().map(|time| {
+            let left = time.checked_duration_since(Instant::now());
+            left.map_or(Duration::ZERO, |left| left + Duration::from_millis(1))
+        });
         let all = [self.own_timeout(), metrics::time_to_flush(), wake];
         all.into_iter().flatten().min()
     }

@@ -145,12 +145,13 @@ fn register(announced: Announced) -> Result<(), RegisterError> {
         id: announced.id,
     };
     let path = folder.join(format!("{pid}.json"));
-    let file = NewFile::create(&path)?;
-    file.write_at(&serde_json::to_vec(&record).unwrap_or_default(), 0)?;
-    // A host that crashes takes the process with it: nothing to sync.
-    file.publish_unsynced()?;
-    at_end::register(move || drop(fs::remove_file(path)));
-    Ok(())
+    at_end::make(|| {
+        let file = NewFile::create(&path)?;
+        file.write_at(&serde_json::to_vec(&record).unwrap_or_default(), 0)?;
+        // A host that crashes takes the process with it: nothing to sync.
+        file.publish_unsynced()?;
+        Ok(((), move || drop(fs::remove_file(path))))
+    })
 }
 
 /// Name of the file in the directory to which the output of a machine in the background goes.

@@ -304,14 +304,6 @@ fn what_this_version_lacks_is_refused_by_name() {
 fn a_field_that_this_version_lacks_is_refused_by_name() {
     let mut trial = Trial::new();
     let nothing = "this version of LightV does not offer it";
-    let mut asynchronous = drive("a");
-    asynchronous["io_engine"] = json!("Async");
-    trial.no(
-        "PUT",
-        "/drives/a",
-        asynchronous,
-        "Drive config error: drives[0].io_engine is `Async`; allowed: Sync",
-    );
     trial.no(
         "PATCH",
         "/machine-config",

@@ -44,6 +44,9 @@ pub struct DriveSpec {
     /// Whether what the guest discards is given back to the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discard: Option<bool>,
+    /// LightV's own: whether reads and writes pass the host's page cache by (`O_DIRECT`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<bool>,
     /// LightV's own: whether the bytes of the disk become part of an image that is saved of the machine. Only for disks
     /// that are read-only.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -105,6 +105,23 @@ impl GuestBuffers {
         }
     }
 
+    /// The pieces that are not yet transferred, for a call that begins now and ends later: the caller keeps `self` unchanged
+    /// until then.
+    pub(crate) fn vectors(&self) -> (*const libc::iovec, u32) {
+        let (vectors, count) = self.pending();
+        (vectors.as_ptr(), u32::try_from(count).unwrap_or(0))
+    }
+
+    /// Whether all pieces begin at a multiple of `address_bytes` and are a multiple of `length_bytes` long.
+    pub(crate) fn are_aligned(&self, address_bytes: u64, length_bytes: u64) -> bool {
+        let vectors = self.vectors.get(self.first..).unwrap_or_default();
+        vectors.iter().all(|vector| {
+            let address = vector.iov_base.addr() as u64;
+            address.is_multiple_of(address_bytes)
+                && (vector.iov_len as u64).is_multiple_of(length_bytes)
+        })
+    }
+
     fn pending(&self) -> (&[libc::iovec], libc::c_int) {
         let vectors = self.vectors.get(self.first..).unwrap_or_default();
         let vectors = vectors.get(..PARTS_PER_CALL).unwrap_or(vectors);
@@ -121,6 +138,19 @@ impl GuestBuffers {
         // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, and guest memory may be written at
         // any time: no Rust reference to it exists. The kernel checks `file`.
         let result = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// As [`read_from`](Self::read_from), but only what the kernel has in memory (preadv2(2), RWF_NOWAIT).
+    ///
+    /// # Errors
+    /// The kernel's: EAGAIN when it has nothing, EOPNOTSUPP when it cannot tell.
+    pub(crate) fn read_cached(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = file_offset(offset)?;
+        let (vectors, count) = self.pending();
+        let (fd, flags) = (file.as_raw_fd(), libc::RWF_NOWAIT);
+        // SAFETY: as for `read_from`.
+        let result = unsafe { libc::preadv2(fd, vectors.as_ptr(), count, offset, flags) };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 

@@ -3,3 +3,4 @@
 pub(crate) mod guest_buffers;
 pub(crate) mod random;
 pub(crate) mod tun;
+pub(crate) mod uring;

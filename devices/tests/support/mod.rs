@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::{DeviceState, TransportStateV1};
-use lightv_devices::virtio::device::{Activation, Progress, VirtioDevice};
+use lightv_devices::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 use lightv_devices::virtio::device_status::bits;
 use lightv_devices::virtio::mmio::{
     ActivateRefused, DeviceLink, DeviceProfile, FrontParts, MmioFront, reg,
@@ -129,8 +129,16 @@ impl DeviceLink for DirectLink {
     }
 }
 
-/// Serves queue `index` until nothing waits, as the control loop would.
+/// Serves queue `index` until nothing waits, as the control loop would, and lets a disk end what it has begun.
 pub(crate) fn process(device: &SharedDevice, index: usize) {
+    serve(device, index);
+    let mut device = device.lock().unwrap();
+    if device.kind() == DeviceKind::Block {
+        device.finish(&|| true);
+    }
+}
+
+fn serve(device: &SharedDevice, index: usize) {
     for _ in 0..1000 {
         match device.lock().unwrap().process_queue(index) {
             Ok(Progress::Done) => return,

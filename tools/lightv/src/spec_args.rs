@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use lightv_api::config::{DriveSpec, NetSpec};
-use lightv_api::contract::drive::CacheType;
+use lightv_api::contract::drive::{CacheType, IoEngine};
 use lightv_vmm::net_override::{NetAddress, NetFault, NetOverride};
 
 /// Why an argument was refused; clap adds which one.
@@ -18,6 +18,8 @@ pub(crate) enum ArgFault {
     UnknownOption(String),
     #[error("cache is `writeback` or `unsafe`, not {0:?}")]
     UnknownCache(String),
+    #[error("engine is `sync` or `async`, not {0:?}")]
+    UnknownEngine(String),
     #[error("expected NAME=VALUE or NAME")]
     NotEnv,
     #[error("{0} is not set in the environment, or not valid UTF-8")]
@@ -44,7 +46,7 @@ impl Replacement {
     }
 }
 
-/// `ID=PATH[,ro][,root][,in-image][,cache=writeback]`.
+/// `ID=PATH[,ro][,root][,in-image][,direct][,discard][,cache=writeback][,engine=async]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiskArg(pub(crate) DriveSpec);
 
@@ -69,10 +71,15 @@ impl FromStr for DiskArg {
                 "in-image" => drive.in_image = Some(true),
                 "cache=writeback" => drive.cache_type = Some(CacheType::Writeback),
                 "cache=unsafe" => drive.cache_type = Some(CacheType::Unsafe),
+                "engine=sync" => drive.io_engine = Some(IoEngine::Sync),
+                "engine=async" => drive.io_engine = Some(IoEngine::Async),
+                "direct" => drive.direct = Some(true),
+                "discard" => drive.discard = Some(true),
                 other => {
-                    return Err(match other.strip_prefix("cache=") {
-                        Some(cache) => ArgFault::UnknownCache(cache.into()),
-                        None => ArgFault::UnknownOption(other.into()),
+                    return Err(match other.split_once('=') {
+                        Some(("cache", cache)) => ArgFault::UnknownCache(cache.into()),
+                        Some(("engine", engine)) => ArgFault::UnknownEngine(engine.into()),
+                        _ => ArgFault::UnknownOption(other.into()),
                     });
                 }
             }

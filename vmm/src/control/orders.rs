@@ -81,7 +81,13 @@ impl Control {
         let Some(drive) = drives.find(|drive| drive.id == id) else {
             return Err(OrderError::new("Device not found"));
         };
-        let disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
+        let mut disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
+        if drive.discard {
+            disk = disk.with_discard();
+        }
+        if drive.direct {
+            disk = disk.into_direct().map_err(OrderError::new)?;
+        }
         Ok(DiskChange { id, path, disk })
     }
 

@@ -23,6 +23,28 @@ pub enum DeviceSetError {
         #[source]
         cause: OpenDiskError,
     },
+    /// The host does not pass its page cache by for this disk.
+    #[error("Drive {id}: {} cannot be read past the host's page cache (direct): choose another file system, or leave it out", path.display())]
+    Direct {
+        /// Its id.
+        id: String,
+        /// The disk.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// The host has no io_uring for us.
+    #[error(
+        "Drive {id}: no io_uring here (io_engine Async): allow it (sysctl kernel.io_uring_disabled, a container's seccomp filter), or choose Sync"
+    )]
+    Engine {
+        /// Its id.
+        id: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
     /// A section that is no disk.
     #[error(
         "Drive {id}: the image holds {bytes} bytes for it, less than a sector of 512, or not their checksums"

@@ -85,7 +85,7 @@ pub(super) fn create(
     let mut devices = Vec::with_capacity(count(config));
     for (drive, disk) in config.drives().iter().zip(disks) {
         let mut block = Block::new(drive.id.clone(), drive.cache, disk);
-        block.change_limits(drive.limits);
+        settle_drive(&mut block, drive)?;
         devices.push(Unconnected::new(&drive.id, Held::block(block)));
     }
     for net in config.nets() {
@@ -111,6 +111,16 @@ pub(super) fn create(
     Ok(devices)
 }
 
+/// What is not the guest's to know.
+fn settle_drive(block: &mut Block, drive: &DriveConfig) -> Result<(), DeviceSetError> {
+    block.change_limits(drive.limits);
+    let set = block.set_engine(drive.engine);
+    set.map_err(|cause| DeviceSetError::Engine {
+        id: drive.id.clone(),
+        cause,
+    })
+}
+
 fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, DeviceSetError> {
     let found = in_image
         .iter()
@@ -133,7 +143,19 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
             drive.id
         ));
     }
-    Ok(disk)
+    let disk = if drive.discard {
+        disk.with_discard()
+    } else {
+        disk
+    };
+    if !drive.direct {
+        return Ok(disk);
+    }
+    disk.into_direct().map_err(|cause| DeviceSetError::Direct {
+        id: drive.id.clone(),
+        path: drive.path.clone(),
+        cause,
+    })
 }
 
 fn open_tap(net: &NetConfig, held: Option<&HeldTaps>) -> Result<Tap, DeviceSetError> {
@@ -219,7 +241,7 @@ fn restore_drive(
         path: drive.path.clone(),
         cause,
     })?;
-    block.change_limits(drive.limits);
+    settle_drive(&mut block, drive)?;
     Ok(Unconnected::new(&drive.id, Held::block(block)))
 }
 

@@ -429,7 +429,7 @@ fn block(devices: &[&DeviceMeter]) -> Value {
         "execute_fails": sum(devices, |device| device.host_faults),
         "invalid_reqs_count": sum(devices, |device| device.guest_faults),
         "flush_count": sum(devices, |device| device.flushes),
-        "discard_count": 0,
+        "discard_count": sum(devices, |device| device.discards),
         "queue_event_count": sum(devices, |device| device.requests),
         "rate_limiter_event_count": sum(devices, |device| device.throttled_from_guest),
         "update_count": 0,

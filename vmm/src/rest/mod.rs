@@ -104,8 +104,10 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let metadata = api.metadata.as_deref();
     let metadata = metadata.map(|path| read_metadata(path, api.metadata_bytes_max));
     let metadata = metadata.transpose()?;
-    let (listener, socket) = listen(&api.socket)?;
-    at_end::register(move || socket.remove());
+    let listener = at_end::make(|| {
+        let (listener, socket) = listen(&api.socket)?;
+        Ok::<_, ServeError>((listener, move || socket.remove()))
+    })?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
     let mut monitor = Monitor::new(control, &id);
     let first = run.map(|run| monitor.begin(Begin { run, main_ns }));

@@ -299,6 +299,7 @@ fn encode_device_operations(out: &mut Out<'_, '_>, devices: &[DeviceMeter]) -> f
             ("read", now.reads),
             ("write", now.writes),
             ("flush", now.flushes),
+            ("discard", now.discards),
         ] {
             let labels: Labels<'_> = &[("device", &device.id), ("operation", operation)];
             count(operations.encode_family(&labels)?, value)?;

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, statx};
+use rustix::io::retry_on_intr;
 
 use super::proved::{Proof, chunk_count};
 use crate::sys::guest_buffers::GuestBuffers;
@@ -24,6 +27,20 @@ pub struct Disk {
     len_bytes: u64,
     /// What is read must be proved first.
     proof: Option<Proof>,
+    /// The way past the host's page cache, if it was asked for.
+    direct: Option<Direct>,
+    /// What the guest discards is given back to the host.
+    discards: bool,
+}
+
+/// The same file, opened with O_DIRECT (open(2)).
+#[derive(Debug)]
+struct Direct {
+    file: Arc<File>,
+    /// What addresses and lengths of buffers must be multiples of, in bytes.
+    memory_bytes: u64,
+    /// What places in the file must be multiples of.
+    offset_bytes: u64,
 }
 
 /// A stretch of an image file that is a disk.
@@ -156,6 +173,8 @@ impl Disk {
             base: 0,
             len_bytes,
             proof: None,
+            direct: None,
+            discards: false,
         })
     }
 
@@ -175,7 +194,86 @@ impl Disk {
             base,
             len_bytes,
             proof: Some(Proof::new(sums)),
+            direct: None,
+            discards: false,
         })
+    }
+
+    /// The same disk, past the host's page cache. Requests that the host's disk cannot take so, for they are not aligned as
+    /// it needs, go through the cache.
+    ///
+    /// # Errors
+    /// The kernel's: EINVAL for a file system that has no direct I/O.
+    pub fn into_direct(mut self) -> io::Result<Self> {
+        // By the descriptor: the path may name another file by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!self.read_only)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_DIRECT)
+            .open(path)?;
+        let (memory_bytes, offset_bytes) = direct_alignment(&file);
+        self.direct = Some(Direct {
+            file: Arc::new(file),
+            memory_bytes,
+            offset_bytes,
+        });
+        Ok(self)
+    }
+
+    /// The same disk; what the guest discards is given back to the host, unless it may not write.
+    #[must_use]
+    pub const fn with_discard(mut self) -> Self {
+        self.discards = !self.read_only;
+        self
+    }
+
+    /// Whether what the guest discards is given back to the host.
+    #[must_use]
+    pub const fn discards(&self) -> bool {
+        self.discards
+    }
+
+    /// Makes a stretch of the disk a hole of its file (fallocate(2)), which reads as zeroes.
+    pub(super) fn punch(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.allocate(FallocateFlags::PUNCH_HOLE, offset, bytes)
+    }
+
+    /// Makes a stretch of the disk zero, and keeps its room.
+    pub(super) fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match self.allocate(FallocateFlags::ZERO_RANGE, offset, bytes) {
+            Err(cause) if cause.kind() == ErrorKind::Unsupported => self.punch(offset, bytes),
+            done => done,
+        }
+    }
+
+    fn allocate(&self, how: FallocateFlags, offset: u64, bytes: u64) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let how = how | FallocateFlags::KEEP_SIZE;
+        retry_on_intr(|| fallocate(&*self.file, how, self.place(offset), bytes))?;
+        Ok(())
+    }
+
+    /// Whether the host's page cache is passed by.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Where byte `offset` of the disk is in its file.
+    pub(super) const fn place(&self, offset: u64) -> u64 {
+        self.base.saturating_add(offset)
+    }
+
+    /// The file by which `buffers` are moved from or to `place` in it.
+    pub(super) fn file_for(&self, buffers: &GuestBuffers, place: u64) -> &Arc<File> {
+        let direct = self.direct.as_ref().filter(|direct| {
+            place.is_multiple_of(direct.offset_bytes)
+                && buffers.are_aligned(direct.memory_bytes, direct.offset_bytes)
+        });
+        direct.map_or(&self.file, |direct| &direct.file)
     }
 
     /// Where the disk begins in its file, in bytes.
@@ -220,19 +318,34 @@ impl Disk {
             let disk = (&*self.file, self.base, self.len_bytes);
             proof.ensure(disk, offset, buffers.bytes())?;
         }
-        let short = ErrorKind::UnexpectedEof;
-        let start = self.base.saturating_add(offset);
+        let (start, short) = (self.place(offset), ErrorKind::UnexpectedEof);
+        let file = Arc::clone(self.file_for(buffers, start));
         transfer(buffers, start, short, |buffers, offset| {
-            buffers.read_from(self.file.as_fd(), offset)
+            buffers.read_from(file.as_fd(), offset)
         })
+    }
+
+    /// Reads what the host has in memory, as far as it has it without a gap; true if that is all. What it read has been taken
+    /// from `buffers`. A disk that passes the host's memory by, or is proved, has nothing there.
+    pub(super) fn read_cached(&self, buffers: &mut GuestBuffers, offset: u64) -> bool {
+        if self.direct.is_some() || self.proof.is_some() {
+            return false;
+        }
+        let start = self.place(offset);
+        let short = ErrorKind::UnexpectedEof;
+        let read = transfer(buffers, start, short, |buffers, offset| {
+            buffers.read_cached(self.file.as_fd(), offset)
+        });
+        // Whatever the reason was, the way that waits will find it too.
+        read.is_ok()
     }
 
     /// Writes all of `buffers`. What was written before a failure has been taken from them.
     pub(super) fn write(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
-        let short = ErrorKind::WriteZero;
-        let start = self.base.saturating_add(offset);
+        let (start, short) = (self.place(offset), ErrorKind::WriteZero);
+        let file = Arc::clone(self.file_for(buffers, start));
         transfer(buffers, start, short, |buffers, offset| {
-            buffers.write_to(self.file.as_fd(), offset)
+            buffers.write_to(file.as_fd(), offset)
         })
     }
 
@@ -271,6 +384,20 @@ fn transfer(
         }
     }
     Ok(())
+}
+
+/// What direct I/O on `file` needs to be a multiple of, in bytes: of memory, and of places and lengths in the file (statx(2),
+/// since Linux 6.1). Where the kernel does not tell: a page, which suits every disk.
+fn direct_alignment(file: &File) -> (u64, u64) {
+    const PAGE_BYTES: u64 = 4096;
+    let told = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let told = told.ok().filter(|told| {
+        told.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && told.stx_dio_offset_align != 0
+    });
+    told.map_or((PAGE_BYTES, PAGE_BYTES), |told| {
+        let (memory, offset) = (told.stx_dio_mem_align, told.stx_dio_offset_align);
+        (u64::from(memory.max(1)), u64::from(offset))
+    })
 }
 
 fn not_a_disk(kind: std::fs::FileType) -> Option<NotADisk> {

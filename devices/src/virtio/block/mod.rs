@@ -5,8 +5,10 @@ mod config;
 mod proved;
 mod request;
 pub mod state;
+mod worker;
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,23 +22,28 @@ pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::BlockStateV1;
 
 use self::config::config_space;
-use self::request::{Action, Request};
+use self::worker::{Desk, Pending, Worker};
 use crate::counters::Counters;
-use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
+use crate::fault::{ActivateError, HostFault, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
-use crate::virtio::chain::{Chain, parts, write_at};
+use crate::sys::uring::Uring;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 use crate::virtio::ring::{Popped, Ring};
 
 const QUEUE_SIZES: [u16; 1] = [BLOCK_QUEUE_SIZE];
 
-/// Status byte of a request (virtio 1.2 §5.2.6).
-mod status {
-    pub(super) const OK: u8 = 0;
-    pub(super) const IOERR: u8 = 1;
+/// How the host reads and writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum IoEngine {
+    /// By calls that wait: the least work for what the host has in memory, one request at a time for what it has not.
+    #[default]
+    Sync,
+    /// By io_uring: what the host has not in memory is under way while the loop does other things, and as many requests at a
+    /// time as the queue has.
+    Async,
 }
 
 /// A disk to be opened.
@@ -61,6 +68,10 @@ pub struct Block {
     config: Vec<u8>,
     counters: Arc<Counters>,
     limiter: Limiter,
+    /// Of the asynchronous engine; made once, also for a driver that comes later.
+    uring: Option<Uring<Pending>>,
+    /// More waits in the queue than a turn serves, and nothing is on its way that would call again.
+    again_at: Option<Instant>,
     active: Option<Active>,
     /// A failure of the host that is told when the queue is empty.
     failure: Option<HostFault>,
@@ -70,16 +81,10 @@ pub struct Block {
 #[derive(Debug)]
 struct Active {
     ring: Ring,
-    buffers: GuestBuffers,
+    /// Of requests that are not under way: one for each that has been, so that none is made twice.
+    spare: Vec<GuestBuffers>,
     /// The driver did not accept flush, so a write is only done when it has reached the disk (virtio 1.2 §5.2.6.2).
     is_write_through: bool,
-}
-
-/// What became of a request.
-struct Outcome {
-    status: u8,
-    /// Data bytes put into guest memory, without the status byte.
-    bytes_to_guest: u32,
 }
 
 impl Block {
@@ -95,7 +100,7 @@ impl Block {
     /// A device with a disk that is open already; idle.
     #[must_use]
     pub fn new(id: String, cache: CacheType, disk: Disk) -> Self {
-        let config = config_space(disk.capacity_sectors());
+        let config = config_space(&disk);
         Self {
             id,
             cache,
@@ -103,6 +108,8 @@ impl Block {
             config,
             counters: Arc::default(),
             limiter: Limiter::default(),
+            uring: None,
+            again_at: None,
             active: None,
             failure: None,
         }
@@ -136,7 +143,7 @@ impl Block {
     /// Takes another disk, also while at work; the old one is closed. The caller shows the new
     /// [`config`](VirtioDevice::config) by [`MmioFront::set_config`](crate::virtio::mmio::MmioFront::set_config).
     pub fn replace_disk(&mut self, disk: Disk) {
-        self.config = config_space(disk.capacity_sectors());
+        self.config = config_space(&disk);
         self.disk = disk;
     }
 
@@ -146,15 +153,28 @@ impl Block {
         self.limiter.change(options);
     }
 
-    fn serve_turn(&mut self) -> Result<Progress, HostFault> {
-        let Some(Active {
-            ring,
-            buffers,
-            is_write_through,
-        }) = &mut self.active
-        else {
-            return Ok(Progress::Done);
+    /// Chooses how the host reads and writes. To be called while the device is idle.
+    ///
+    /// # Errors
+    /// The kernel's: it has no io_uring, or does not allow it.
+    pub fn set_engine(&mut self, engine: IoEngine) -> io::Result<()> {
+        self.uring = match engine {
+            IoEngine::Sync => None,
+            IoEngine::Async => Some(Uring::new(BLOCK_QUEUE_SIZE)?),
         };
+        Ok(())
+    }
+
+    /// Gives what serves requests, and what it serves them with, to `work`; `None` while idle.
+    fn at_work<T>(
+        &mut self,
+        work: impl FnOnce(&Worker<'_>, Desk<'_>, &mut Limiter) -> T,
+    ) -> Option<T> {
+        let Active {
+            ring,
+            spare,
+            is_write_through,
+        } = self.active.as_mut()?;
         let worker = Worker {
             id: &self.id,
             disk: &self.disk,
@@ -163,222 +183,74 @@ impl Block {
             syncs_flushes: self.cache == CacheType::Writeback,
             failure: Cell::new(self.failure.take()),
         };
-        ring.pause_kicks();
-        let mut bytes_left = BLOCK_BYTES_PER_TURN;
-        for _ in 0..BLOCK_REQUESTS_PER_TURN {
-            if bytes_left == 0 {
-                break;
-            }
-            if self.limiter.holds_up(|| ring.has_waiting()) {
-                // It looks again by itself: the driver need not notify.
-                Counters::add_one(&self.counters.throttled_from_guest);
-                ring.notify();
-                return worker.report().map(|()| Progress::Done);
-            }
-            match ring.pop() {
-                Popped::Chain(chain) => {
-                    let (used_bytes, moved_bytes) = worker.serve(ring, &chain, buffers);
-                    self.limiter.charge(moved_bytes);
-                    ring.complete(chain, used_bytes);
-                    bytes_left = bytes_left.saturating_sub(moved_bytes);
-                }
-                Popped::Malformed => {}
-                Popped::Empty => {
-                    if !ring.resume_kicks() {
-                        ring.notify();
-                        return worker.report().map(|()| Progress::Done);
-                    }
-                }
-            }
-        }
-        ring.notify();
+        let uring = self.uring.as_mut();
+        let desk = Desk { ring, spare, uring };
+        let done = work(&worker, desk, &mut self.limiter);
         self.failure = worker.failure.take();
-        Ok(Progress::More)
+        Some(done)
+    }
+
+    fn serve_turn(&mut self) -> Result<Progress, HostFault> {
+        self.again_at = None;
+        let progress = self.at_work(|worker, mut desk, limiter| {
+            desk.ring.pause_kicks();
+            let progress = serve_requests(worker, &mut desk, limiter);
+            let progress = if worker.submit(&desk) {
+                progress
+            } else {
+                Progress::More
+            };
+            desk.ring.notify();
+            progress
+        });
+        let progress = progress.unwrap_or(Progress::Done);
+        match self.failure.take() {
+            // A disk that fails fails each time, and what is told in the middle of it would be told for each request.
+            Some(failure) if progress == Progress::Done => Err(failure),
+            failure => {
+                self.failure = failure;
+                Ok(progress)
+            }
+        }
+    }
+
+    /// Waits until nothing is under way.
+    fn land_all(&mut self) {
+        self.at_work(|worker, mut desk, _| worker.land_all(&mut desk));
     }
 }
 
-/// What serving a request needs, apart from the ring.
-struct Worker<'a> {
-    id: &'a str,
-    disk: &'a Disk,
-    counters: &'a Counters,
-    syncs_writes: bool,
-    syncs_flushes: bool,
-    /// The first failure of the host that nobody has been told of.
-    failure: Cell<Option<HostFault>>,
-}
-
-impl Worker<'_> {
-    /// Tells of a failure when all that waited has been served: a disk that fails fails each time, and what is told in
-    /// the middle of it would be told for each request.
-    fn report(&self) -> Result<(), HostFault> {
-        self.failure.take().map_or(Ok(()), Err)
-    }
-
-    /// Serves one request, status byte included. Returns how many bytes of the chain were filled, for the used ring,
-    /// and how many bytes of data the request named.
-    fn serve(&self, ring: &Ring, chain: &Chain, buffers: &mut GuestBuffers) -> (u32, u64) {
-        let (status_at, parsed) = match Request::parse(ring.mem(), chain, self.disk) {
-            Ok(found) => found,
-            Err(_) => {
-                // There is no place for a status byte.
-                self.counters.guest_fault();
-                return (0, 0);
-            }
-        };
-        let (outcome, moved_bytes) = match parsed {
-            Ok(request) => (
-                self.execute(&request, chain, (ring, buffers)),
-                request.data_bytes,
-            ),
-            Err(fault) => {
-                self.counters.guest_fault();
-                (
-                    Outcome {
-                        status: fault.block_status(),
-                        bytes_to_guest: 0,
-                    },
-                    0,
-                )
-            }
-        };
-        if write_at(ring.mem(), chain.writable(), status_at, &[outcome.status]).is_err() {
-            self.counters.guest_fault();
-            return (0, moved_bytes);
+/// Serves what waits in the queue, up to the limits of a turn.
+fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limiter) -> Progress {
+    let mut bytes_left = BLOCK_BYTES_PER_TURN;
+    for _ in 0..BLOCK_REQUESTS_PER_TURN {
+        if bytes_left == 0 {
+            break;
         }
-        (outcome.bytes_to_guest.saturating_add(1), moved_bytes)
-    }
-
-    fn execute(
-        &self,
-        request: &Request,
-        chain: &Chain,
-        (ring, buffers): (&Ring, &mut GuestBuffers),
-    ) -> Outcome {
-        match request.action {
-            Action::Read { offset } => self.read(request, chain, buffers, offset),
-            Action::Write { offset } => self.write(request, chain, buffers, offset),
-            Action::Flush => {
-                let synced = if self.syncs_flushes {
-                    self.sync()
-                } else {
-                    Ok(())
-                };
-                self.finish(synced, HostOperation::WriteDisk, &self.counters.flushes)
-            }
-            Action::GetId => self.get_id(ring, chain),
+        if limiter.holds_up(|| desk.ring.has_waiting()) {
+            // It looks again by itself: the driver need not notify.
+            Counters::add_one(&worker.counters.throttled_from_guest);
+            return Progress::Done;
         }
-    }
-
-    fn read(
-        &self,
-        request: &Request,
-        chain: &Chain,
-        buffers: &mut GuestBuffers,
-        offset: u64,
-    ) -> Outcome {
-        buffers.clear();
-        for part in parts(chain.writable(), 0, request.data_bytes) {
-            if buffers.push(part).is_err() {
-                return self.guest_fault();
+        if !desk.has_room() {
+            // Looks again when something has been completed.
+            return Progress::Done;
+        }
+        match desk.ring.pop() {
+            Popped::Chain(chain) => {
+                let moved_bytes = worker.serve(chain, desk);
+                limiter.charge(moved_bytes);
+                bytes_left = bytes_left.saturating_sub(moved_bytes);
+            }
+            Popped::Malformed => {}
+            Popped::Empty => {
+                if !desk.ring.resume_kicks() {
+                    return Progress::Done;
+                }
             }
         }
-        let began = Instant::now();
-        let result = self.disk.read(buffers, offset);
-        self.counters.read_time.record_since(began);
-        // What was transferred before a failure counts too: the guest may see it.
-        let moved = request.data_bytes.saturating_sub(buffers.bytes());
-        Counters::add(&self.counters.bytes_to_guest, moved);
-        let outcome = self.finish(result, HostOperation::ReadDisk, &self.counters.reads);
-        Outcome {
-            bytes_to_guest: u32::try_from(moved).unwrap_or(0),
-            ..outcome
-        }
     }
-
-    fn write(
-        &self,
-        request: &Request,
-        chain: &Chain,
-        buffers: &mut GuestBuffers,
-        offset: u64,
-    ) -> Outcome {
-        buffers.clear();
-        for part in parts(chain.readable(), request::HEADER_BYTES, request.data_bytes) {
-            if buffers.push(part).is_err() {
-                return self.guest_fault();
-            }
-        }
-        let began = Instant::now();
-        let mut result = self.disk.write(buffers, offset);
-        self.counters.write_time.record_since(began);
-        let moved = request.data_bytes.saturating_sub(buffers.bytes());
-        Counters::add(&self.counters.bytes_from_guest, moved);
-        if result.is_ok() && self.syncs_writes {
-            result = self.sync();
-        }
-        self.finish(result, HostOperation::WriteDisk, &self.counters.writes)
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        let began = Instant::now();
-        self.disk.sync()?;
-        self.counters.flush_time.record_since(began);
-        Counters::add_one(&self.counters.host_syncs);
-        Ok(())
-    }
-
-    /// The serial number: the first 20 bytes of the id, filled up with zeros (virtio 1.2 §5.2.6).
-    fn get_id(&self, ring: &Ring, chain: &Chain) -> Outcome {
-        let mut serial = [0; request::ID_BYTES];
-        serial
-            .iter_mut()
-            .zip(self.id.bytes())
-            .for_each(|(target, byte)| *target = byte);
-        match write_at(ring.mem(), chain.writable(), 0, &serial) {
-            Ok(()) => Outcome {
-                status: status::OK,
-                bytes_to_guest: request::ID_BYTES_U32,
-            },
-            Err(_) => self.guest_fault(),
-        }
-    }
-
-    fn finish(
-        &self,
-        result: std::io::Result<()>,
-        operation: HostOperation,
-        counter: &std::sync::atomic::AtomicU64,
-    ) -> Outcome {
-        let status = match result {
-            Ok(()) => {
-                Counters::add_one(counter);
-                status::OK
-            }
-            Err(cause) => {
-                self.counters.host_fault(&cause);
-                let fault = HostFault {
-                    device: self.id.to_owned(),
-                    operation,
-                    cause,
-                };
-                self.failure.set(Some(self.failure.take().unwrap_or(fault)));
-                status::IOERR
-            }
-        };
-        Outcome {
-            status,
-            bytes_to_guest: 0,
-        }
-    }
-
-    fn guest_fault(&self) -> Outcome {
-        self.counters.guest_fault();
-        Outcome {
-            status: status::IOERR,
-            bytes_to_guest: 0,
-        }
-    }
+    Progress::More
 }
 
 impl VirtioDevice for Block {
@@ -395,7 +267,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.disk.is_read_only(), self.cache)
+        config::features(&self.disk, self.cache)
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -408,24 +280,26 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
         ActivateError::unless_idle(&self.id, self.active.is_some())?;
-        let buffers = GuestBuffers::new(Arc::clone(&env.mem));
         let has_flush = env.acked_features & feature::FLUSH != 0;
         let is_write_through = self.cache == CacheType::Writeback && !has_flush;
         let [ring] = env.into_rings(&self.id, &self.counters)?;
         self.active = Some(Active {
             ring,
-            buffers,
+            spare: Vec::new(),
             is_write_through,
         });
         Ok(())
     }
 
-    /// Requests are carried out whole within a call: none waits for the host.
-    fn finish(&mut self, _gives_up: &dyn Fn() -> bool) {}
+    /// The disk is waited for, whatever it takes: the kernel uses the guest's memory until then.
+    fn finish(&mut self, _gives_up: &dyn Fn() -> bool) {
+        self.land_all();
+    }
 
     fn deactivate(&mut self) -> Vec<Queue> {
-        // Requests are served to their end, so none is under way here.
+        self.land_all();
         self.limiter.forget_wait();
+        self.again_at = None;
         self.active
             .take()
             .map(|active| active.ring.into_queue())
@@ -442,19 +316,25 @@ impl VirtioDevice for Block {
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.uring.as_ref().map(Uring::fd)
     }
 
     fn wants_backend(&self) -> bool {
-        false
+        self.uring.is_some() && self.active.is_some()
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
+        self.at_work(|worker, mut desk, _| worker.land(&mut desk));
+        // What has waited for room, and what has come meanwhile.
+        if self.serve_turn()? == Progress::More {
+            self.again_at = Some(Instant::now());
+        }
         Ok(())
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        self.limiter.blocked_until()
+        let waits = [self.limiter.blocked_until(), self.again_at];
+        waits.into_iter().flatten().min()
     }
 
     fn save(&self) -> DeviceState {
@@ -467,4 +347,13 @@ impl VirtioDevice for Block {
 }
 
 #[cfg(test)]
+#[expect(clippy::duplicate_mod, reason = "with the synchronous engine")]
 mod tests;
+
+#[cfg(test)]
+#[expect(
+    clippy::duplicate_mod,
+    reason = "the same with the asynchronous engine"
+)]
+#[path = "tests.rs"]
+mod async_tests;

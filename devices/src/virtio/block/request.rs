@@ -1,7 +1,7 @@
 //! A disk request: read once, checked, owned (virtio 1.2 §5.2.6).
 
 use crate::fault::GuestFault;
-use crate::limits::BLOCK_REQUEST_BYTES_MAX;
+use crate::limits::{BLOCK_DISCARD_SECTORS_MAX, BLOCK_REQUEST_BYTES_MAX};
 use crate::memory::GuestMem;
 use crate::virtio::block::backend::{Disk, SECTOR_BYTES};
 use crate::virtio::chain::{Chain, read_at, total_bytes};
@@ -19,6 +19,8 @@ mod kind {
     pub(super) const OUT: u32 = 1;
     pub(super) const FLUSH: u32 = 4;
     pub(super) const GET_ID: u32 = 8;
+    pub(super) const DISCARD: u32 = 11;
+    pub(super) const WRITE_ZEROES: u32 = 13;
 }
 
 /// What a request wants.
@@ -38,7 +40,28 @@ pub(super) enum Action {
     Flush,
     /// Tell the serial number.
     GetId,
+    /// Give `bytes` from `offset` on back to the host; what they hold afterwards is the host's business.
+    Discard {
+        /// In bytes.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+    },
+    /// Make `bytes` from `offset` on zero.
+    WriteZeroes {
+        /// In bytes.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// They may be given back to the host.
+        may_unmap: bool,
+    },
 }
+
+/// Bytes of `struct virtio_blk_discard_write_zeroes`: sector, number of sectors, flags.
+const RANGE_BYTES: u64 = 16;
+/// Its flag `unmap`.
+const RANGE_UNMAP: u32 = 1;
 
 /// A request that can be carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +126,64 @@ impl Request {
                 data_bytes: 0,
             }),
             kind::GET_ID => Err(GuestFault::ShortChain),
+            kind @ (kind::DISCARD | kind::WRITE_ZEROES) if disk.discards() => {
+                if disk.is_read_only() {
+                    return Err(GuestFault::ReadOnly);
+                }
+                let action = read_range(mem, chain, disk, kind)?;
+                Ok(Self {
+                    action,
+                    data_bytes: 0,
+                })
+            }
             other => Err(GuestFault::UnknownType(other)),
         }
+    }
+}
+
+/// The one range that a discard or a write of zeroes may name (virtio 1.2 §5.2.6.2).
+fn read_range(mem: &GuestMem, chain: &Chain, disk: &Disk, kind: u32) -> Result<Action, GuestFault> {
+    let given = total_bytes(chain.readable()).saturating_sub(HEADER_BYTES);
+    if given != RANGE_BYTES {
+        return Err(GuestFault::ShortChain);
+    }
+    let mut range = [0; 16];
+    read_at(mem, chain.readable(), HEADER_BYTES, &mut range)?;
+    let [
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        n0,
+        n1,
+        n2,
+        n3,
+        f0,
+        f1,
+        f2,
+        f3,
+    ] = range;
+    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+    let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+    let bytes = u64::from(sectors).saturating_mul(SECTOR_BYTES);
+    if sectors > BLOCK_DISCARD_SECTORS_MAX {
+        return Err(GuestFault::TooLarge { bytes });
+    }
+    let offset = check_place(disk, sector, bytes)?;
+    match (kind, flags) {
+        (kind::DISCARD, 0) => Ok(Action::Discard { offset, bytes }),
+        (kind::WRITE_ZEROES, 0 | RANGE_UNMAP) => Ok(Action::WriteZeroes {
+            offset,
+            bytes,
+            may_unmap: flags == RANGE_UNMAP,
+        }),
+        // A flag that nobody has defined (§5.2.6.2: UNSUPP).
+        _ => Err(GuestFault::UnknownType(kind)),
     }
 }
 
@@ -113,6 +192,11 @@ fn check_extent(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, GuestFault>
     if bytes > BLOCK_REQUEST_BYTES_MAX {
         return Err(GuestFault::TooLarge { bytes });
     }
+    check_place(disk, sector, bytes)
+}
+
+/// Where `bytes` at `sector` lie on the disk, in bytes, if they are whole sectors of it.
+fn check_place(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, GuestFault> {
     let fault = GuestFault::OutOfDisk { sector, bytes };
     let capacity = disk
         .capacity_sectors()

@@ -10,6 +10,20 @@ use crate::test_support::{Buffer, HIGH_RAM, LOW_RAM, Machine, readable, writable
 
 const SECTORS: usize = 64;
 
+/// All of this is run with either engine: by the module `tests`, and again by `async_tests`.
+fn engine() -> IoEngine {
+    if module_path!().ends_with("async_tests") {
+        IoEngine::Async
+    } else {
+        IoEngine::Sync
+    }
+}
+
+fn with_engine(mut block: Block) -> Box<Block> {
+    block.set_engine(engine()).unwrap();
+    Box::new(block)
+}
+
 fn image(bytes: usize) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     let data: Vec<u8> = (0..bytes)
@@ -39,7 +53,7 @@ impl Bench {
         let file = image(512 * SECTORS);
         let mut options = options(file.path());
         change(&mut options);
-        let mut machine = Machine::new(Box::new(Block::open(&options).unwrap()));
+        let mut machine = Machine::new(with_engine(Block::open(&options).unwrap()));
         machine.init();
         Self { machine, file }
     }
@@ -550,3 +564,6 @@ fn a_disk_in_an_image_needs_a_sector_and_all_its_checksums() {
     }
     assert!(Disk::in_image(with(512, &[1])).is_some());
 }
+
+#[path = "ways_tests.rs"]
+mod ways;

@@ -53,7 +53,10 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
     /// Add a disk
-    #[arg(long, value_name = "ID=PATH[,ro][,root][,in-image][,cache=writeback]")]
+    #[arg(
+        long,
+        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,cache=writeback][,engine=async]"
+    )]
     disk: Vec<DiskArg>,
     /// Add a network interface; the address is told to the guest as `ip=…`, with --rootfs to its agent
     #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A][,dns=A]]")]

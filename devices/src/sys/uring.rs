@@ -1,0 +1,190 @@
+//! Disk I/O that is under way while the loop does other things: io_uring (io_uring(7)).
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, opcode};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::guest_buffers::GuestBuffers;
+
+/// What is done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// Fill the buffers from `offset` on.
+    Read { offset: u64 },
+    /// Write the buffers from `offset` on.
+    Write { offset: u64 },
+    /// Make what was written safe.
+    Sync,
+}
+
+/// An operation that is under way, with all that the kernel uses of it: nobody else has them meanwhile.
+#[derive(Debug)]
+pub(crate) struct Flight<T> {
+    pub(crate) file: Arc<File>,
+    pub(crate) buffers: GuestBuffers,
+    /// The caller's.
+    pub(crate) payload: T,
+}
+
+/// A ring and the operations that it carries out, at most as many as it has entries.
+pub(crate) struct Uring<T> {
+    ring: IoUring,
+    /// Counts completions.
+    completed: OwnedFd,
+    /// By the number that the kernel has of them.
+    flights: Vec<Option<Flight<T>>>,
+    free: Vec<usize>,
+}
+
+impl<T> Uring<T> {
+    /// A ring for `entries` operations at a time.
+    ///
+    /// # Errors
+    /// The kernel's: it has no io_uring, or it is not allowed here (`kernel.io_uring_disabled`, a seccomp filter).
+    pub(crate) fn new(entries: u16) -> io::Result<Self> {
+        let ring = IoUring::new(u32::from(entries))?;
+        let completed = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        ring.submitter().register_eventfd(completed.as_raw_fd())?;
+        let entries = usize::from(entries);
+        Ok(Self {
+            ring,
+            completed,
+            flights: (0..entries).map(|_| None).collect(),
+            free: (0..entries).rev().collect(),
+        })
+    }
+
+    /// Readable when an operation has been completed.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.completed.as_fd()
+    }
+
+    /// Whether another operation can begin.
+    pub(crate) const fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Whether operations are under way.
+    pub(crate) const fn is_busy(&self) -> bool {
+        self.free.len() < self.flights.len()
+    }
+
+    /// Prepares `operation`; [`submit`](Self::submit) begins it. Gives it back when there is no room.
+    pub(crate) fn prepare(
+        &mut self,
+        operation: Operation,
+        flight: Flight<T>,
+    ) -> Result<(), Flight<T>> {
+        let Some(number) = self.free.pop() else {
+            return Err(flight);
+        };
+        let entry = entry(operation, &flight).user_data(number as u64);
+        // SAFETY: the entry names a descriptor, a list of vectors and memory that the flight keeps open, in place and
+        // mapped. It lies in `flights` from here on, where nothing touches it, until the kernel has said that the operation
+        // is complete; a ring that goes away waits for that first. Guest memory may be written at any time.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        match self.flights.get_mut(number) {
+            Some(slot) if pushed.is_ok() => {
+                *slot = Some(flight);
+                Ok(())
+            }
+            _ => {
+                self.free.push(number);
+                Err(flight)
+            }
+        }
+    }
+
+    /// Begins what was prepared.
+    ///
+    /// # Errors
+    /// The kernel's; what has not begun begins with the next call.
+    pub(crate) fn submit(&self) -> io::Result<()> {
+        self.enter(0)
+    }
+
+    /// Waits until at least one operation is complete, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        if self.is_busy() {
+            self.enter(1)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn enter(&self, want: usize) -> io::Result<()> {
+        loop {
+            match self.ring.submitter().submit_and_wait(want) {
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                other => return other.map(|_count| ()),
+            }
+        }
+    }
+
+    /// Forgets that [`fd`](Self::fd) is readable: before all that is complete is taken.
+    pub(crate) fn acknowledge(&self) {
+        // Fails only when the count is 0.
+        let _ = rustix::io::read(&self.completed, &mut [0; 8]);
+    }
+
+    /// An operation that is complete, and how many bytes it moved.
+    pub(crate) fn next_complete(&mut self) -> Option<(Flight<T>, io::Result<usize>)> {
+        let entry = self.ring.completion().next()?;
+        let number = usize::try_from(entry.user_data()).ok()?;
+        let flight = self.flights.get_mut(number)?.take()?;
+        self.free.push(number);
+        let result = usize::try_from(entry.result())
+            .map_err(|_| io::Error::from_raw_os_error(entry.result().saturating_neg()));
+        Some((flight, result))
+    }
+}
+
+fn entry<T>(operation: Operation, flight: &Flight<T>) -> Entry {
+    let file = Fd(flight.file.as_raw_fd());
+    match operation {
+        Operation::Read { offset } => {
+            let (vectors, count) = flight.buffers.vectors();
+            opcode::Readv::new(file, vectors, count)
+                .offset(offset)
+                .build()
+        }
+        Operation::Write { offset } => {
+            let (vectors, count) = flight.buffers.vectors();
+            opcode::Writev::new(file, vectors, count)
+                .offset(offset)
+                .build()
+        }
+        Operation::Sync => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
+    }
+}
+
+impl<T> Drop for Uring<T> {
+    /// The kernel uses the flights until they are complete. Should it not even wait for them, they stay for ever.
+    fn drop(&mut self) {
+        while self.is_busy() {
+            let waited = self.wait();
+            if self.next_complete().is_none() && waited.is_err() {
+                std::mem::forget(std::mem::take(&mut self.flights));
+                return;
+            }
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for Uring<T> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let busy = self.flights.len().saturating_sub(self.free.len());
+        out.debug_struct("Uring")
+            .field("busy", &busy)
+            .finish_non_exhaustive()
+    }
+}

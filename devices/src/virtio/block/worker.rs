@@ -1,0 +1,433 @@
+//! Carries out requests: at once, or by io_uring.
+//!
+//! ```text
+//!   serve --> execute ---------------------------> conclude: status byte, used ring
+//!        \--> start --> kernel --> land --> settle ---^
+//!                         ^           |
+//!                         +-- rest ---+
+//! ```
+
+use std::cell::Cell;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use super::backend::Disk;
+use super::request::{self, Action, Request};
+use crate::counters::Counters;
+use crate::fault::{GuestFault, HostFault, HostOperation};
+use crate::sys::guest_buffers::GuestBuffers;
+use crate::sys::uring::{Flight, Operation, Uring};
+use crate::virtio::chain::{Chain, parts, write_at};
+use crate::virtio::ring::Ring;
+
+/// Status byte of a request (virtio 1.2 §5.2.6).
+mod status {
+    pub(super) const OK: u8 = 0;
+    pub(super) const IOERR: u8 = 1;
+    pub(super) const UNSUPP: u8 = 2;
+}
+
+/// What became of a request.
+struct Outcome {
+    status: u8,
+    /// Data bytes put into guest memory, without the status byte.
+    bytes_to_guest: u32,
+}
+
+/// A request that is under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    chain: Chain,
+    status_at: u64,
+    request: Request,
+    began: Instant,
+    /// Its data is written, and is being made safe.
+    is_syncing: bool,
+}
+
+/// What requests are served with.
+pub(super) struct Desk<'a> {
+    pub(super) ring: &'a mut Ring,
+    /// Lists of buffers that no request uses.
+    pub(super) spare: &'a mut Vec<GuestBuffers>,
+    /// Of the asynchronous engine.
+    pub(super) uring: Option<&'a mut Uring<Pending>>,
+}
+
+impl Desk<'_> {
+    /// Whether another request can begin.
+    pub(super) fn has_room(&self) -> bool {
+        self.uring.as_ref().is_none_or(|uring| uring.has_room())
+    }
+
+    fn buffers(&mut self) -> GuestBuffers {
+        let spare = self.spare.pop();
+        let mut buffers = spare.unwrap_or_else(|| GuestBuffers::new(Arc::clone(self.ring.mem())));
+        buffers.clear();
+        buffers
+    }
+}
+
+/// What serving a request needs, apart from the queue.
+pub(super) struct Worker<'a> {
+    pub(super) id: &'a str,
+    pub(super) disk: &'a Disk,
+    pub(super) counters: &'a Counters,
+    pub(super) syncs_writes: bool,
+    pub(super) syncs_flushes: bool,
+    /// The first failure of the host that nobody has been told of.
+    pub(super) failure: Cell<Option<HostFault>>,
+}
+
+impl Worker<'_> {
+    /// Serves one request, or begins to. Returns how many bytes of data it names.
+    pub(super) fn serve(&self, chain: Chain, desk: &mut Desk<'_>) -> u64 {
+        let Ok((status_at, parsed)) = Request::parse(desk.ring.mem(), &chain, self.disk) else {
+            // There is no place for a status byte.
+            self.counters.guest_fault();
+            desk.ring.complete(chain, 0);
+            return 0;
+        };
+        let request = match parsed {
+            Ok(request) => request,
+            Err(fault) => {
+                self.counters.guest_fault();
+                let outcome = Outcome {
+                    status: fault.block_status(),
+                    bytes_to_guest: 0,
+                };
+                self.conclude(desk.ring, (chain, status_at), &outcome);
+                return 0;
+            }
+        };
+        let mut buffers = desk.buffers();
+        if gather(&request, &chain, &mut buffers).is_err() {
+            self.conclude(desk.ring, (chain, status_at), &self.guest_fault());
+        } else if desk.uring.is_some() && self.may_wait(&request) {
+            let pending = Pending {
+                chain,
+                status_at,
+                request,
+                began: Instant::now(),
+                is_syncing: false,
+            };
+            self.start(pending, buffers, desk);
+            return request.data_bytes;
+        } else {
+            let outcome = self.execute(&request, (desk.ring, &chain), &mut buffers);
+            self.conclude(desk.ring, (chain, status_at), &outcome);
+        }
+        desk.spare.push(buffers);
+        request.data_bytes
+    }
+
+    /// Whether the host may be waited for.
+    const fn may_wait(&self, request: &Request) -> bool {
+        match request.action {
+            Action::Read { .. } | Action::Write { .. } => request.data_bytes > 0,
+            Action::Flush => self.syncs_flushes,
+            Action::GetId | Action::Discard { .. } | Action::WriteZeroes { .. } => false,
+        }
+    }
+
+    /// Begins a request, unless the host has what it reads in memory.
+    fn start(&self, pending: Pending, mut buffers: GuestBuffers, desk: &mut Desk<'_>) {
+        if let Action::Read { offset } = pending.request.action
+            && self.disk.read_cached(&mut buffers, offset)
+        {
+            self.settle(pending, buffers, Ok(()), desk);
+            return;
+        }
+        self.fly(pending, buffers, desk);
+    }
+
+    /// Begins what is left of a request.
+    fn fly(&self, pending: Pending, buffers: GuestBuffers, desk: &mut Desk<'_>) {
+        let Request { action, data_bytes } = pending.request;
+        let moved = data_bytes.saturating_sub(buffers.bytes());
+        let operation = match action {
+            Action::Read { offset } => Operation::Read {
+                offset: self.disk.place(offset.saturating_add(moved)),
+            },
+            Action::Write { offset } if !pending.is_syncing => Operation::Write {
+                offset: self.disk.place(offset.saturating_add(moved)),
+            },
+            _ => Operation::Sync,
+        };
+        let at = match operation {
+            Operation::Read { offset } | Operation::Write { offset } => offset,
+            Operation::Sync => 0,
+        };
+        let flight = Flight {
+            file: Arc::clone(self.disk.file_for(&buffers, at)),
+            buffers,
+            payload: pending,
+        };
+        let refused = match &mut desk.uring {
+            Some(uring) => uring.prepare(operation, flight).err(),
+            None => Some(flight),
+        };
+        // There is room for each request of a queue; were there none, it would have failed.
+        if let Some(flight) = refused {
+            let failed = Err(ErrorKind::ResourceBusy.into());
+            self.settle(flight.payload, flight.buffers, failed, desk);
+        }
+    }
+
+    /// Begins what [`serve`](Self::serve) and [`land`](Self::land) have prepared; false when that has to be tried again.
+    pub(super) fn submit(&self, desk: &Desk<'_>) -> bool {
+        let submitted = desk.uring.as_ref().map_or(Ok(()), |uring| uring.submit());
+        if let Err(cause) = submitted {
+            self.note_failure(HostOperation::SubmitDisk, cause);
+            return false;
+        }
+        true
+    }
+
+    /// Concludes all requests that are complete, and goes on with those of which a part is.
+    pub(super) fn land(&self, desk: &mut Desk<'_>) {
+        if let Some(uring) = &desk.uring {
+            uring.acknowledge();
+        }
+        while let Some((flight, result)) =
+            desk.uring.as_mut().and_then(|uring| uring.next_complete())
+        {
+            self.land_one(flight, result, desk);
+        }
+        self.submit(desk);
+        desk.ring.notify();
+    }
+
+    /// Waits until nothing is under way.
+    pub(super) fn land_all(&self, desk: &mut Desk<'_>) {
+        while desk.uring.as_ref().is_some_and(|uring| uring.is_busy()) {
+            let waited = desk.uring.as_ref().map_or(Ok(()), |uring| uring.wait());
+            if let Err(cause) = waited {
+                self.note_failure(HostOperation::SubmitDisk, cause);
+                return;
+            }
+            self.land(desk);
+        }
+    }
+
+    fn land_one(&self, flight: Flight<Pending>, result: io::Result<usize>, desk: &mut Desk<'_>) {
+        let Flight {
+            mut buffers,
+            payload: mut pending,
+            ..
+        } = flight;
+        let moves_data = !pending.is_syncing && pending.request.action != Action::Flush;
+        let done = match result {
+            Ok(0) if moves_data => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) if moves_data => {
+                buffers.advance(bytes);
+                if buffers.bytes() > 0 {
+                    return self.fly(pending, buffers, desk);
+                }
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {
+                return self.fly(pending, buffers, desk);
+            }
+            Err(cause) => Err(cause),
+        };
+        let is_write = matches!(pending.request.action, Action::Write { .. });
+        if done.is_ok() && is_write && self.syncs_writes && !pending.is_syncing {
+            pending.is_syncing = true;
+            return self.fly(pending, buffers, desk);
+        }
+        self.settle(pending, buffers, done, desk);
+    }
+
+    /// A request that was begun has ended.
+    fn settle(
+        &self,
+        pending: Pending,
+        buffers: GuestBuffers,
+        result: io::Result<()>,
+        desk: &mut Desk<'_>,
+    ) {
+        let Pending {
+            chain,
+            status_at,
+            request,
+            began,
+            is_syncing: pending_syncs,
+        } = pending;
+        let is_flush = request.action == Action::Flush;
+        if result.is_ok() && (is_flush || pending_syncs) {
+            Counters::add_one(&self.counters.host_syncs);
+        }
+        if is_flush {
+            self.counters.flush_time.record_since(began);
+        }
+        let outcome = self.note(&request, began, buffers.bytes(), result);
+        self.conclude(desk.ring, (chain, status_at), &outcome);
+        desk.spare.push(buffers);
+    }
+
+    /// Carries out a request whose data is gathered in `buffers`.
+    fn execute(
+        &self,
+        request: &Request,
+        (ring, chain): (&Ring, &Chain),
+        buffers: &mut GuestBuffers,
+    ) -> Outcome {
+        let began = Instant::now();
+        let result = match request.action {
+            Action::GetId => return self.get_id(ring, chain),
+            Action::Read { offset } => self.disk.read(buffers, offset),
+            Action::Write { offset } => {
+                let written = self.disk.write(buffers, offset);
+                if self.syncs_writes {
+                    written.and_then(|()| self.sync())
+                } else {
+                    written
+                }
+            }
+            Action::Flush if self.syncs_flushes => self.sync(),
+            Action::Flush => Ok(()),
+            Action::Discard { offset, bytes }
+            | Action::WriteZeroes {
+                offset,
+                bytes,
+                may_unmap: true,
+            } => self.disk.punch(offset, bytes),
+            Action::WriteZeroes { offset, bytes, .. } => self.disk.zero(offset, bytes),
+        };
+        self.note(request, began, buffers.bytes(), result)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let began = Instant::now();
+        self.disk.sync()?;
+        self.counters.flush_time.record_since(began);
+        Counters::add_one(&self.counters.host_syncs);
+        Ok(())
+    }
+
+    /// Counts a request, of whose data `left` bytes were not moved. What was moved before a failure counts too: the guest may
+    /// see it.
+    fn note(
+        &self,
+        request: &Request,
+        began: Instant,
+        left: u64,
+        result: io::Result<()>,
+    ) -> Outcome {
+        let counters = self.counters;
+        let moved = request.data_bytes.saturating_sub(left);
+        match request.action {
+            Action::Read { .. } => {
+                counters.read_time.record_since(began);
+                Counters::add(&counters.bytes_to_guest, moved);
+                let outcome = self.outcome(result, HostOperation::ReadDisk, &counters.reads);
+                Outcome {
+                    bytes_to_guest: u32::try_from(moved).unwrap_or(0),
+                    ..outcome
+                }
+            }
+            Action::Write { .. } => {
+                counters.write_time.record_since(began);
+                Counters::add(&counters.bytes_from_guest, moved);
+                self.outcome(result, HostOperation::WriteDisk, &counters.writes)
+            }
+            Action::Flush | Action::GetId => {
+                self.outcome(result, HostOperation::WriteDisk, &counters.flushes)
+            }
+            Action::Discard { .. } | Action::WriteZeroes { .. } => match result {
+                // The file system, or the disk under it, cannot: the driver does without.
+                Err(cause) if cause.kind() == ErrorKind::Unsupported => Outcome {
+                    status: status::UNSUPP,
+                    bytes_to_guest: 0,
+                },
+                result => self.outcome(result, HostOperation::WriteDisk, &counters.discards),
+            },
+        }
+    }
+
+    /// The serial number: the first 20 bytes of the id, filled up with zeros (virtio 1.2 §5.2.6).
+    fn get_id(&self, ring: &Ring, chain: &Chain) -> Outcome {
+        let mut serial = [0; request::ID_BYTES];
+        serial
+            .iter_mut()
+            .zip(self.id.bytes())
+            .for_each(|(target, byte)| *target = byte);
+        match write_at(ring.mem(), chain.writable(), 0, &serial) {
+            Ok(()) => Outcome {
+                status: status::OK,
+                bytes_to_guest: request::ID_BYTES_U32,
+            },
+            Err(_) => self.guest_fault(),
+        }
+    }
+
+    fn outcome(
+        &self,
+        result: io::Result<()>,
+        operation: HostOperation,
+        counter: &AtomicU64,
+    ) -> Outcome {
+        let status = match result {
+            Ok(()) => {
+                Counters::add_one(counter);
+                status::OK
+            }
+            Err(cause) => {
+                self.note_failure(operation, cause);
+                status::IOERR
+            }
+        };
+        Outcome {
+            status,
+            bytes_to_guest: 0,
+        }
+    }
+
+    fn note_failure(&self, operation: HostOperation, cause: io::Error) {
+        self.counters.host_fault(&cause);
+        let fault = HostFault {
+            device: self.id.to_owned(),
+            operation,
+            cause,
+        };
+        self.failure.set(Some(self.failure.take().unwrap_or(fault)));
+    }
+
+    fn guest_fault(&self) -> Outcome {
+        self.counters.guest_fault();
+        Outcome {
+            status: status::IOERR,
+            bytes_to_guest: 0,
+        }
+    }
+
+    /// Gives a chain back, its status byte written.
+    fn conclude(&self, ring: &mut Ring, (chain, status_at): (Chain, u64), outcome: &Outcome) {
+        let status = [outcome.status];
+        let used = match write_at(ring.mem(), chain.writable(), status_at, &status) {
+            Ok(()) => outcome.bytes_to_guest.saturating_add(1),
+            Err(_) => {
+                self.counters.guest_fault();
+                0
+            }
+        };
+        ring.complete(chain, used);
+    }
+}
+
+/// Collects the data's buffers.
+///
+/// # Errors
+/// They do not lie in RAM.
+fn gather(request: &Request, chain: &Chain, buffers: &mut GuestBuffers) -> Result<(), GuestFault> {
+    let (segments, skip) = match request.action {
+        Action::Read { .. } => (chain.writable(), 0),
+        Action::Write { .. } => (chain.readable(), request::HEADER_BYTES),
+        _ => return Ok(()),
+    };
+    parts(segments, skip, request.data_bytes).try_for_each(|part| buffers.push(part))
+}
