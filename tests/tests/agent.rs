@@ -17,6 +17,7 @@ const APP: &str = r#"
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/random.h>
+#include <termios.h>
 #include <unistd.h>
 static void show(const char *name, const void *bytes, int count) {
     printf("%s ", name);
@@ -31,6 +32,8 @@ int main(int argc, char **argv) {
     show("auxv", (void *)getauxval(AT_RANDOM), 16);
     show("canary", canary, sizeof canary);
     if (argc > 2 && !strcmp(argv[2], "ready")) {
+        // What waits in the driver of the serial port would be printed by each clone.
+        tcdrain(1);
         FILE *ready = fopen("/run/lightv/ready", "r");
         while (fgets(text, sizeof text, ready)) {}
         fclose(ready);

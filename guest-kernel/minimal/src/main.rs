@@ -12,6 +12,7 @@ mod blk;
 mod boot;
 mod console;
 mod control;
+mod deep_disk;
 mod heap;
 mod hex;
 mod local;

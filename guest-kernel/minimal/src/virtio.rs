@@ -63,6 +63,8 @@ pub type Entropy = VirtIORng<Identity, MmioTransport<'static>>;
 pub struct Devices {
     /// Block devices.
     pub disks: Vec<&'static mut Disk>,
+    /// Where their registers are.
+    pub disk_places: Vec<MmioDevice>,
     /// The first network device.
     pub nic: Option<&'static mut Nic>,
     /// The first source of randomness.
@@ -93,7 +95,10 @@ impl Devices {
         // SAFETY: `find` has found the device's registers there; nothing else but its driver uses them.
         let registers = unsafe { Window::new(place.base, place.len) };
         match transport.device_type() {
-            DeviceType::Block => self.disks.push(leak(Disk::new(transport)?)),
+            DeviceType::Block => {
+                self.disks.push(leak(Disk::new(transport)?));
+                self.disk_places.push(place);
+            }
             DeviceType::Network if self.nic.is_none() => {
                 let transport = Batched::new(transport, registers);
                 self.nic = Some(leak(Nic::new(transport)?));

@@ -8,7 +8,9 @@
 
 pub mod block;
 pub mod compute;
+pub mod disk;
 pub mod memory;
 pub mod pattern;
 pub mod random;
 pub mod sha256;
+pub mod suite;

@@ -5,8 +5,13 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod compute;
+pub mod disk;
+pub mod guest;
 pub mod report;
 pub mod start;
 pub mod stats;
 
 mod first_byte;
+#[allow(unsafe_code)]
+mod sys;

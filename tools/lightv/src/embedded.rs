@@ -25,6 +25,7 @@ const APPS: &[&str] = &[
     "bad-instruction",
     "blk",
     "cpu",
+    "disk-bench",
     "echo",
     "entropy",
     "exit",

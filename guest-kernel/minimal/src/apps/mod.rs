@@ -2,6 +2,7 @@
 
 mod args;
 mod blk;
+mod disk_bench;
 mod disk_job;
 mod echo;
 mod ends;
@@ -27,6 +28,7 @@ const APPS: &[(&str, App)] = &[
     ("bad-instruction", ends::bad_instruction),
     ("blk", blk::run),
     ("cpu", measure::cpu),
+    ("disk-bench", disk_bench::run),
     ("echo", echo::run),
     ("entropy", entropy::run),
     ("exit", ends::exit),

@@ -1,22 +1,29 @@
 //! `lightv bench`: measures the claims on this host.
 
 mod api;
+mod compute;
+mod disk;
 mod start;
 
 use std::fs;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use clap::{Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::exit;
 use lightv_api::host::HostReport;
 use lightv_bench::api::ApiBenchError;
+use lightv_bench::compute::Suite;
+use lightv_bench::disk::DiskBenchError;
+use lightv_bench::guest::GuestError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
 use tempfile::TempDir;
 
 use crate::cache::CacheError;
+use crate::cmd::run::own_program;
 use crate::failure::{Coded, Failure};
 use crate::monitor::{self, MonitorError};
 
@@ -31,6 +38,9 @@ pub(crate) struct BenchArgs {
 enum Bench {
     Start(start::StartArgs),
     Api(api::ApiArgs),
+    Disk(disk::DiskArgs),
+    Cpu(compute::ComputeArgs),
+    Mem(compute::ComputeArgs),
 }
 
 /// Why there is no result.
@@ -54,6 +64,12 @@ pub(crate) enum BenchError {
     Start(#[from] StartBenchError),
     #[error(transparent)]
     Api(#[from] ApiBenchError),
+    #[error(transparent)]
+    Disk(#[from] DiskBenchError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error("Cannot build the image of {app}: {stderr}")]
+    Build { app: &'static str, stderr: String },
 }
 
 impl Coded for BenchError {
@@ -72,7 +88,42 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
     match &args.bench {
         Bench::Start(args) => start::run(args),
         Bench::Api(args) => api::run(args),
+        Bench::Disk(args) => disk::run(args),
+        Bench::Cpu(args) => compute::run(args, Suite::Cpu),
+        Bench::Mem(args) => compute::run(args, Suite::Mem),
     }
+}
+
+/// Builds an image of an embedded app for one benchmark.
+fn build_image(app: &'static str, options: &[&str], image: &Path) -> Result<(), BenchError> {
+    let program = own_program();
+    let mut command = Command::new(&program);
+    command
+        .args(["build", app])
+        .args(options)
+        .arg("-o")
+        .arg(image);
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|cause| BenchError::File {
+        path: program,
+        cause,
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(BenchError::Build { app, stderr })
+}
+
+/// How many rounds are done, where a user sees it.
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rounds, {eta} left");
+    let bar = ProgressBar::new(0);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }
 
 /// The report of a benchmark on this host.

@@ -1,15 +1,14 @@
 //! `lightv bench start`.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use lightv_bench::report::{self as reports, Report};
 use lightv_bench::start::{self, StartBench};
 
-use super::{BenchError, host_line, report, temporary_folder, write_out};
+use super::{BenchError, host_line, progress_bar, report, temporary_folder, write_out};
 use crate::cache;
 use crate::cmd::run::own_program;
 use crate::cmd::{show, show_json};
@@ -101,16 +100,6 @@ fn image(args: &StartArgs) -> Result<PathBuf, BenchError> {
         None if Path::new(IMAGE).is_file() => Ok(IMAGE.into()),
         None => Ok(cache::image(APP.0, APP.1)?),
     }
-}
-
-fn progress_bar() -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} rounds, {eta} left");
-    let bar = ProgressBar::new(0);
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar
 }
 
 fn show_table(report: &Report) -> Result<ExitCode, Failure> {

@@ -1,0 +1,147 @@
+//! `disk-bench`: how fast a disk is, with one request or many under way.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use lightv_workloads::disk::{Order, Plan};
+use virtio_drivers::Error;
+
+use super::{Refusal, STATUS_FAILED, STATUS_OK};
+use crate::boot::to_usize;
+use crate::deep_disk::{DEPTH_MAX, DeepDisk, Direction, Slot};
+use crate::machine::{BadNumber, Machine};
+use crate::{eprintln, println, time};
+
+const USAGE: &str = "disk-bench read|write seq|rand REQUEST_BYTES DEPTH COUNT SEED";
+/// What direct I/O of a host needs of addresses at most.
+const ALIGN: usize = 4096;
+
+struct Run {
+    direction: Direction,
+    plan: Plan,
+    depth: usize,
+    count: u64,
+}
+
+/// What was measured.
+struct Measured {
+    ns: u64,
+    /// Of each request, sorted.
+    latencies_ns: Vec<u32>,
+}
+
+pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
+    time::init();
+    machine.ready();
+    let mut run = read_args(machine)?;
+    let place = machine.devices.disk_places.first().copied();
+    let place = place.ok_or(Refusal::NoDevice("block"))?;
+    // SAFETY: the driver of `Devices` was found there, and nothing calls it in this app.
+    let taken = unsafe { DeepDisk::take(place) };
+    let Some(Ok(mut disk)) = taken else {
+        return Err(Refusal::NoDevice("block"));
+    };
+    run.plan.disk_bytes = disk.capacity_bytes();
+    match measure(&run, &mut disk) {
+        Ok(measured) => {
+            print(&run, &measured);
+            Ok(STATUS_OK)
+        }
+        Err(error) => {
+            eprintln!("disk-bench error: {error}");
+            Ok(STATUS_FAILED)
+        }
+    }
+}
+
+fn read_args(machine: &Machine) -> Result<Run, Refusal> {
+    let mut args = machine.args();
+    let usage = || Refusal::Usage(USAGE);
+    let direction = match args.next() {
+        Some("read") => Direction::Read,
+        Some("write") => Direction::Write,
+        _ => return Err(usage()),
+    };
+    let order = args.next().ok_or_else(usage)?;
+    let mut number = || -> Result<u64, Refusal> {
+        let text = args.next().ok_or_else(usage)?;
+        Ok(text.parse().map_err(|_| BadNumber(text))?)
+    };
+    let (request_bytes, depth, count, seed) = (number()?, number()?, number()?, number()?);
+    let order = match order {
+        "seq" => Order::Sequential,
+        "rand" => Order::Random(seed),
+        _ => return Err(usage()),
+    };
+    let is_whole = request_bytes > 0 && request_bytes % 512 == 0;
+    if !is_whole || count == 0 || depth == 0 || to_usize(depth) > DEPTH_MAX {
+        return Err(usage());
+    }
+    let plan = Plan {
+        request_bytes,
+        disk_bytes: 0,
+        order,
+    };
+    Ok(Run {
+        direction,
+        plan,
+        depth: to_usize(depth),
+        count,
+    })
+}
+
+fn slots(run: &Run) -> Vec<&'static mut Slot> {
+    let bytes = to_usize(run.plan.request_bytes);
+    let slot = |number: usize| {
+        let room = vec![0x5a; bytes + ALIGN].leak();
+        let start = room.as_ptr().align_offset(ALIGN);
+        let data = &mut room[start..start + bytes];
+        // Touched before the clock runs, and different in each.
+        data.fill(number.to_le_bytes()[0]);
+        &mut *Box::leak(Box::new(Slot::new(data, run.direction)))
+    };
+    (0..run.depth).map(slot).collect()
+}
+
+fn measure(run: &Run, disk: &mut DeepDisk) -> Result<Measured, Error> {
+    let mut free = slots(run);
+    let mut busy: Vec<&'static mut Slot> = Vec::with_capacity(run.depth);
+    let mut latencies_ns = Vec::with_capacity(to_usize(run.count));
+    let mut places = run.plan.places();
+    let (mut begun, mut done) = (0, 0);
+    let start_ns = time::now_ns();
+    while done < run.count {
+        while begun < run.count {
+            let Some(slot) = free.pop() else { break };
+            let place = places.next().ok_or(Error::InvalidParam)?;
+            busy.push(disk.begin(slot, place)?);
+            begun += 1;
+        }
+        disk.notify();
+        let token = disk.wait();
+        let found = busy.iter().position(|slot| DeepDisk::is(slot, token));
+        let slot = busy.swap_remove(found.ok_or(Error::WrongToken)?);
+        let ns = disk.finish(slot)?;
+        latencies_ns.push(u32::try_from(ns).unwrap_or(u32::MAX));
+        free.push(slot);
+        done += 1;
+    }
+    let ns = time::now_ns() - start_ns;
+    latencies_ns.sort_unstable();
+    Ok(Measured { ns, latencies_ns })
+}
+
+fn print(run: &Run, measured: &Measured) {
+    let Measured { ns, latencies_ns } = measured;
+    let bytes = run.count * run.plan.request_bytes;
+    let at = |percent: usize| {
+        let rank = (latencies_ns.len() * percent).div_ceil(100);
+        latencies_ns[rank.saturating_sub(1)]
+    };
+    let (p50, p99) = (at(50), at(99));
+    println!(
+        "requests={} bytes={bytes} ns={ns} p50_ns={p50} p99_ns={p99}",
+        run.count
+    );
+}

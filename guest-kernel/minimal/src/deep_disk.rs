@@ -1,0 +1,194 @@
+//! A disk with many requests under way: for measurements. The driver of [`blk`](crate::blk) has one.
+
+use core::ptr::NonNull;
+
+use guest_text::cmdline::MmioDevice;
+use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::mmio::MmioTransport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
+use virtio_drivers::{Error, Result};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::shim;
+use crate::time;
+use crate::virtio::Identity;
+
+/// Entries of the queue: a request takes three.
+const QUEUE_SIZE: usize = 128;
+/// Requests that may be under way.
+pub const DEPTH_MAX: usize = QUEUE_SIZE / 3;
+/// `VIRTIO_F_VERSION_1` and `VIRTIO_F_EVENT_IDX` (virtio 1.2 §6).
+const FEATURES: u64 = 1 << 32 | 1 << 29;
+/// As for [`blk`](crate::blk): how long is polled before the CPU sleeps.
+const POLL_TICKS: u64 = 100_000;
+
+/// What a request does with the disk (virtio 1.2 §5.2.6).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// To memory.
+    Read,
+    /// To the disk.
+    Write,
+}
+
+/// `struct virtio_blk_req` before the data.
+#[repr(C)]
+#[derive(Clone, Copy, Default, IntoBytes, FromBytes, Immutable)]
+struct Header {
+    kind: u32,
+    reserved: u32,
+    sector: u64,
+}
+
+/// A request's place in memory, and the data's.
+pub struct Slot {
+    header: Header,
+    status: [u8; 1],
+    data: &'static mut [u8],
+    direction: Direction,
+    token: Option<u16>,
+    began_ns: u64,
+}
+
+impl Slot {
+    /// For requests of `data`'s length.
+    pub fn new(data: &'static mut [u8], direction: Direction) -> Self {
+        Self {
+            header: Header::default(),
+            status: [0],
+            data,
+            direction,
+            token: None,
+            began_ns: 0,
+        }
+    }
+}
+
+/// The device and its driver.
+pub struct DeepDisk {
+    transport: MmioTransport<'static>,
+    queue: VirtQueue<Identity, QUEUE_SIZE>,
+    capacity_bytes: u64,
+}
+
+impl DeepDisk {
+    /// Takes the device at `place` from whatever drove it.
+    ///
+    /// # Safety
+    /// A disk's registers are there, and no other driver touches them any more.
+    pub unsafe fn take(place: MmioDevice) -> Option<Result<Self>> {
+        let header = NonNull::new(place.base as *mut _)?;
+        // SAFETY: the caller's word.
+        let transport = unsafe { MmioTransport::new(header, place.len) };
+        transport.ok().map(Self::new)
+    }
+
+    fn new(mut transport: MmioTransport<'static>) -> Result<Self> {
+        let started = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::empty());
+        transport.set_status(started);
+        let features = transport.read_device_features() & FEATURES;
+        transport.write_driver_features(features);
+        transport.set_status(started | DeviceStatus::FEATURES_OK);
+        let (low, high): (u32, u32) = (
+            transport.read_config_space(0)?,
+            transport.read_config_space(4)?,
+        );
+        let sectors = u64::from(low) | u64::from(high) << 32;
+        let has_event_index = features & 1 << 29 != 0;
+        let queue = VirtQueue::new(&mut transport, 0, false, has_event_index)?;
+        transport.finish_init();
+        Ok(Self {
+            transport,
+            queue,
+            capacity_bytes: sectors * 512,
+        })
+    }
+
+    /// Size in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// Begins a request at byte `place` with `slot`, which has none under way.
+    pub fn begin(&mut self, slot: &'static mut Slot, place: u64) -> Result<&'static mut Slot> {
+        slot.header = Header {
+            kind: match slot.direction {
+                Direction::Read => 0,
+                Direction::Write => 1,
+            },
+            reserved: 0,
+            sector: place / 512,
+        };
+        slot.began_ns = time::now_ns();
+        let header = slot.header.as_bytes();
+        // SAFETY: the slot lives for ever, and is touched no more before `finish` has popped this token.
+        let token = unsafe {
+            match slot.direction {
+                Direction::Read => self
+                    .queue
+                    .add(&[header], &mut [&mut *slot.data, &mut slot.status]),
+                Direction::Write => self
+                    .queue
+                    .add(&[header, &*slot.data], &mut [&mut slot.status]),
+            }
+        }?;
+        slot.token = Some(token);
+        Ok(slot)
+    }
+
+    /// Tells the device of the requests that were begun, unless it looks by itself.
+    pub fn notify(&mut self) {
+        if self.queue.should_notify() {
+            self.transport.notify(0);
+        }
+    }
+
+    /// The token of a request that is done, once there is one.
+    pub fn wait(&mut self) -> u16 {
+        let start = time::ticks();
+        loop {
+            if let Some(token) = self.queue.peek_used() {
+                return token;
+            }
+            if time::ticks().saturating_sub(start) < POLL_TICKS {
+                core::hint::spin_loop();
+                continue;
+            }
+            // Acknowledge before looking once more: an interrupt from now on ends the sleep.
+            self.transport.ack_interrupt();
+            if self.queue.peek_used().is_none() {
+                shim::wait();
+            }
+        }
+    }
+
+    /// Ends the request of `slot` if it is the one that is done next; how long it took, in ns.
+    pub fn finish(&mut self, slot: &mut Slot) -> Result<u64> {
+        let token = slot.token.ok_or(Error::NotReady)?;
+        let header = slot.header.as_bytes();
+        // SAFETY: the buffers that were added with this token.
+        unsafe {
+            match slot.direction {
+                Direction::Read => {
+                    self.queue
+                        .pop_used(token, &[header], &mut [&mut *slot.data, &mut slot.status])
+                }
+                Direction::Write => {
+                    self.queue
+                        .pop_used(token, &[header, &*slot.data], &mut [&mut slot.status])
+                }
+            }
+        }?;
+        slot.token = None;
+        match slot.status {
+            [0] => Ok(time::now_ns() - slot.began_ns),
+            _ => Err(Error::IoError),
+        }
+    }
+
+    /// Whether `slot` is the one that `token` names.
+    pub fn is(slot: &Slot, token: u16) -> bool {
+        slot.token == Some(token)
+    }
+}

@@ -1,0 +1,87 @@
+//! `lightv bench cpu` and `lightv bench mem`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use lightv_bench::compute::{self, ComputeBench, Suite};
+use lightv_bench::guest::Guest;
+use lightv_bench::report::Report;
+
+use super::{BenchError, host_line, progress_bar, report, write_out};
+use crate::cache;
+use crate::cmd::run::own_program;
+use crate::cmd::{show, show_json};
+use crate::failure::Failure;
+use crate::table::Table;
+
+/// The same routines in a guest's user code and on the host, in turn
+///
+/// Rates are millions of units a second: bytes hashed, numbers sieved, points of a picture; bytes moved, steps of a chase. The
+/// ratio is the guest's median over the host's: 1 is native. The first round does not count.
+#[derive(Debug, Parser)]
+#[command(after_help = "\
+Examples:
+  lightv bench cpu                    30 rounds
+  lightv bench mem --count 5 --json   one JSON object on standard output")]
+pub(super) struct ComputeArgs {
+    /// Rounds that count
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: u32,
+    /// Milliseconds for each routine, on each side of a round
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    time: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write the JSON into a file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Carries it out.
+pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure> {
+    let bench = ComputeBench {
+        guest: Guest {
+            lightv: own_program(),
+            image: cache::image(suite.name(), suite.name()).map_err(BenchError::from)?,
+        },
+        suite,
+        rounds: args.count,
+        time: Duration::from_millis(args.time),
+    };
+    let bar = progress_bar();
+    let cases = compute::measure(&bench, |done, of| {
+        bar.set_length(of.into());
+        bar.set_position(done.into());
+    });
+    bar.finish_and_clear();
+    let report = report(suite.name(), cases.map_err(BenchError::from)?)?;
+    write_out(&report, args.out.as_deref())?;
+    if args.json {
+        show_json(&report)
+    } else {
+        show_table(&report)
+    }
+}
+
+fn show_table(report: &Report) -> Result<ExitCode, Failure> {
+    let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
+    for case in &report.cases {
+        table.row([
+            case.name.clone(),
+            case.n.to_string(),
+            format!("{:.1}", case.min),
+            format!("{:.1}", case.p50),
+            format!("{:.1}", case.p99),
+            case.unit.clone(),
+            format!("{:.3} × {}", case.ratio, case.reference),
+        ]);
+    }
+    show(|out| {
+        table.write(out)?;
+        writeln!(out, "{}; ratio of p50", host_line(report))
+    })
+}
