@@ -22,7 +22,6 @@ pub enum Feature {
 /// What this version lacks.
 pub const NOT_OFFERED: &[Feature] = &[
     Feature::Vsock,
-    Feature::Balloon,
     Feature::Mmds,
     Feature::MemoryHotplug,
     Feature::Pmem,

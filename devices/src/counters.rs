@@ -32,6 +32,77 @@ pub struct Counters {
     pub(crate) read_time: Histogram,
     pub(crate) write_time: Histogram,
     pub(crate) flush_time: Histogram,
+    pub(crate) balloon: BalloonCounters,
+}
+
+/// What the balloon alone counts.
+#[derive(Debug, Default)]
+pub struct BalloonCounters {
+    pub(crate) inflates: AtomicU64,
+    pub(crate) deflates: AtomicU64,
+    pub(crate) stats_updates: AtomicU64,
+    pub(crate) stats_update_fails: AtomicU64,
+    pub(crate) reports: AtomicU64,
+    pub(crate) report_bytes: AtomicU64,
+    pub(crate) report_fails: AtomicU64,
+    pub(crate) hints: AtomicU64,
+    pub(crate) hint_bytes: AtomicU64,
+    pub(crate) hint_fails: AtomicU64,
+}
+
+/// [`BalloonCounters`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BalloonCountersSnapshot {
+    /// Arrays of pages that went into the balloon.
+    pub inflates: u64,
+    /// Arrays of pages that came out.
+    pub deflates: u64,
+    /// Reports of statistics.
+    pub stats_updates: u64,
+    /// Reports that could not be read, and entries with unknown tags.
+    pub stats_update_fails: u64,
+    /// Stretches that were told to have become free.
+    pub reports: u64,
+    /// Bytes of them that were given back.
+    pub report_bytes: u64,
+    /// Those that were not given back.
+    pub report_fails: u64,
+    /// Stretches that were told to be free when the driver was asked.
+    pub hints: u64,
+    /// Bytes of them that were given back.
+    pub hint_bytes: u64,
+    /// Those that were not given back.
+    pub hint_fails: u64,
+}
+
+impl BalloonCounters {
+    /// Adds stretches of free memory, bytes of them, and those that were left out.
+    pub(crate) fn add_free(
+        (stretches, bytes, fails): (&AtomicU64, &AtomicU64, &AtomicU64),
+        (count, freed, refused): (u64, u64, u64),
+    ) {
+        Counters::add(stretches, count);
+        Counters::add(bytes, freed);
+        Counters::add(fails, refused);
+    }
+
+    /// All of them now.
+    #[must_use]
+    pub fn snapshot(&self) -> BalloonCountersSnapshot {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BalloonCountersSnapshot {
+            inflates: load(&self.inflates),
+            deflates: load(&self.deflates),
+            stats_updates: load(&self.stats_updates),
+            stats_update_fails: load(&self.stats_update_fails),
+            reports: load(&self.reports),
+            report_bytes: load(&self.report_bytes),
+            report_fails: load(&self.report_fails),
+            hints: load(&self.hints),
+            hint_bytes: load(&self.hint_bytes),
+            hint_fails: load(&self.hint_fails),
+        }
+    }
 }
 
 /// [`Counters`] at one moment.
@@ -114,6 +185,12 @@ impl Counters {
     #[must_use]
     pub const fn flush_time(&self) -> &Histogram {
         &self.flush_time
+    }
+
+    /// What the balloon alone counts.
+    #[must_use]
+    pub const fn balloon(&self) -> &BalloonCounters {
+        &self.balloon
     }
 
     /// All of them now.

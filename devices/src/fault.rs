@@ -123,6 +123,10 @@ pub enum HostOperation {
     WatchStreams,
     /// Take input from a stream.
     ReadStream,
+    /// Give guest memory back.
+    ReleaseMemory,
+    /// Set a timer.
+    SetTimer,
 }
 
 impl std::fmt::Display for HostOperation {
@@ -137,6 +141,8 @@ impl std::fmt::Display for HostOperation {
             Self::GetRandom => "get random bytes",
             Self::WatchStreams => "wait for its streams",
             Self::ReadStream => "read its input",
+            Self::ReleaseMemory => "give guest memory back to the host",
+            Self::SetTimer => "set its timer",
         })
     }
 }
@@ -212,6 +218,14 @@ pub enum RestoreDeviceError {
         device: String,
         /// What was saved.
         mtu: u16,
+    },
+    /// The saved balloon is none that a guest can have brought about.
+    #[error("Balloon {device} was saved with {what} in a state that is impossible")]
+    Balloon {
+        /// Id of the device.
+        device: String,
+        /// What of it.
+        what: &'static str,
     },
     /// The saved ports are none that a guest can have brought about.
     #[error("Console {device} was saved with ports in a state that is impossible")]

@@ -4,7 +4,7 @@
 //! allocate without bound: every limit is in [`limits`].
 //!
 //! Each module uses only those listed before it: `memory`, `fault`, `limits`, `counters`, `interrupt`, `sys`,
-//! `state` (with the saved form of each device), `virtio::ring`, `virtio::device`, the devices, `virtio::mmio`.
+//! `state` (with the saved form of each device), `virtio::ring`, `virtio::live_config`, `virtio::device`, the devices, `virtio::mmio`.
 
 #![deny(unsafe_code)]
 #![cfg_attr(

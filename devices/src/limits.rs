@@ -38,6 +38,21 @@ pub const ENTROPY_REQUESTS_PER_TURN: usize = 16;
 pub const ENTROPY_BYTES_PER_TURN: usize = 256 << 10;
 /// Random bytes fetched by one call: a buffer on the stack.
 pub const ENTROPY_CHUNK_BYTES: usize = 4096;
+/// Entries of each queue of the balloon: what Firecracker offers, and as many chains as Linux has pages under way.
+pub const BALLOON_QUEUE_SIZE: u16 = 256;
+/// Page frame numbers of one chain: 16 times what Linux puts into one.
+pub const BALLOON_PFNS_PER_CHAIN_MAX: u64 = 4096;
+/// Bytes of free memory that one chain may name. Linux reports 32 blocks of 4 MiB; a chain can name all of RAM, and the loop
+/// must not be held for that long.
+pub const BALLOON_CHAIN_BYTES_MAX: u64 = 256 << 20;
+/// Chains of the balloon served before other devices have their turn.
+pub const BALLOON_CHAINS_PER_TURN: usize = 64;
+/// Bytes given back after which other devices have their turn: some 20 ms.
+pub const BALLOON_BYTES_PER_TURN: u64 = 256 << 20;
+/// Stretches of memory given back after which other devices have their turn: each is a call to the host.
+pub const BALLOON_RANGES_PER_TURN: usize = 4096;
+/// Entries of a report of statistics that are looked at: Linux has 16.
+pub const BALLOON_STATS_PER_REPORT: usize = 64;
 /// Entries of the queue of keys for a terminal: a driver keeps a page for each.
 pub const CONSOLE_TERMINAL_RX_SIZE: u16 = 8;
 /// Entries of the queue of standard input: 128 KiB under way in a Linux guest.

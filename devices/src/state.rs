@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 pub use crate::fault::RestoreDeviceError;
 pub use crate::serial::SerialStateV1;
+pub use crate::virtio::balloon::state::{BalloonStateV1, HintingStateV1, StatV1};
 pub use crate::virtio::block::state::BlockStateV1;
 pub use crate::virtio::console::state::{ConsoleStateV1, PortStateV1};
 pub use crate::virtio::entropy::state::EntropyStateV1;
@@ -44,6 +45,11 @@ impl Section for EntropyStateV1 {
     const VERSION: u16 = 1;
 }
 
+impl Section for BalloonStateV1 {
+    const KIND: &'static str = "virtio-balloon";
+    const VERSION: u16 = 1;
+}
+
 impl Section for ConsoleStateV1 {
     const KIND: &'static str = "virtio-console";
     const VERSION: u16 = 1;
@@ -65,4 +71,6 @@ pub enum DeviceState {
     Entropy(EntropyStateV1),
     /// The console.
     Console(ConsoleStateV1),
+    /// The memory balloon.
+    Balloon(BalloonStateV1),
 }

@@ -1,6 +1,8 @@
 //! What every virtio device has to bear, driven through its real register front: reset, a second start, save and
 //! restore, and the rings of a hostile guest, after each of which it works again.
 
+#[path = "subjects/balloon.rs"]
+mod balloon_subject;
 mod support;
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -656,5 +658,6 @@ macro_rules! conformance {
 
 conformance!(block, BlockSubject::new());
 conformance!(net, NetSubject { host: None });
+conformance!(balloon, balloon_subject::BalloonSubject);
 conformance!(entropy, EntropySubject);
 conformance!(console, ConsoleSubject::default());

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lightv_devices::state::{
-    BlockStateV1, ConsoleStateV1, EntropyStateV1, NetStateV1, PortStateV1, QueueStateV1, Section,
-    SerialStateV1, TransportStateV1,
+    BalloonStateV1, BlockStateV1, ConsoleStateV1, EntropyStateV1, HintingStateV1, NetStateV1,
+    PortStateV1, QueueStateV1, Section, SerialStateV1, StatV1, TransportStateV1,
 };
 
 fn path<S: Section>(case: &str) -> PathBuf {
@@ -147,6 +147,27 @@ fn console() {
         ports: vec![named, open, fresh, added, open],
     };
     check("open", &state);
+}
+
+#[test]
+fn balloon() {
+    let state = BalloonStateV1 {
+        actual_pages: 0x1234_5678,
+        hinting: HintingStateV1 {
+            host_cmd: 1,
+            guest_cmd: Some(0),
+            last_run: 300,
+            acknowledge_on_stop: true,
+        },
+        stats: vec![
+            StatV1 { tag: 4, value: 5 },
+            StatV1 {
+                tag: 15,
+                value: u64::MAX,
+            },
+        ],
+    };
+    check("told", &state);
 }
 
 #[test]

@@ -185,7 +185,6 @@ fn what_is_not_offered_is_refused_by_name() {
     );
     for (key, value) in [
         ("vsock", json!({"guest_cid": 3, "uds_path": "v"})),
-        ("balloon", json!({"amount_mib": 1, "deflate_on_oom": true})),
         ("mmds-config", json!({"network_interfaces": ["n"]})),
         ("memory-hotplug", json!({"total_size_mib": 128})),
     ] {

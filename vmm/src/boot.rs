@@ -146,7 +146,7 @@ pub fn boot(
     let output = GuestOutput::stdout();
     let around = Around {
         vm: &vm,
-        mem: ram.mem(),
+        ram: &ram,
         events: &sender,
         disks: &files.disks,
         host,

@@ -13,6 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
+use lightv_api::contract::balloon::BalloonSpec;
 use lightv_api::contract::drive;
 use lightv_api::offer;
 use lightv_devices::limiter::LimiterOptions;
@@ -165,7 +166,10 @@ impl MachineConfig {
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
             agent::prove(agent, nets.len(), &mut faults);
         }
-        let single = usize::from(spec.entropy.is_some()) + usize::from(spec.console.is_some());
+        prove_balloon(&spec, &mut faults);
+        let single = usize::from(spec.entropy.is_some())
+            + usize::from(spec.console.is_some())
+            + usize::from(spec.balloon.is_some());
         let devices = drives.len() + nets.len() + single;
         if devices > limits::DEVICES_MAX {
             faults.add(
@@ -210,6 +214,20 @@ impl MachineConfig {
     /// A device has other limits from now on.
     pub fn change_limits(&mut self, patch: &limiter::LimitsPatch) {
         limiter::patch(&mut self.spec, patch);
+    }
+
+    /// The balloon is `mib` large from now on.
+    pub fn set_balloon_amount(&mut self, mib: u32) {
+        if let Some(balloon) = &mut self.spec.balloon {
+            balloon.amount_mib = mib;
+        }
+    }
+
+    /// The balloon asks for statistics every `seconds` from now on.
+    pub fn set_balloon_interval(&mut self, seconds: u16) {
+        if let Some(balloon) = &mut self.spec.balloon {
+            balloon.stats_polling_interval_s = seconds;
+        }
     }
 
     /// What is booted, if the configuration says so.
@@ -272,6 +290,12 @@ impl MachineConfig {
     pub fn entropy_limits(&self) -> LimiterOptions {
         let entropy = self.spec.entropy.as_ref();
         limiter::options(entropy.and_then(|entropy| entropy.rate_limiter))
+    }
+
+    /// The balloon, if there is one.
+    #[must_use]
+    pub const fn balloon(&self) -> Option<&BalloonSpec> {
+        self.spec.balloon.as_ref()
     }
 
     /// Whether there is a console.
@@ -404,6 +428,17 @@ fn prove_machine(spec: &VmSpec, host_memory_bytes: u64, faults: &mut Faults) -> 
         faults.add("machine-config.mem_size_mib", machine.mem_size_mib, allowed);
     }
     vcpus.unwrap_or(1)
+}
+
+fn prove_balloon(spec: &VmSpec, faults: &mut Faults) {
+    let Some(balloon) = &spec.balloon else {
+        return;
+    };
+    let memory_mib = spec.machine_config.mem_size_mib;
+    if u64::from(balloon.amount_mib) > memory_mib {
+        let allowed = format!("0–{memory_mib} (machine-config.mem_size_mib)");
+        faults.add("balloon.amount_mib", balloon.amount_mib, allowed);
+    }
 }
 
 fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {

@@ -47,12 +47,30 @@ fn memory_outside_the_range_is_refused() {
 fn what_is_not_offered_is_refused_by_name() {
     for (key, value) in [
         ("vsock", r#"{"guest_cid":3,"uds_path":"u"}"#),
-        ("balloon", r#"{"amount_mib":1,"deflate_on_oom":true}"#),
         ("mmds-config", r#"{"network_interfaces":["a"]}"#),
         ("memory-hotplug", r#"{"total_size_mib":128}"#),
     ] {
         check_fault(&format!(r#"{{"{key}":{value}}}"#), key);
         assert!(prove(&format!(r#"{{"{key}":null}}"#)).is_ok(), "null {key}");
+    }
+}
+
+#[test]
+fn a_balloon_is_at_most_as_large_as_memory() {
+    let balloon = |mib: u64| {
+        format!(
+            r#"{{"machine-config":{{"mem_size_mib":64}},"balloon":{{"amount_mib":{mib},"deflate_on_oom":true}}}}"#
+        )
+    };
+    check_fault(&balloon(65), "balloon.amount_mib");
+    for mib in [0, 64] {
+        let config = prove(&balloon(mib)).unwrap();
+        assert_eq!(
+            config
+                .balloon()
+                .map(|balloon| u64::from(balloon.amount_mib)),
+            Some(mib)
+        );
     }
 }
 

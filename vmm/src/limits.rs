@@ -21,6 +21,9 @@ pub const HOSTNAME_BYTES_MAX: usize = 63;
 /// Guest RAM runs that an image stores. Each is one mapping in every restored VM, and KVM_CREATE_VM takes longer
 /// with every mapping of the process.
 pub const MEMORY_RUNS_MAX: usize = 64;
+/// Mappings that may take the place of a view of a file whose pages were given back. Each splits one in two; a process has
+/// 65,530 by default.
+pub const RELEASED_MAPPINGS_MAX: usize = 4096;
 /// Files of the runtime directory that are looked at.
 pub const RUNTIME_FILES_MAX: usize = 100_000;
 /// Bytes of one: a few paths.

@@ -2,18 +2,21 @@
 //!
 //! One private mapping for each side of the hole, zeroed. A restore lays views of the image's memory over it
 //! ([`GuestRam::overlay`]): what the guest only reads stays shared by all its clones, what it writes becomes its own.
-//! Pages that the image does not hold are zero, and cost nothing until they are touched.
+//! Pages that the image does not hold are zero, and cost nothing until they are touched. So do those that the guest has given
+//! back ([`crate::reclaim`]), whatever they were before.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lightv_devices::memory::GuestMem;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::arch::host::layout;
 use crate::limits;
+use crate::lock::lock;
+use crate::page_set::PageSet;
 use crate::sys::mapping::{MapError, Mapping};
 use crate::sys::uffd::Userfault;
 
@@ -28,6 +31,10 @@ pub struct GuestRam {
     overlays: Vec<RamRun>,
     /// By which pages are served that were never touched.
     userfault: Option<Arc<Userfault>>,
+    /// Contents of files were copied, not mapped: which pages they are is not known any more.
+    has_copies: bool,
+    /// Pages that were given back and have zeroes under them since.
+    given_back: Arc<Mutex<PageSet>>,
 }
 
 /// RAM on one side of the hole.
@@ -116,6 +123,8 @@ impl GuestRam {
             mem: Arc::new(mem),
             overlays: Vec::new(),
             userfault: None,
+            has_copies: false,
+            given_back: Arc::default(),
         })
     }
 
@@ -153,6 +162,7 @@ impl GuestRam {
     /// [`RamError`].
     pub fn lay(&mut self, file: &File, runs: &[RamRun]) -> Result<(), RamError> {
         let is_copied = runs.len() > limits::MEMORY_RUNS_MAX;
+        self.has_copies |= is_copied;
         for run in runs {
             if is_copied {
                 self.copy(file, *run)?;
@@ -186,10 +196,22 @@ impl GuestRam {
         }
     }
 
-    /// The runs that were laid over RAM.
+    /// Pages that were given back and have zeroes under them since, also if the guest has written them again.
+    pub fn given_back(&self) -> MutexGuard<'_, PageSet> {
+        lock(&self.given_back)
+    }
+
+    /// Whether the page at `address` came with what RAM was made of: as a view of a file, or served by another process.
     #[must_use]
-    pub fn overlays(&self) -> &[RamRun] {
-        &self.overlays
+    pub fn is_view(&self, address: u64) -> bool {
+        let holds = |run: &RamRun| (run.address..run.address + run.bytes).contains(&address);
+        self.is_served() || self.overlays.iter().any(holds)
+    }
+
+    /// Whether the page at `address` was zero for sure before the machine ran.
+    #[must_use]
+    pub fn began_as_zero(&self, address: u64) -> bool {
+        !self.has_copies && !self.is_view(address)
     }
 
     /// Gives `address..+bytes` its own pages now; see [`Mapping::populate_for_write`].
@@ -208,7 +230,11 @@ impl GuestRam {
             .map_err(|cause| RamError::Map { bytes, cause })
     }
 
-    fn locate(&self, run: RamRun) -> Result<(&RamPart, usize, usize), RamError> {
+    /// Where `run` lies: part, offset in it, and length.
+    ///
+    /// # Errors
+    /// [`RamError::RunOutside`].
+    pub fn locate(&self, run: RamRun) -> Result<(&RamPart, usize, usize), RamError> {
         let outside = || RamError::RunOutside { run };
         let bytes = usize::try_from(run.bytes).map_err(|_| outside())?;
         for part in &self.parts {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
+use lightv_api::contract::balloon::{BalloonStats, HintingStatus};
 use lightv_api::contract::snapshot::SnapshotType;
 
 use crate::config::limiter::LimitsPatch;
@@ -29,6 +30,34 @@ pub enum Order {
     ChangeLimits(LimitsPatch),
     /// Press Ctrl-Alt-Del.
     PressCtrlAltDel,
+    /// Do something with the balloon.
+    Balloon(BalloonOrder),
+}
+
+/// What can be done with the balloon. What is asked for is sent before the order's own answer.
+#[derive(Debug)]
+pub enum BalloonOrder {
+    /// Want another size.
+    SetAmount {
+        /// In MiB.
+        mib: u32,
+    },
+    /// Ask for statistics as often.
+    SetPollingInterval {
+        /// In seconds.
+        seconds: u16,
+    },
+    /// Begin a run of hinting.
+    StartHinting {
+        /// Whether it ends by itself.
+        acknowledge_on_stop: bool,
+    },
+    /// End it.
+    StopHinting,
+    /// Tell statistics.
+    GetStats(Sender<BalloonStats>),
+    /// Tell where hinting stands.
+    GetHinting(Sender<HintingStatus>),
 }
 
 /// A snapshot as the REST API has it: two files.

@@ -77,7 +77,7 @@ pub fn restore(
     let output = GuestOutput::stdout();
     let around = Around {
         vm: &vm,
-        mem: ram.mem(),
+        ram: &ram,
         events: &sender,
         disks: &saved.disks,
         host,

@@ -175,6 +175,7 @@ fn add_state(
             DeviceState::Net(state) => contents.add(index, state)?,
             DeviceState::Entropy(state) => contents.add(index, state)?,
             DeviceState::Console(state) => contents.add(index, state)?,
+            DeviceState::Balloon(state) => contents.add(index, state)?,
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use crate::fault::{ActivateError, HostFault};
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMem;
 use crate::state::DeviceState;
+use crate::virtio::live_config::LiveConfig;
 use crate::virtio::ring::{Ring, RingContext};
 
 /// What a device is (virtio 1.2 §5): the number that the guest reads as its device id.
@@ -25,6 +26,8 @@ pub enum DeviceKind {
     Console,
     /// Entropy source (§5.4).
     Entropy,
+    /// Memory balloon (§5.5).
+    Balloon,
 }
 
 impl DeviceKind {
@@ -36,6 +39,7 @@ impl DeviceKind {
             Self::Block => 2,
             Self::Console => 3,
             Self::Entropy => 4,
+            Self::Balloon => 5,
         }
     }
 }
@@ -60,20 +64,41 @@ impl Activation {
         device: &str,
         counters: &Arc<Counters>,
     ) -> Result<[Ring; QUEUES], ActivateError> {
+        let rings = self.into_ring_list(device, counters, QUEUES)?;
+        let found = rings.len();
+        <[Ring; QUEUES]>::try_from(rings).map_err(|_| ActivateError::QueueCount {
+            device: device.to_owned(),
+            expected: QUEUES,
+            found,
+        })
+    }
+
+    /// The queues at work, of a device whose features decide how many there are.
+    pub(crate) fn into_ring_list(
+        self,
+        device: &str,
+        counters: &Arc<Counters>,
+        expected: usize,
+    ) -> Result<Vec<Ring>, ActivateError> {
         let found = self.queues.len();
-        let queues =
-            <[Queue; QUEUES]>::try_from(self.queues).map_err(|_| ActivateError::QueueCount {
-                device: device.to_owned(),
-                expected: QUEUES,
+        if found != expected {
+            let device = device.to_owned();
+            return Err(ActivateError::QueueCount {
+                device,
+                expected,
                 found,
-            })?;
+            });
+        }
         let context = RingContext {
             mem: self.mem,
             interrupt: self.interrupt,
             counters: Arc::clone(counters),
             acked_features: self.acked_features,
         };
-        Ok(queues.map(|queue| Ring::new(queue, context.clone())))
+        let queues = self.queues.into_iter();
+        Ok(queues
+            .map(|queue| Ring::new(queue, context.clone()))
+            .collect())
     }
 }
 
@@ -114,6 +139,12 @@ pub trait VirtioDevice: Send + fmt::Debug {
 
     /// Device-specific configuration, little-endian (virtio 1.2 §5.x.4). Reads past the end give zeros.
     fn config(&self) -> &[u8];
+
+    /// In place of [`config`](Self::config), for a device whose configuration changes while its driver works, or is written
+    /// by it. Most have none.
+    fn live_config(&self) -> Option<&Arc<LiveConfig>> {
+        None
+    }
 
     /// Takes `env.queues` to work on. What already waits in them is served when the caller processes each queue once
     /// ([`process_queue`](Self::process_queue)), as it does after a notification: in bounded turns.

@@ -16,6 +16,7 @@ use crate::memory::GuestMem;
 use crate::virtio::device::{DeviceKind, VirtioDevice};
 use crate::virtio::device_status::{DeviceStatus, STEPS, bits};
 use crate::virtio::feature;
+use crate::virtio::live_config::LiveConfig;
 use crate::virtio::queue_state::QueueStateV1;
 use crate::virtio::transport_state::Expected;
 pub use crate::virtio::transport_state::{RestoreTransportError, TransportStateV1};
@@ -103,6 +104,8 @@ pub struct DeviceProfile {
     pub queue_sizes: Vec<u16>,
     /// Device-specific configuration.
     pub config: Vec<u8>,
+    /// In place of `config`, if it changes while the driver works.
+    pub live_config: Option<Arc<LiveConfig>>,
     /// Counters, shared with the device.
     pub counters: Arc<Counters>,
 }
@@ -116,6 +119,7 @@ impl DeviceProfile {
             features: device.features(),
             queue_sizes: device.queue_sizes().to_vec(),
             config: device.config().to_vec(),
+            live_config: device.live_config().cloned(),
             counters: Arc::clone(device.counters()),
         }
     }
@@ -231,9 +235,11 @@ impl MmioFront {
         data.fill(0);
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             let start = usize::try_from(start).unwrap_or(usize::MAX);
-            let config = self.parts.profile.config.get(start..).unwrap_or_default();
+            let live = self.parts.profile.live_config.as_ref();
+            let live = live.map(|live| live.bytes());
+            let config = live.as_ref().unwrap_or(&self.parts.profile.config);
             data.iter_mut()
-                .zip(config)
+                .zip(config.get(start..).unwrap_or_default())
                 .for_each(|(target, byte)| *target = *byte);
             return;
         }
@@ -245,7 +251,13 @@ impl MmioFront {
 
     /// Serves a write of `data` at `offset` into the window. Any offset and width is safe.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        // No device of ours has configuration that a driver may write, so only registers remain.
+        if let Some(start) = offset.checked_sub(reg::CONFIG) {
+            let live = self.parts.profile.live_config.as_ref();
+            if !live.is_some_and(|live| live.write(start, data)) {
+                self.ignore();
+            }
+            return;
+        }
         let Ok(bytes) = <[u8; 4]>::try_from(data) else {
             return self.ignore();
         };
@@ -275,9 +287,15 @@ impl MmioFront {
             reg::SHM_LENGTH_LOW | reg::SHM_LENGTH_HIGH | reg::SHM_BASE_LOW | reg::SHM_BASE_HIGH => {
                 u32::MAX
             }
-            reg::CONFIG_GENERATION => self.config_generation,
+            reg::CONFIG_GENERATION => self.config_generation(),
             _ => return None,
         })
+    }
+
+    fn config_generation(&self) -> u32 {
+        let live = self.parts.profile.live_config.as_ref();
+        let changes = live.map_or(0, |live| live.generation());
+        self.config_generation.wrapping_add(changes)
     }
 
     /// False for a write without effect.
@@ -489,7 +507,7 @@ impl MmioFront {
             acked_features: self.acked_features,
             queue_select: self.queue_select,
             interrupt_status: self.parts.interrupt.status(),
-            config_generation: self.config_generation,
+            config_generation: self.config_generation(),
             queues,
         }
     }

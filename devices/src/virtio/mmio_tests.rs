@@ -63,6 +63,7 @@ fn parts(recorder: &Recorder) -> (FrontParts, EventFd, Interrupt) {
         kind: DeviceKind::Net,
         features: FEATURES,
         queue_sizes: vec![256, 64],
+        live_config: None,
         config: (1..=20).collect(),
         counters,
     };

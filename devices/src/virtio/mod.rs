@@ -1,11 +1,13 @@
 //! Virtio 1.2 devices behind virtio-mmio.
 
+pub mod balloon;
 pub mod block;
 pub(crate) mod chain;
 pub mod console;
 pub mod device;
 pub mod device_status;
 pub mod entropy;
+pub mod live_config;
 pub mod mmio;
 pub mod net;
 pub mod queue_state;

@@ -13,7 +13,7 @@ use crate::buttons::{self, Button};
 use crate::config::limiter::LimitsPatch;
 use crate::feed;
 use crate::limits;
-use crate::orders::{Order, OrderError, OrderReply};
+use crate::orders::{BalloonOrder, Order, OrderError, OrderReply};
 
 impl Control {
     /// Carries out `order`, or begins to; the answer goes to `reply`.
@@ -44,6 +44,7 @@ impl Control {
             Order::PressCtrlAltDel => {
                 buttons::press(&self.machine, Button::CtrlAltDel).map_err(OrderError::new)
             }
+            Order::Balloon(order) => self.order_balloon(&order),
         };
         let _ = reply.send(done);
     }
@@ -73,6 +74,25 @@ impl Control {
             feed::publish(|| Happening::Resumed);
             self.release_parked();
         }
+    }
+
+    fn order_balloon(&mut self, order: &BalloonOrder) -> Result<(), OrderError> {
+        let done = self.machine.devices.order_balloon(order);
+        done.map_err(OrderError::new)?;
+        match order {
+            BalloonOrder::SetAmount { mib } => self.machine.config.set_balloon_amount(*mib),
+            BalloonOrder::SetPollingInterval { seconds } => {
+                self.machine.config.set_balloon_interval(*seconds);
+            }
+            // A look changes nothing, and hinting is no part of the configuration.
+            BalloonOrder::GetStats(_) | BalloonOrder::GetHinting(_) => return Ok(()),
+            BalloonOrder::StartHinting { .. } | BalloonOrder::StopHinting => {}
+        }
+        if let Phase::Paused { .. } = self.phase {
+            // A save keeps what the balloon is now.
+            self.enter_pause();
+        }
+        Ok(())
     }
 
     /// The disk at `path`, for drive `id` and with its rights.

@@ -109,6 +109,9 @@ pub enum DeviceSetError {
         #[source]
         cause: RestoreTransportError,
     },
+    /// The balloon has no timer.
+    #[error("Cannot make the timer of the balloon's statistics")]
+    BalloonTimer(#[source] io::Error),
     /// A standard stream could not be opened for the console.
     #[error("Cannot connect the console to the standard streams")]
     Streams(#[source] io::Error),
@@ -127,6 +130,9 @@ impl DeviceSetError {
     /// Whether the cause is what the user wrote, or an image, and not the host.
     #[must_use]
     pub const fn is_bad_config(&self) -> bool {
-        !matches!(self, Self::EventFd(_) | Self::Connect(_) | Self::Streams(_))
+        !matches!(
+            self,
+            Self::EventFd(_) | Self::Connect(_) | Self::Streams(_) | Self::BalloonTimer(_)
+        )
     }
 }

@@ -1,7 +1,8 @@
-//! A device in its set: most are alike, console, disks and network cards are spoken to.
+//! A device in its set: most are alike, console, disks, network cards and the balloon are spoken to.
 
 use std::ops::{Deref, DerefMut};
 
+use lightv_devices::virtio::balloon::Balloon;
 use lightv_devices::virtio::block::Block;
 use lightv_devices::virtio::console::Console;
 use lightv_devices::virtio::device::VirtioDevice;
@@ -9,6 +10,7 @@ use lightv_devices::virtio::net::Net;
 
 #[derive(Debug)]
 pub(super) enum Held {
+    Balloon(Box<Balloon>),
     Block(Box<Block>),
     Console(Box<Console>),
     Net(Box<Net>),
@@ -16,6 +18,10 @@ pub(super) enum Held {
 }
 
 impl Held {
+    pub(super) fn balloon(balloon: Balloon) -> Self {
+        Self::Balloon(Box::new(balloon))
+    }
+
     pub(super) fn console(console: Console) -> Self {
         Self::Console(Box::new(console))
     }
@@ -38,6 +44,7 @@ impl Deref for Held {
 
     fn deref(&self) -> &Self::Target {
         match self {
+            Self::Balloon(balloon) => &**balloon,
             Self::Block(block) => &**block,
             Self::Console(console) => &**console,
             Self::Net(net) => &**net,
@@ -49,6 +56,7 @@ impl Deref for Held {
 impl DerefMut for Held {
     fn deref_mut(&mut self) -> &mut Self::Target {
         match self {
+            Self::Balloon(balloon) => &mut **balloon,
             Self::Block(block) => &mut **block,
             Self::Console(console) => &mut **console,
             Self::Net(net) => &mut **net,

@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use lightv_api::contract::balloon::BalloonSpec;
 use lightv_devices::state::{ConsoleStateV1, DeviceState};
+use lightv_devices::virtio::balloon::{Balloon, BalloonOptions, PAGES_PER_MIB};
 use lightv_devices::virtio::block::{Block, Disk};
 use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, TerminalSize};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
@@ -17,11 +19,14 @@ use super::taps::HeldTaps;
 use crate::config::{DriveConfig, MachineConfig, NetConfig};
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::output::GuestOutput;
+use crate::reclaim::Reclaimer;
 use crate::report;
 use crate::terminal;
 
 /// Id of the entropy source.
 const ENTROPY_ID: &str = "entropy";
+/// Id of the balloon.
+const BALLOON_ID: &str = "balloon";
 /// Id of the console.
 const CONSOLE_ID: &str = "console";
 
@@ -49,8 +54,25 @@ impl Unconnected {
 
 /// Number of devices of a configuration.
 pub(super) fn count(config: &MachineConfig) -> usize {
-    let single = usize::from(config.entropy()) + usize::from(config.console());
-    config.drives().len() + config.nets().len() + single
+    config.drives().len() + config.nets().len() + singles(config).count()
+}
+
+/// A device of which there is one at most.
+#[derive(Debug, Clone, Copy)]
+enum Single<'a> {
+    Entropy,
+    Console,
+    Balloon(&'a BalloonSpec),
+}
+
+/// Those of `config`, in the order of their places.
+fn singles(config: &MachineConfig) -> impl Iterator<Item = Single<'_>> {
+    let all = [
+        config.entropy().then_some(Single::Entropy),
+        config.console().then_some(Single::Console),
+        config.balloon().map(Single::Balloon),
+    ];
+    all.into_iter().flatten()
 }
 
 /// The disks of `config`, in order: those in the image, else the files that they name.
@@ -99,14 +121,22 @@ pub(super) fn create(
         card.change_limits(net.receive_limits, net.transmit_limits);
         devices.push(Unconnected::new(&net.id, Held::net(card)));
     }
-    if config.entropy() {
-        let mut entropy = Entropy::new(ENTROPY_ID.to_owned());
-        entropy.change_limits(config.entropy_limits());
-        devices.push(Unconnected::new(ENTROPY_ID, Held::other(entropy)));
-    }
-    if config.console() {
-        let console = open_console(around.host, around.output)?;
-        devices.push(Unconnected::new(CONSOLE_ID, Held::console(console)));
+    for single in singles(config) {
+        devices.push(match single {
+            Single::Entropy => {
+                let mut entropy = Entropy::new(ENTROPY_ID.to_owned());
+                entropy.change_limits(config.entropy_limits());
+                Unconnected::new(ENTROPY_ID, Held::other(entropy))
+            }
+            Single::Console => {
+                let console = open_console(around.host, around.output)?;
+                Unconnected::new(CONSOLE_ID, Held::console(console))
+            }
+            Single::Balloon(spec) => {
+                let balloon = make_balloon(config, spec, around)?;
+                Unconnected::new(BALLOON_ID, Held::balloon(balloon))
+            }
+        });
     }
     Ok(devices)
 }
@@ -119,6 +149,25 @@ fn settle_drive(block: &mut Block, drive: &DriveConfig) -> Result<(), DeviceSetE
         id: drive.id.clone(),
         cause,
     })
+}
+
+fn make_balloon(
+    config: &MachineConfig,
+    spec: &BalloonSpec,
+    around: &Around<'_>,
+) -> Result<Balloon, DeviceSetError> {
+    let ram_pages = config.ram_bytes() / lightv_devices::virtio::balloon::PAGE_BYTES;
+    let options = BalloonOptions {
+        id: BALLOON_ID.to_owned(),
+        target_pages: spec.amount_mib.saturating_mul(PAGES_PER_MIB),
+        ram_pages: u32::try_from(ram_pages).unwrap_or(u32::MAX),
+        deflate_on_oom: spec.deflate_on_oom,
+        polling_interval_s: spec.stats_polling_interval_s,
+        has_hinting: spec.free_page_hinting,
+        has_reporting: spec.free_page_reporting,
+        reclaim: Arc::new(Reclaimer::new(around.ram)),
+    };
+    Balloon::new(options).map_err(DeviceSetError::BalloonTimer)
 }
 
 fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, DeviceSetError> {
@@ -211,18 +260,38 @@ pub(super) fn restore(
         restore_drive(place, drive, disk, state)
     } else if let Some(net) = net.and_then(|place| nets.get(place)) {
         restore_net(place, net, state, around.taps)
-    } else if single == Some(0) && config.entropy() {
-        let DeviceState::Entropy(EntropyStateV1 {}) = state else {
-            return Err(wrong_kind(place, ENTROPY_ID));
-        };
-        let mut entropy = Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {});
-        entropy.change_limits(config.entropy_limits());
-        Ok(Unconnected::new(ENTROPY_ID, Held::other(entropy)))
     } else {
-        let DeviceState::Console(state) = state else {
-            return Err(wrong_kind(place, CONSOLE_ID));
-        };
-        restore_console(open_console(around.host, around.output)?, state)
+        let single = single.and_then(|number| singles(config).nth(number));
+        restore_single(config, (place, single), state, around)
+    }
+}
+
+fn restore_single(
+    config: &MachineConfig,
+    (place, single): (usize, Option<Single<'_>>),
+    state: &DeviceState,
+    around: &Around<'_>,
+) -> Result<Unconnected, DeviceSetError> {
+    match (single, state) {
+        (Some(Single::Entropy), DeviceState::Entropy(EntropyStateV1 {})) => {
+            let mut entropy = Entropy::from_state(ENTROPY_ID.to_owned(), EntropyStateV1 {});
+            entropy.change_limits(config.entropy_limits());
+            Ok(Unconnected::new(ENTROPY_ID, Held::other(entropy)))
+        }
+        (Some(Single::Console), DeviceState::Console(state)) => {
+            restore_console(open_console(around.host, around.output)?, state)
+        }
+        (Some(Single::Balloon(spec)), DeviceState::Balloon(state)) => {
+            let balloon = make_balloon(config, spec, around)?.with_state(state);
+            let balloon = balloon.map_err(|cause| DeviceSetError::Restore {
+                id: BALLOON_ID.to_owned(),
+                cause,
+            })?;
+            Ok(Unconnected::new(BALLOON_ID, Held::balloon(balloon)))
+        }
+        (Some(Single::Entropy), _) => Err(wrong_kind(place, ENTROPY_ID)),
+        (Some(Single::Balloon(_)), _) => Err(wrong_kind(place, BALLOON_ID)),
+        (Some(Single::Console) | None, _) => Err(wrong_kind(place, CONSOLE_ID)),
     }
 }
 

@@ -1,12 +1,13 @@
 //! The devices of a machine: made, connected to KVM, started, stopped, saved.
 //!
 //! Every device has a place: its register page, interrupt line and section in an image follow from it. Disks come
-//! first, the root disk first of all, then network interfaces, the entropy source, the console.
+//! first, the root disk first of all, then network interfaces, the entropy source, the console, the balloon.
 //!
 //! Ownership: the loop owns the devices and their queues; a vCPU touches a device's register front, behind its own
 //! lock, and calls the loop from there, waiting for the answer. So the loop must not take that lock while vCPUs run:
 //! it does in [`DeviceSet::pause`] alone, when all are parked.
 
+mod balloon;
 mod error;
 mod held;
 mod make;
@@ -19,7 +20,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lightv_devices::counters::Counters;
-use lightv_devices::memory::GuestMem;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::block::Disk;
 use lightv_devices::virtio::console::Console;
@@ -27,6 +27,7 @@ use lightv_devices::virtio::device::{DeviceKind, Progress, VirtioDevice as _};
 use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
 use virtio_queue::Queue;
 
+pub use self::balloon::BalloonOrderError;
 pub use self::error::DeviceSetError;
 pub use self::make::HostSide;
 pub use self::taps::HeldTaps;
@@ -41,6 +42,7 @@ use crate::config::limiter::{LimitsPatch, options};
 use crate::event::EventSender;
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::lock::lock;
+use crate::memory::GuestRam;
 use crate::output::GuestOutput;
 use crate::poller::{PollError, Poller, Token};
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
@@ -70,7 +72,7 @@ pub struct Around<'a> {
     /// KVM's VM.
     pub vm: &'a Vm,
     /// Guest RAM.
-    pub mem: &'a Arc<GuestMem>,
+    pub ram: &'a GuestRam,
     /// The way to the loop.
     pub events: &'a EventSender,
     /// Disks in the image that the machine is made of.
@@ -87,7 +89,7 @@ impl<'a> Around<'a> {
     const fn wiring(&self) -> Wiring<'a> {
         Wiring {
             vm: self.vm,
-            mem: self.mem,
+            mem: self.ram.mem(),
             events: self.events,
         }
     }
@@ -279,6 +281,9 @@ impl DeviceSet {
     pub fn reset(&mut self, device: usize) {
         if let Some(place) = self.places.get_mut(device) {
             place.device.deactivate();
+            if let Held::Balloon(balloon) = &mut place.device {
+                balloon.forget_driver();
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use lightv_devices::histogram::Histogram;
 use lightv_devices::virtio::device::DeviceKind;
 use serde_json::{Map, Value, json};
 
+use super::balloon;
 use super::{MachineMeters, Timed, get};
 use crate::at_end;
 use crate::bus::ExitKind;
@@ -408,6 +409,10 @@ fn add_devices(devices: &[DeviceMeter], add: &mut impl FnMut(&str, Value)) {
         .iter()
         .filter(|device| device.kind == DeviceKind::Entropy);
     add("entropy", entropy_group(&entropy.collect::<Vec<_>>()));
+    let balloon = devices
+        .iter()
+        .find(|device| device.kind == DeviceKind::Balloon);
+    add("balloon", balloon::group(balloon));
 }
 
 fn sum(devices: &[&DeviceMeter], field: impl Fn(&CountersSnapshot) -> u64) -> u64 {
@@ -494,23 +499,6 @@ fn entropy_group(devices: &[&DeviceMeter]) -> Value {
 
 /// Groups of what LightV does not have: their zeros are true.
 const ABSENT: &[(&str, &[&str])] = &[
-    (
-        "balloon",
-        &[
-            "activate_fails",
-            "inflate_count",
-            "stats_updates_count",
-            "stats_update_fails",
-            "deflate_count",
-            "event_fails",
-            "free_page_report_count",
-            "free_page_report_freed",
-            "free_page_report_fails",
-            "free_page_hint_count",
-            "free_page_hint_freed",
-            "free_page_hint_fails",
-        ],
-    ),
     (
         "deprecated_api",
         &["deprecated_http_api_calls", "deprecated_cmd_line_api_calls"],
@@ -640,7 +628,7 @@ fn add_extremes(line: &mut Map<String, Value>) {
                 let group = format!("net_{}", device.id);
                 set(&group, "tap_write_agg", device.counters.write_time());
             }
-            DeviceKind::Console | DeviceKind::Entropy => {}
+            DeviceKind::Console | DeviceKind::Entropy | DeviceKind::Balloon => {}
         }
     }
 }

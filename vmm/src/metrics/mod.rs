@@ -3,6 +3,7 @@
 //! One per process, like the machine. Devices and bus have their own counters, which are read when somebody asks; nothing
 //! here stands on the way of a start that nobody measures.
 
+mod balloon;
 mod lines;
 mod process;
 

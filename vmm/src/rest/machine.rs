@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvError, channel};
+use std::sync::mpsc::{RecvError, Sender, channel};
 use std::time::Instant;
 
 use lightv_api::config::VmSpec;
+use lightv_api::contract::balloon::HintingStart;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::drive::DrivePatch;
 use lightv_api::contract::mmds::MmdsData;
@@ -17,6 +18,7 @@ use lightv_api::event::Happening;
 use lightv_api::exit;
 use lightv_api::request::Reply;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
+use serde::Serialize;
 
 use crate::args::{Origin, RunJob};
 use crate::boot::Site;
@@ -32,7 +34,7 @@ use crate::log;
 use crate::machine::{Machine as BuiltMachine, StartError};
 use crate::metrics::{self, Timed};
 use crate::net_override::NetOverride;
-use crate::orders::{Order, SnapshotTarget};
+use crate::orders::{BalloonOrder, Order, SnapshotTarget};
 use crate::outputs;
 use crate::overrides::Overrides;
 use crate::serial_out::SerialOut;
@@ -239,6 +241,26 @@ impl Monitor {
     }
 }
 
+impl Monitor {
+    fn order_balloon(&self, order: BalloonOrder) -> Result<Reply, Refusal> {
+        self.order(Order::Balloon(order))?;
+        Ok(Reply::Done)
+    }
+
+    /// The answer to a question, as JSON.
+    fn ask_balloon<T: Serialize>(
+        &self,
+        question: impl FnOnce(Sender<T>) -> BalloonOrder,
+    ) -> Result<Reply, Refusal> {
+        let (sender, answer) = channel();
+        self.order(Order::Balloon(question(sender)))?;
+        // It was sent before the order was answered.
+        let answer = answer.try_recv();
+        let answer = answer.map_err(|_| Refusal::new("the machine has ended"))?;
+        Reply::json(&answer).map_err(|_| Refusal::new("the answer is no JSON"))
+    }
+}
+
 fn start_stamps(way: &'static str) -> Arc<Stamps> {
     let sink = TimingsSink::Keep(metrics::note_start);
     Arc::new(Stamps::new(way, process::monotonic_ns(), None, Some(sink)))
@@ -339,6 +361,22 @@ impl Machine for Monitor {
         match call {
             DeviceCall::PatchDrive(patch) => self.patch_drive(patch),
             DeviceCall::PatchNet(patch) => self.patch_net(patch),
+            DeviceCall::PatchBalloon(patch) => self.order_balloon(BalloonOrder::SetAmount {
+                mib: patch.amount_mib,
+            }),
+            DeviceCall::PatchBalloonStats(patch) => {
+                self.order_balloon(BalloonOrder::SetPollingInterval {
+                    seconds: patch.stats_polling_interval_s,
+                })
+            }
+            DeviceCall::StartHinting(HintingStart {
+                acknowledge_on_stop,
+            }) => self.order_balloon(BalloonOrder::StartHinting {
+                acknowledge_on_stop,
+            }),
+            DeviceCall::StopHinting => self.order_balloon(BalloonOrder::StopHinting),
+            DeviceCall::GetBalloonStats => self.ask_balloon(BalloonOrder::GetStats),
+            DeviceCall::GetHintingStatus => self.ask_balloon(BalloonOrder::GetHinting),
             // The controller asks about devices that there are; of these there are none yet.
             _ => Err(Refusal::new("Device not found")),
         }

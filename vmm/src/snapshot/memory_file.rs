@@ -212,7 +212,7 @@ fn copy_run(
 fn samples(ram: &GuestRam) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
     let mut pages: Vec<u64> = Vec::new();
     for_each_page(ram, |address, page| {
-        if page != Page::Absent {
+        if matches!(page, Page::View | Page::Own) {
             pages.push(address);
         }
     })

@@ -64,10 +64,13 @@ impl PageLog {
             seed: self.seed,
         };
         let mut bytes = vec![0; PAGE_BYTES];
+        let zero = self.sum(&bytes);
         for_each_page(ram, |address, page| {
             let now = match page {
                 Page::Own => self.checksum(ram, address, &mut bytes),
                 Page::View | Page::Absent => AS_IN_THE_BEGINNING,
+                Page::GivenBack if ram.began_as_zero(address) => AS_IN_THE_BEGINNING,
+                Page::GivenBack => zero,
             };
             let place = usize::try_from(file_offset(address)).unwrap_or(usize::MAX) / PAGE_BYTES;
             if self.pages.get(place) != Some(&now) {
@@ -82,22 +85,27 @@ impl PageLog {
 
     fn checksum(&self, ram: &GuestRam, address: u64, bytes: &mut [u8]) -> u64 {
         match ram.mem().read_slice(bytes, GuestAddress(address)) {
-            Ok(()) => xxh3_64_with_seed(bytes, self.seed).max(1),
+            Ok(()) => self.sum(bytes),
             // What cannot be read is left to the writer, which fails with the address.
             Err(_) => u64::MAX,
         }
     }
+
+    fn sum(&self, bytes: &[u8]) -> u64 {
+        xxh3_64_with_seed(bytes, self.seed).max(1)
+    }
 }
 
 /// What a machine that does not track may have changed: since it was loaded, the pages that are its own; since it was
-/// booted, all that exist. The guest is paused.
+/// booted, all that exist. Those that the guest has given back, since then or before, are zero and may have held something. The
+/// guest is paused.
 ///
 /// # Errors
 /// The kernel's, when the page map cannot be read.
 pub fn own_pages(ram: &GuestRam) -> io::Result<Vec<MemoryRunV1>> {
     let mut runs = Vec::new();
     for_each_page(ram, |address, page| {
-        if page == Page::Own {
+        if matches!(page, Page::Own | Page::GivenBack) {
             push_page(&mut runs, address);
         }
     })?;

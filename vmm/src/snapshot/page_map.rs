@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::memory::{GuestRam, RamPart};
+use crate::page_set::PageSet;
 use crate::sys::mapping::PAGE_BYTES;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -28,6 +29,8 @@ pub enum Page {
     View,
     /// It was written, or at least touched.
     Own,
+    /// The guest has given it back, and nobody has touched it since: it is zero, whatever it was before.
+    GivenBack,
 }
 
 /// Calls `visit` with the guest-physical address of each page of `ram`, in order.
@@ -37,14 +40,16 @@ pub enum Page {
 pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Result<()> {
     let map = File::open("/proc/self/pagemap")?;
     let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
+    // A copy: whoever visits a page may want to know more of it.
+    let given_back = ram.given_back().clone();
     for part in ram.parts() {
-        visit_part(ram, part, &map, (&mut entries, &mut visit))?;
+        visit_part((ram, &given_back), part, &map, (&mut entries, &mut visit))?;
     }
     Ok(())
 }
 
 fn visit_part(
-    ram: &GuestRam,
+    (ram, given_back): (&GuestRam, &PageSet),
     part: &RamPart,
     map: &File,
     (entries, visit): (&mut [u8], &mut impl FnMut(u64, Page)),
@@ -58,26 +63,25 @@ fn visit_part(
         map.read_exact_at(buffer, offset)?;
         for (page, entry) in (chunk..).zip(buffer.as_chunks::<ENTRY_BYTES>().0) {
             let address = part.base.0 + page as u64 * PAGE;
-            visit(address, kind(ram, address, u64::from_le_bytes(*entry)));
+            let entry = u64::from_le_bytes(*entry);
+            visit(address, kind((ram, given_back), address, entry));
         }
     }
     Ok(())
 }
 
-fn kind(ram: &GuestRam, address: u64, entry: u64) -> Page {
+fn kind((ram, given_back): (&GuestRam, &PageSet), address: u64, entry: u64) -> Page {
     let is_there = entry & (PRESENT | SWAPPED) != 0;
     let is_files = entry & SWAPPED == 0 && entry & FILE_OR_SHARED != 0;
     if is_there && !is_files {
         Page::Own
-    } else if is_there || ram.is_served() || is_overlaid(ram, address) {
+    } else if is_there {
+        Page::View
+    } else if given_back.contains(address) {
+        Page::GivenBack
+    } else if ram.is_view(address) {
         Page::View
     } else {
         Page::Absent
     }
-}
-
-fn is_overlaid(ram: &GuestRam, address: u64) -> bool {
-    ram.overlays()
-        .iter()
-        .any(|run| (run.address..run.address + run.bytes).contains(&address))
 }

@@ -36,7 +36,8 @@ pub fn all_runs(ram: &GuestRam) -> io::Result<Vec<MemoryRunV1>> {
     let mut runs = Vec::new();
     let mut bytes = vec![0_u8; PAGE_BYTES];
     for_each_page(ram, |address, page| {
-        if page != Page::Absent && !is_zero(ram.mem(), address, &mut bytes) {
+        let may_hold = matches!(page, Page::View | Page::Own);
+        if may_hold && !is_zero(ram.mem(), address, &mut bytes) {
             push_page(&mut runs, address);
         }
     })?;

@@ -2,8 +2,8 @@
 
 use lightv_api::config::VmSpec;
 use lightv_devices::state::{
-    BlockStateV1, ConsoleStateV1, DeviceState, EntropyStateV1, NetStateV1, Section, SerialStateV1,
-    TransportStateV1,
+    BalloonStateV1, BlockStateV1, ConsoleStateV1, DeviceState, EntropyStateV1, NetStateV1, Section,
+    SerialStateV1, TransportStateV1,
 };
 
 use super::irqchip_state::VmStateV1;
@@ -166,6 +166,8 @@ fn take_devices(image: &mut Image) -> Result<Vec<SavedDevice>, OpenImageError> {
             DeviceState::Entropy(state)
         } else if let Some(state) = image.take::<ConsoleStateV1>(index)? {
             DeviceState::Console(state)
+        } else if let Some(state) = image.take::<BalloonStateV1>(index)? {
+            DeviceState::Balloon(state)
         } else {
             let section = format!("{}[{index}]", TransportStateV1::KIND);
             return Err(image.contents_error(&section, "has no device behind it"));

@@ -132,6 +132,56 @@ impl Mapping {
         }
     }
 
+    /// Lets `bytes` at `offset` go: what was written there is gone, and the host has its memory back. They read as zero then,
+    /// or as the file that lies there.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing has changed then.
+    pub fn let_go(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        self.check_part(offset, bytes)?;
+        let target = self.part(offset);
+        // SAFETY: the range lies in this mapping (checked above) and stays mapped; no Rust reference to it exists, and
+        // all who read it, through raw pointers and volatile accessors, take any contents.
+        let result = unsafe { libc::madvise(target, bytes, libc::MADV_DONTNEED) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(MapError::Map {
+                bytes,
+                cause: io::Error::last_os_error(),
+            })
+        }
+    }
+
+    /// Replaces `bytes` at `offset`, whatever lies there, by zeroed private memory that is kept out of core dumps, and so is
+    /// one mapping with its neighbours of this kind.
+    ///
+    /// # Errors
+    /// [`MapError`]; what was there is there still.
+    pub fn replace(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        self.check_part(offset, bytes)?;
+        let target = self.part(offset);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: MAP_FIXED replaces only pages of this mapping (checked above), to which no Rust reference exists; the range
+        // is mapped before and after.
+        let address = unsafe { libc::mmap(target, bytes, protection, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(MapError::Map {
+                bytes,
+                cause: io::Error::last_os_error(),
+            });
+        }
+        // SAFETY: the range that was just mapped; the advice changes no contents.
+        unsafe { libc::madvise(target, bytes, libc::MADV_DONTDUMP) };
+        Ok(())
+    }
+
+    /// Where the byte at `offset` lies, which is inside: `wrapping_add` stays there.
+    fn part(&self, offset: usize) -> *mut libc::c_void {
+        self.start.as_ptr().wrapping_add(offset).cast()
+    }
+
     /// Replaces the whole by zeroed private memory again: what it held, and views of files, are let go.
     pub fn discard(&self) {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;

@@ -85,7 +85,7 @@ impl<M: Machine> Controller<M> {
         };
         let interval = &mut balloon.stats_polling_interval_s;
         if (*interval == 0) != (patch.stats_polling_interval_s == 0) {
-            let cause = "Statistics can be turned neither on nor off after the start.";
+            let cause = "Statistics cannot be enabled/disabled after activation.";
             return Err(Area::Balloon.fault(cause));
         }
         *interval = patch.stats_polling_interval_s;

@@ -153,6 +153,9 @@ fn write_config(out: &mut impl Write, config: &VmSpec) -> io::Result<()> {
     if config.console.is_some() {
         facts.push(("Console", "yes".into()));
     }
+    if let Some(balloon) = &config.balloon {
+        facts.push(("Balloon", format!("{} MiB", balloon.amount_mib)));
+    }
     if let Some(run) = &config.run {
         let entrypoint = run.agent.as_ref().map(|agent| agent.entrypoint.join(" "));
         facts.extend(entrypoint.map(|entrypoint| ("Entrypoint", entrypoint)));
