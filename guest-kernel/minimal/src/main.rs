@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod apic;
 mod apps;
+mod balloon;
 mod batched;
 mod blk;
 mod boot;

@@ -13,6 +13,7 @@ use virtio_drivers::transport::{DeviceType, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use crate::apic;
+use crate::balloon::Balloon;
 use crate::batched::Batched;
 use crate::blk::Disk;
 use crate::boot::to_usize;
@@ -67,6 +68,8 @@ pub struct Devices {
     pub disk_places: Vec<MmioDevice>,
     /// The first network device.
     pub nic: Option<&'static mut Nic>,
+    /// The memory balloon.
+    pub balloon: Option<&'static mut Balloon>,
     /// The first source of randomness.
     pub entropy: Option<&'static mut Entropy>,
 }
@@ -105,6 +108,9 @@ impl Devices {
             }
             DeviceType::EntropySource if self.entropy.is_none() => {
                 self.entropy = Some(leak(Entropy::new(transport)?));
+            }
+            DeviceType::MemoryBalloon if self.balloon.is_none() => {
+                self.balloon = Some(leak(Balloon::new(transport)?));
             }
             // Dropping the transport resets the device.
             _ => return Ok(()),

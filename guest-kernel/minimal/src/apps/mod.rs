@@ -1,6 +1,7 @@
 //! The apps: what the guest does. One is named on the command line by `app=NAME`.
 
 mod args;
+mod balloon;
 mod blk;
 mod disk_bench;
 mod disk_job;
@@ -26,6 +27,7 @@ const APPS: &[(&str, App)] = &[
     ("hello", hello::run),
     ("args", args::run),
     ("bad-instruction", ends::bad_instruction),
+    ("balloon", balloon::run),
     ("blk", blk::run),
     ("cpu", measure::cpu),
     ("disk-bench", disk_bench::run),
