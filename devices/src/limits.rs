@@ -20,6 +20,8 @@ pub const BLOCK_SEGMENTS_MAX: u32 = 254;
 pub const BLOCK_REQUEST_BYTES_MAX: u64 = 64 << 20;
 /// Sectors of one discard or write of zeroes: 1 GiB. A driver splits what is longer.
 pub const BLOCK_DISCARD_SECTORS_MAX: u32 = 2 << 20;
+/// How long a start waits for a disk that another machine has: one that was killed has not gone at once.
+pub const DISK_LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Disk requests served before other devices have their turn.
 pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
 /// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying.

@@ -101,7 +101,11 @@ impl Control {
         let Some(drive) = drives.find(|drive| drive.id == id) else {
             return Err(OrderError::new("Device not found"));
         };
-        let mut disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
+        let disk = Disk::open(&path, drive.read_only).map_err(OrderError::new)?;
+        let before = self.machine.devices.disk(&id);
+        // The loop waits for nobody.
+        let locked = disk.locked(&path, before, Duration::ZERO);
+        let mut disk = locked.map_err(OrderError::new)?;
         if drive.discard {
             disk = disk.with_discard();
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lightv_devices::serial::RestoreSerialError;
 use lightv_devices::state::RestoreDeviceError;
-use lightv_devices::virtio::block::OpenDiskError;
+use lightv_devices::virtio::block::{LockDiskError, OpenDiskError};
 use lightv_devices::virtio::net::OpenTapError;
 use lightv_devices::virtio::transport_state::RestoreTransportError;
 
@@ -22,6 +22,15 @@ pub enum DeviceSetError {
         /// Why.
         #[source]
         cause: OpenDiskError,
+    },
+    /// A disk is another machine's.
+    #[error("Drive {id}")]
+    Lock {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: LockDiskError,
     },
     /// The host does not pass its page cache by for this disk.
     #[error("Drive {id}: {} cannot be read past the host's page cache (direct): choose another file system, or leave it out", path.display())]

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use lightv_api::contract::balloon::BalloonSpec;
+use lightv_devices::limits::DISK_LOCK_PATIENCE;
 use lightv_devices::state::{ConsoleStateV1, DeviceState};
 use lightv_devices::virtio::balloon::{Balloon, BalloonOptions, PAGES_PER_MIB};
 use lightv_devices::virtio::block::{Block, Disk};
@@ -192,6 +193,11 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
             drive.id
         ));
     }
+    let locked = disk.locked(&drive.path, None, DISK_LOCK_PATIENCE);
+    let disk = locked.map_err(|cause| DeviceSetError::Lock {
+        id: drive.id.clone(),
+        cause,
+    })?;
     let disk = if drive.discard {
         disk.with_discard()
     } else {

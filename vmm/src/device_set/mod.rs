@@ -287,6 +287,16 @@ impl DeviceSet {
         }
     }
 
+    /// The disk of drive `id`.
+    #[must_use]
+    pub fn disk(&self, id: &str) -> Option<&Disk> {
+        let place = self.places.iter().find(|place| place.id == id)?;
+        match &place.device {
+            Held::Block(block) => Some(block.disk()),
+            _ => None,
+        }
+    }
+
     /// Gives drive `id` another disk, and shows the guest its size; false when there is no such drive. The vCPUs are parked.
     pub fn replace_disk(&mut self, id: &str, disk: Disk) -> bool {
         for place in self.places.iter_mut().filter(|place| place.id == id) {

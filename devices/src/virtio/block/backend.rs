@@ -4,12 +4,14 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, statx};
-use rustix::io::retry_on_intr;
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, StatxFlags, fallocate, flock, statx};
+use rustix::io::{Errno, retry_on_intr};
 
 use super::proved::{Proof, chunk_count};
 use crate::sys::guest_buffers::GuestBuffers;
@@ -31,6 +33,9 @@ pub struct Disk {
     direct: Option<Direct>,
     /// What the guest discards is given back to the host.
     discards: bool,
+    /// Holds the lock (flock(2)): as long as this is open, nobody of ours writes the file if we read it, nor has it at all if we
+    /// write it. Another open of the same file by this machine has the same holder.
+    lock: Option<Arc<File>>,
 }
 
 /// The same file, opened with O_DIRECT (open(2)).
@@ -96,6 +101,34 @@ pub enum OpenDiskError {
         len_bytes: u64,
     },
 }
+
+/// Why a disk was not locked.
+#[derive(Debug, thiserror::Error)]
+pub enum LockDiskError {
+    /// Another machine has it.
+    #[error(
+        "Disk {} is in use: another microVM, or another drive of this one, {}. Give each its own copy, or make the drive read-only in all",
+        path.display(), if *writes { "has it open" } else { "may write to it" }
+    )]
+    InUse {
+        /// Its path.
+        path: PathBuf,
+        /// It was to be written.
+        writes: bool,
+    },
+    /// The kernel refuses.
+    #[error("Cannot lock disk {}", path.display())]
+    Host {
+        /// Its path.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// How often a disk that is in use is looked at again.
+const LOCK_STEP: Duration = Duration::from_millis(5);
 
 /// What was found in place of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,6 +208,7 @@ impl Disk {
             proof: None,
             direct: None,
             discards: false,
+            lock: None,
         })
     }
 
@@ -196,7 +230,60 @@ impl Disk {
             proof: Some(Proof::new(sums)),
             direct: None,
             discards: false,
+            lock: None,
         })
+    }
+
+    /// The same disk, locked against other machines: a writer has a file alone, readers share it. `before` is the disk in whose
+    /// place this one comes: of the same file, it hands its lock on. A machine that is just ending is waited for, up to
+    /// `patience`.
+    ///
+    /// # Errors
+    /// [`LockDiskError`].
+    pub fn locked(
+        mut self,
+        path: &Path,
+        before: Option<&Self>,
+        patience: Duration,
+    ) -> Result<Self, LockDiskError> {
+        if let Some(before) = before.filter(|before| before.is_same_file(&self)) {
+            self.lock.clone_from(&before.lock);
+            return Ok(self);
+        }
+        let how = if self.read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        let until = Instant::now() + patience;
+        let lock = || loop {
+            match flock(&*self.file, how) {
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOCK_STEP),
+                done => break done,
+            }
+        };
+        match lock() {
+            Ok(()) => {
+                self.lock = Some(Arc::clone(&self.file));
+                Ok(self)
+            }
+            Err(Errno::WOULDBLOCK) => Err(LockDiskError::InUse {
+                path: path.to_owned(),
+                writes: !self.read_only,
+            }),
+            // A file system without locks: nobody else has one either.
+            Err(Errno::NOTSUP | Errno::NOSYS | Errno::INVAL | Errno::NOLCK) => Ok(self),
+            Err(cause) => Err(LockDiskError::Host {
+                path: path.to_owned(),
+                cause: cause.into(),
+            }),
+        }
+    }
+
+    fn is_same_file(&self, other: &Self) -> bool {
+        let identity = |disk: &Self| disk.file.metadata().map(|found| (found.dev(), found.ino()));
+        identity(self).is_ok_and(|ours| identity(other).is_ok_and(|theirs| ours == theirs))
     }
 
     /// The same disk, past the host's page cache. Requests that the host's disk cannot take so, for they are not aligned as

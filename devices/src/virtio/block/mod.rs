@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use virtio_queue::Queue;
 
-pub use self::backend::{Disk, DiskPart, NotADisk, OpenDiskError};
+pub use self::backend::{Disk, DiskPart, LockDiskError, NotADisk, OpenDiskError};
 pub use self::config::{CacheType, feature};
 pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::BlockStateV1;
