@@ -29,6 +29,7 @@ pub mod inspect;
 pub mod job;
 pub mod kernel;
 pub mod limits;
+pub mod listen;
 pub mod lock;
 pub mod log;
 pub mod machine;

@@ -14,6 +14,17 @@ pub const KERNEL_BYTES_MAX: u64 = 512 << 20;
 pub const INITRD_BYTES_MAX: u64 = 2 << 30;
 /// Bytes of a section `disk-sums`: for a disk of 1 TiB.
 pub const DISK_SUMS_BYTES_MAX: u64 = 128 << 20;
+/// Connections to the API that wait to be accepted.
+pub const API_BACKLOG: i32 = 128;
+/// Clients of the guest's sockets that wait until the guest has a driver: they come early, and all at once.
+pub const VSOCK_BACKLOG: i32 = 1024;
+/// Bytes of a Unix socket's path, without the NUL (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Bytes of what is added to the path of vsock's socket for a connection of the guest: `_4294967295`.
+pub const VSOCK_PORT_BYTES_MAX: usize = 11;
+/// Descriptors that a process may have whose machine has vsock: a connection takes one, the API half as many, and some are
+/// left. Only if the host lets it.
+pub const FILES_WITH_VSOCK: u64 = 4096;
 /// Length of an id of a drive or network interface.
 pub const ID_BYTES_MAX: usize = 64;
 /// Length of a guest's host name: Linux's own limit is 64 bytes with the NUL byte.

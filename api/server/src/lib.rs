@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A crate of its own, so that what starts a VM without a server links neither hyper nor tokio
-//! (docs/adr/0012-rest-server.md). [`listen`] makes the socket, [`server`] serves it, [`controller`] decides what is
-//! legal when and calls the monitor through [`machine::Machine`], [`feed`] tells clients what happens, [`openapi`] describes it all.
+//! (docs/adr/0012-rest-server.md). [`server`] serves a socket, [`controller`] decides what is legal when and calls the
+//! monitor through [`machine::Machine`], [`feed`] tells clients what happens, [`openapi`] describes it all.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,6 @@ pub mod controller;
 pub mod exporter;
 pub mod feed;
 pub mod limits;
-pub mod listen;
 pub mod machine;
 pub mod openapi;
 pub mod server;

@@ -40,12 +40,6 @@ pub const EVENTS_PER_PIECE: usize = 16;
 /// What the accepting loop waits after the host refused it a connection: descriptors may come back.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections that wait to be accepted.
-pub const BACKLOG: i32 = 128;
-
-/// Bytes of a Unix socket's path, without the NUL (unix(7)).
-pub const SOCKET_PATH_BYTES_MAX: usize = 107;
-
 /// Stack of the server's thread. It parses JSON of at most 128 levels, each some 500 bytes of stack.
 pub const STACK_BYTES: usize = 512 << 10;
 

@@ -23,7 +23,6 @@ use lightv_api::exit;
 use lightv_api_server::controller::{Controller, Setup, split};
 use lightv_api_server::exporter::Exporter;
 use lightv_api_server::feed::Feed;
-use lightv_api_server::listen::{ListenError, listen};
 use lightv_api_server::server;
 use lightv_api_server::settings::Settings;
 
@@ -32,6 +31,7 @@ use crate::args::{ApiJob, ServeJob};
 use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
 use crate::kernel::{ReadFileError, read_file};
+use crate::listen::{ListenError, Purpose, listen};
 use crate::{at_end, feed, limits, metrics, report, runtime_dir};
 
 /// Why the API is not served.
@@ -105,7 +105,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let metadata = metadata.map(|path| read_metadata(path, api.metadata_bytes_max));
     let metadata = metadata.transpose()?;
     let listener = at_end::make(|| {
-        let (listener, socket) = listen(&api.socket)?;
+        let (listener, socket) = listen(&api.socket, Purpose::Api)?;
         Ok::<_, ServeError>((listener, move || socket.remove()))
     })?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());

@@ -8,7 +8,7 @@
 pub mod trial;
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,6 @@ use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
 use lightv_api::request::Reply;
 use lightv_api_server::controller::{Controller, Setup, split};
 use lightv_api_server::feed::Feed;
-use lightv_api_server::listen::listen;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
 use lightv_api_server::server;
 use lightv_api_server::settings::Settings;
@@ -158,9 +157,7 @@ impl Running {
     pub fn new(setup: Setup, settings: Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("api.sock");
-        let (listener, file) = listen(&path).unwrap();
-        // The folder goes with the test.
-        std::mem::forget(file);
+        let listener = UnixListener::bind(&path).unwrap();
         let (machine, record, let_go) = FakeMachine::new();
         let feed = setup.feed.clone();
         let (service, worker) = split(Controller::new(machine, setup), None);

@@ -1,4 +1,4 @@
-//! The socket on which the server listens: made, found stale, taken away.
+//! Sockets on which the process listens, for the API and for vsock: made, found stale, taken away.
 
 use std::fs;
 use std::io;
@@ -12,32 +12,63 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::limits;
 
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Clients of the REST API.
+    Api,
+    /// Clients of the guest's sockets.
+    Vsock,
+}
+
+impl Purpose {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "API socket",
+            Self::Vsock => "vsock socket",
+        }
+    }
+
+    const fn backlog(self) -> i32 {
+        match self {
+            Self::Api => limits::API_BACKLOG,
+            Self::Vsock => limits::VSOCK_BACKLOG,
+        }
+    }
+}
+
 /// Why there is no socket to listen on. Nothing was made, and what lay there lies there.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// A Unix socket cannot have such a name.
     #[error(
-        "Failed to open the API socket at: {}: the path has {} bytes; allowed: 1–{}",
-        path.display(), path.as_os_str().len(), limits::SOCKET_PATH_BYTES_MAX
+        "Failed to open the {} at: {}: the path has {} bytes; allowed: 1–{}",
+        purpose.name(), path.display(), path.as_os_str().len(), limits::SOCKET_PATH_BYTES_MAX
     )]
     PathLength {
+        /// What for.
+        purpose: Purpose,
         /// The path.
         path: PathBuf,
     },
     /// Something else is there.
     #[error(
-        "Failed to open the API socket at: {}. Check that it is not already used.: {found}",
-        path.display()
+        "Failed to open the {} at: {}. Check that it is not already used.: {found}",
+        purpose.name(), path.display()
     )]
     InUse {
+        /// What for.
+        purpose: Purpose,
         /// The path.
         path: PathBuf,
         /// What is there.
         found: &'static str,
     },
     /// The host refuses.
-    #[error("Failed to open the API socket at: {}", path.display())]
+    #[error("Failed to open the {} at: {}", purpose.name(), path.display())]
     Host {
+        /// What for.
+        purpose: Purpose,
         /// The path.
         path: PathBuf,
         /// Why.
@@ -81,45 +112,47 @@ impl Drop for SocketFile {
 ///
 /// # Errors
 /// [`ListenError`].
-pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
+pub fn listen(path: &Path, purpose: Purpose) -> Result<(UnixListener, SocketFile), ListenError> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() || bytes.len() > limits::SOCKET_PATH_BYTES_MAX || bytes.contains(&0) {
-        return Err(ListenError::PathLength { path: path.into() });
+        let path = path.into();
+        return Err(ListenError::PathLength { purpose, path });
     }
-    let host = |cause: Errno| ListenError::Host {
-        path: path.into(),
-        cause: cause.into(),
-    };
-    let listener = match bind(path) {
-        Err(Errno::ADDRINUSE) => {
-            remove_stale(path)?;
-            bind(path).map_err(host)?
-        }
-        bound => bound.map_err(host)?,
-    };
-    let identity = identity(path).map_err(|cause| ListenError::Host {
+    let host = |cause: io::Error| ListenError::Host {
+        purpose,
         path: path.into(),
         cause,
-    })?;
+    };
+    let bound = match bind(path, purpose) {
+        Err(Errno::ADDRINUSE) => {
+            remove_stale(path, purpose)?;
+            bind(path, purpose)
+        }
+        bound => bound,
+    };
+    let listener = bound.map_err(|cause| host(cause.into()))?;
+    let identity = identity(path).map_err(host)?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
     Ok((listener, SocketFile { path, identity }))
 }
 
-fn bind(path: &Path) -> Result<UnixListener, Errno> {
+fn bind(path: &Path, purpose: Purpose) -> Result<UnixListener, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, limits::BACKLOG)?;
+    rustix::net::listen(&socket, purpose.backlog())?;
     Ok(UnixListener::from(socket))
 }
 
 /// Removes the socket at `path` if nobody listens on it.
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
+fn remove_stale(path: &Path, purpose: Purpose) -> Result<(), ListenError> {
     let in_use = |found| ListenError::InUse {
+        purpose,
         path: path.into(),
         found,
     };
     let host = |cause| ListenError::Host {
+        purpose,
         path: path.into(),
         cause,
     };

@@ -4,7 +4,9 @@ use std::os::unix::net::UnixStream;
 use super::*;
 
 fn refusal(path: &Path) -> String {
-    listen(path).expect_err("it is refused").to_string()
+    listen(path, Purpose::Api)
+        .expect_err("it is refused")
+        .to_string()
 }
 
 #[test]
@@ -12,7 +14,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     drop(UnixListener::bind(&path).unwrap());
-    let (listener, file) = listen(&path).unwrap();
+    let (listener, file) = listen(&path, Purpose::Api).unwrap();
     let text = refusal(&path);
     assert!(
         text.contains("Check that it is not already used."),
@@ -50,7 +52,7 @@ fn paths_of_107_bytes_are_the_longest() {
     let folder = tempfile::tempdir().unwrap();
     let room = limits::SOCKET_PATH_BYTES_MAX - folder.path().as_os_str().len() - 1;
     let longest = folder.path().join("a".repeat(room));
-    assert!(listen(&longest).is_ok());
+    assert!(listen(&longest, Purpose::Api).is_ok());
     for more in [1, 93] {
         let text = refusal(&folder.path().join("a".repeat(room + more)));
         assert!(text.contains("allowed: 1–107"), "{text}");
@@ -62,7 +64,7 @@ fn paths_of_107_bytes_are_the_longest() {
 fn a_socket_of_somebody_else_is_not_removed_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
-    let (_listener, file) = listen(&path).unwrap();
+    let (_listener, file) = listen(&path, Purpose::Api).unwrap();
     // The other name keeps the inode's number from coming again.
     fs::hard_link(&path, folder.path().join("kept")).unwrap();
     fs::remove_file(&path).unwrap();
