@@ -21,7 +21,6 @@ pub enum Feature {
 
 /// What this version lacks.
 pub const NOT_OFFERED: &[Feature] = &[
-    Feature::Vsock,
     Feature::Mmds,
     Feature::MemoryHotplug,
     Feature::Pmem,
@@ -164,7 +163,6 @@ mod tests {
             "drives":[{"drive_id":"a","path_on_host":"p"},
                 {"drive_id":"b","path_on_host":"p","socket":"s"}]}"#;
         let all = [
-            "vsock",
             "machine-config.smt",
             "machine-config.huge_pages",
             "drives[1].socket",

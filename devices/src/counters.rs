@@ -19,6 +19,9 @@ pub struct Counters {
     pub(crate) host_syncs: AtomicU64,
     pub(crate) frames_dropped_to_guest: AtomicU64,
     pub(crate) frames_dropped_from_guest: AtomicU64,
+    pub(crate) connections_opened: AtomicU64,
+    pub(crate) connections_closed: AtomicU64,
+    pub(crate) connections_killed: AtomicU64,
     pub(crate) guest_faults: AtomicU64,
     pub(crate) host_faults: AtomicU64,
     pub(crate) last_host_errno: AtomicI32,
@@ -128,6 +131,12 @@ pub struct CountersSnapshot {
     pub frames_dropped_to_guest: u64,
     /// Frames of the guest that were dropped: malformed, or the tap did not take them.
     pub frames_dropped_from_guest: u64,
+    /// Connections that were made, or that a program of the host has asked the guest for.
+    pub connections_opened: u64,
+    /// Of them, those that are no more.
+    pub connections_closed: u64,
+    /// Of those, the ones that took too long, or whose guest broke the rules.
+    pub connections_killed: u64,
     /// Mistakes of the guest.
     pub guest_faults: u64,
     /// Failures of the host.
@@ -208,6 +217,9 @@ impl Counters {
             host_syncs: load(&self.host_syncs),
             frames_dropped_to_guest: load(&self.frames_dropped_to_guest),
             frames_dropped_from_guest: load(&self.frames_dropped_from_guest),
+            connections_opened: load(&self.connections_opened),
+            connections_closed: load(&self.connections_closed),
+            connections_killed: load(&self.connections_killed),
             guest_faults: load(&self.guest_faults),
             host_faults: load(&self.host_faults),
             last_host_errno: self.last_host_errno.load(Ordering::Relaxed),

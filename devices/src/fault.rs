@@ -127,6 +127,10 @@ pub enum HostOperation {
     ReleaseMemory,
     /// Set a timer.
     SetTimer,
+    /// Let a client of the host in.
+    AcceptConnection,
+    /// Connect the guest with a program of the host.
+    OpenConnection,
 }
 
 impl std::fmt::Display for HostOperation {
@@ -143,6 +147,8 @@ impl std::fmt::Display for HostOperation {
             Self::ReadStream => "read its input",
             Self::ReleaseMemory => "give guest memory back to the host",
             Self::SetTimer => "set its timer",
+            Self::AcceptConnection => "let a client in",
+            Self::OpenConnection => "open a connection",
         })
     }
 }
@@ -226,6 +232,24 @@ pub enum RestoreDeviceError {
         device: String,
         /// What of it.
         what: &'static str,
+    },
+    /// The guest would have another context id.
+    #[error(
+        "Socket device {device} was saved with guest_cid {saved} and the configuration has {found}"
+    )]
+    GuestCid {
+        /// Id of the device.
+        device: String,
+        /// When it was saved.
+        saved: u32,
+        /// Now.
+        found: u32,
+    },
+    /// The saved connections are none that a guest can have had.
+    #[error("Socket device {device} was saved with connections that are impossible")]
+    Connections {
+        /// Id of the device.
+        device: String,
     },
     /// The saved ports are none that a guest can have brought about.
     #[error("Console {device} was saved with ports in a state that is impossible")]

@@ -80,6 +80,44 @@ pub const CONSOLE_BYTES_PER_TURN: usize = 1 << 20;
 /// How long a machine that has ended waits for the reader of its output before it looks whether it is to give up, in
 /// milliseconds.
 pub const CONSOLE_FINISH_STEP_MS: u16 = 100;
+/// Entries of the queues of packets of the socket device: as in Firecracker.
+pub const VSOCK_QUEUE_SIZE: u16 = 256;
+/// Connections of the socket device: as in Firecracker. Each takes a descriptor of the host.
+pub const VSOCK_CONNECTIONS_MAX: usize = 1023;
+/// Bytes of a connection that are kept for a program of the host that does not take them: what the guest may have under
+/// way. As in Firecracker; 64 MiB for all connections together, if nobody takes anything.
+pub const VSOCK_BUFFER_BYTES: usize = 64 << 10;
+/// Answers to packets without a connection that wait for a buffer of the guest. When there are more, no more packets are
+/// taken from it.
+pub const VSOCK_REPLIES_MAX: usize = 256;
+/// Clients of the host that have not said yet where they want to go. More wait in the kernel.
+pub const VSOCK_GREETINGS_MAX: usize = 128;
+/// Bytes of what they say: `CONNECT 4294967295` has 19 with its end.
+pub const VSOCK_GREETING_BYTES_MAX: usize = 32;
+/// How long they may take for it.
+pub const VSOCK_GREETING_MS: u64 = 10_000;
+/// How long a guest may take to answer that it takes a connection. Its driver refuses at once when nobody listens.
+pub const VSOCK_REQUEST_MS: u64 = 10_000;
+/// How long it may take to let a connection go that the host has closed (virtio 1.2 §5.10.6.6 has 8 s).
+pub const VSOCK_CLOSE_MS: u64 = 8000;
+/// How long a program of the host may take no byte of a connection that the guest has closed.
+pub const VSOCK_DRAIN_MS: u64 = 60_000;
+/// How often is looked for what takes too long, while anything might.
+pub const VSOCK_TICK_MS: u64 = 250;
+/// Packets in each direction after which other devices have their turn.
+pub const VSOCK_PACKETS_PER_TURN: usize = 64;
+/// Bytes in each direction after which they have it: some 0.1 ms of copying.
+pub const VSOCK_BYTES_PER_TURN: usize = 1 << 20;
+/// Sockets of the host that are looked at before they have it.
+pub const VSOCK_EVENTS_PER_TURN: usize = 64;
+/// Clients let in before they have it.
+pub const VSOCK_ACCEPTED_PER_TURN: usize = 16;
+/// How long clients wait, after a restore, for the guest to let go of the connections that it had.
+pub const VSOCK_RESET_MS: u64 = 1000;
+/// How long the end of a machine waits for programs of the host that do not take the guest's last bytes.
+pub const VSOCK_FINISH_MS: u64 = 1000;
+/// How often it looks meanwhile whether it is to give up.
+pub const VSOCK_FINISH_STEP_MS: u16 = 100;
 /// Queues of a device in a saved state: the console has twelve, and no device of ours more.
 pub const STATE_QUEUES_MAX: usize = 16;
 /// Bytes of arguments and environment of a run, NUL bytes included: 64 KiB of control page less its first 4 KiB.

@@ -16,6 +16,7 @@ pub use crate::virtio::entropy::state::EntropyStateV1;
 pub use crate::virtio::net::state::NetStateV1;
 pub use crate::virtio::queue_state::QueueStateV1;
 pub use crate::virtio::transport_state::TransportStateV1;
+pub use crate::virtio::vsock::state::{PortPairV1, VsockStateV1};
 
 /// A kind of section of an image.
 pub trait Section: Serialize + DeserializeOwned {
@@ -55,6 +56,11 @@ impl Section for ConsoleStateV1 {
     const VERSION: u16 = 1;
 }
 
+impl Section for VsockStateV1 {
+    const KIND: &'static str = "virtio-vsock";
+    const VERSION: u16 = 1;
+}
+
 impl Section for SerialStateV1 {
     const KIND: &'static str = "serial";
     const VERSION: u16 = 1;
@@ -73,4 +79,6 @@ pub enum DeviceState {
     Console(ConsoleStateV1),
     /// The memory balloon.
     Balloon(BalloonStateV1),
+    /// Sockets between guest and host.
+    Vsock(VsockStateV1),
 }

@@ -3,6 +3,8 @@
 
 #[path = "subjects/balloon.rs"]
 mod balloon_subject;
+#[path = "subjects/vsock.rs"]
+mod subject_vsock;
 mod support;
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
@@ -25,6 +27,7 @@ use lightv_devices::virtio::net::{
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
+use subject_vsock::VsockSubject;
 use support::{
     Desc, HIGH_RAM, INDIRECT, LOW_RAM, Machine, NEXT, RUNNING, WRITE, readable, writable,
 };
@@ -37,6 +40,10 @@ trait Subject {
     fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice>;
     /// Panics unless the device in `machine`, which is running, does its work.
     fn assert_works(&mut self, machine: &mut Machine);
+    /// A queue whose chains the device gives back as soon as it has them.
+    fn served_queue(&self, machine: &Machine) -> usize {
+        machine.rings.len() - 1
+    }
 }
 
 struct BlockSubject {
@@ -246,11 +253,18 @@ type Attack = fn(&mut Machine, usize);
 /// The same with its data.
 type BoxedAttack = Box<dyn Fn(&mut Machine, usize)>;
 
+/// Stands for the address of the queue's own table.
+const OWN_TABLE: u64 = 0x1_0000;
+
 fn chain_of(descs: &'static [Desc]) -> impl Fn(&mut Machine, usize) {
     move |machine, queue| {
         let table = machine.rings[queue].table;
         for (index, &desc) in (0..).zip(descs) {
-            machine.write_desc(table, index, desc);
+            let address = match desc.address {
+                OWN_TABLE => table,
+                other => other,
+            };
+            machine.write_desc(table, index, Desc { address, ..desc });
         }
         machine.offer(queue, 0);
         machine.kick(queue);
@@ -311,7 +325,7 @@ fn hostile_chains() -> Vec<(&'static str, BoxedAttack)> {
     const INDIRECT_AND_NEXT: &[Desc] = &[desc(0x1000, 16, INDIRECT | NEXT), desc(0x1000, 16, 0)];
     const INDIRECT_HUGE: &[Desc] = &[desc(0x1000, 0xffff_fff0, INDIRECT)];
     // The queue's own table as indirect table: its first descriptor is indirect again.
-    const INDIRECT_ITSELF: &[Desc] = &[desc(0x1_0000, 16, INDIRECT)];
+    const INDIRECT_ITSELF: &[Desc] = &[desc(OWN_TABLE, 16, INDIRECT)];
     let list: [(&'static str, &'static [Desc]); 18] = [
         ("a chain that loops", LOOP),
         ("a loop of two", LOOP_OF_TWO),
@@ -420,7 +434,7 @@ fn an_untouched_or_half_started_device_is_saved_too(subject: &mut dyn Subject) {
 fn requests_in_the_queue_at_a_save_are_served_after_the_restore(subject: &mut dyn Subject) {
     let mut machine = Machine::new(subject.make());
     machine.init();
-    let last = machine.rings.len() - 1;
+    let last = subject.served_queue(&machine);
     let address = machine.put(&[0; 256]);
     // Added, and the notification was lost with the saved machine.
     machine.add(last, &[readable(address, 64), writable(address + 64, 64)]);
@@ -435,7 +449,7 @@ fn requests_in_the_queue_at_a_save_are_served_after_the_restore(subject: &mut dy
 fn chains_in_indirect_tables_are_served(subject: &mut dyn Subject) {
     let mut machine = Machine::new(subject.make());
     machine.init();
-    let last = machine.rings.len() - 1;
+    let last = subject.served_queue(&machine);
     for length in [2, 16, 256] {
         let address = machine.put(&vec![0; 64 * length]);
         let buffer = |index: usize| {
@@ -590,7 +604,7 @@ fn a_header_that_changes_under_way_harms_nothing(subject: &mut dyn Subject) {
     let mut machine = Machine::new(subject.make());
     machine.init();
     let mem = Arc::clone(&machine.mem);
-    let last = machine.rings.len() - 1;
+    let last = subject.served_queue(&machine);
     let address = machine.put(&[0; 1024]);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let table = machine.rings[last].table;
@@ -661,3 +675,4 @@ conformance!(net, NetSubject { host: None });
 conformance!(balloon, balloon_subject::BalloonSubject);
 conformance!(entropy, EntropySubject);
 conformance!(console, ConsoleSubject::default());
+conformance!(vsock, VsockSubject::new());

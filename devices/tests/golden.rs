@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use lightv_devices::state::{
     BalloonStateV1, BlockStateV1, ConsoleStateV1, EntropyStateV1, HintingStateV1, NetStateV1,
-    PortStateV1, QueueStateV1, Section, SerialStateV1, StatV1, TransportStateV1,
+    PortPairV1, PortStateV1, QueueStateV1, Section, SerialStateV1, StatV1, TransportStateV1,
+    VsockStateV1,
 };
 
 fn path<S: Section>(case: &str) -> PathBuf {
@@ -168,6 +169,25 @@ fn balloon() {
         ],
     };
     check("told", &state);
+}
+
+#[test]
+fn vsock() {
+    let fresh = VsockStateV1 {
+        guest_cid: 3,
+        has_driver: false,
+        next_host_port: 1 << 30,
+        connections: Vec::new(),
+    };
+    check("fresh", &fresh);
+    let pair = |guest, host| PortPairV1 { guest, host };
+    let connected = VsockStateV1 {
+        has_driver: true,
+        next_host_port: (1 << 30) + 300,
+        connections: vec![pair(52, (1 << 30) + 299), pair(u32::MAX, 8080)],
+        ..fresh
+    };
+    check("connected", &connected);
 }
 
 #[test]

@@ -52,6 +52,9 @@ pub struct Cli {
     /// Use the tap TAP for network interface ID; a guest with LightV's agent is told the address.
     #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]", action = ArgAction::Append)]
     net: Vec<NetOverride>,
+    /// Use PATH for the socket of vsock.
+    #[arg(long, value_name = "PATH")]
+    vsock: Option<PathBuf>,
     /// Give the guest a variable in its environment.
     #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append, value_parser = parse_pair)]
     env: Vec<(String, String)>,
@@ -292,6 +295,7 @@ impl Cli {
             is_from_api: false,
             disks,
             nets: self.net,
+            vsock: self.vsock,
             env: self.env,
             args: self.args,
             cpu: None,
@@ -381,6 +385,8 @@ mod tests {
             "eth0=t",
             "--disk",
             "d=/p=q",
+            "--vsock",
+            "v.sock",
             "--env",
             "A=",
             "--",
@@ -394,6 +400,7 @@ mod tests {
             run.overrides.disks,
             [("d".to_owned(), PathBuf::from("/p=q"))]
         );
+        assert_eq!(run.overrides.vsock, Some("v.sock".into()));
         assert_eq!(run.overrides.env, [("A".to_owned(), String::new())]);
         assert_eq!(
             run.overrides.args,

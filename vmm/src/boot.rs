@@ -20,7 +20,7 @@ use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
 use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
 use crate::control_thread::{ControlThread, EmptyVm};
-use crate::device_set::{Around, DeviceSet, DeviceSetError, HeldTaps, HostSide, make_ports};
+use crate::device_set::{Around, DeviceSet, DeviceSetError, HeldBackends, HostSide, make_ports};
 use crate::event::event_channel;
 use crate::kernel::{self, BootFiles, LoadKernelError};
 use crate::machine::Machine;
@@ -104,8 +104,8 @@ pub struct Site<'a> {
     pub stamps: Arc<Stamps>,
     /// What of this process the machine is connected to.
     pub host: HostSide,
-    /// Taps that are open already.
-    pub taps: Option<HeldTaps>,
+    /// What devices are given that is open already.
+    pub held: Option<HeldBackends>,
     /// Where the serial port goes, if not to a standard stream.
     pub serial: Option<SerialOut>,
 }
@@ -124,7 +124,7 @@ pub fn boot(
         control,
         stamps,
         host,
-        taps,
+        held,
         serial,
     } = site;
     let EmptyVm {
@@ -150,7 +150,7 @@ pub fn boot(
         events: &sender,
         disks: &files.disks,
         host,
-        taps: taps.as_ref(),
+        held: held.as_ref(),
         output: &output,
     };
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;

@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
 use lightv_api::contract::balloon::BalloonSpec;
 use lightv_api::contract::drive;
+use lightv_api::contract::vsock::VsockSpec;
 use lightv_api::offer;
 use lightv_devices::limiter::LimiterOptions;
 use lightv_devices::virtio::block::{CacheType, IoEngine};
 use lightv_devices::virtio::net::MacAddress;
+use lightv_devices::virtio::vsock::GUEST_CIDS;
 
 use crate::arch::host::cpu_template::CpuTemplate;
 use crate::limits;
@@ -135,6 +137,15 @@ pub struct NetConfig {
     pub transmit_limits: LimiterOptions,
 }
 
+/// Sockets between guest and host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's context id.
+    pub guest_cid: u32,
+    /// Where clients of the host connect.
+    pub path: PathBuf,
+}
+
 /// A machine that can be built.
 #[derive(Debug, Clone)]
 pub struct MachineConfig {
@@ -145,6 +156,7 @@ pub struct MachineConfig {
     cpu: Option<CpuTemplate>,
     drives: Vec<DriveConfig>,
     nets: Vec<NetConfig>,
+    vsock: Option<VsockConfig>,
 }
 
 impl MachineConfig {
@@ -163,13 +175,18 @@ impl MachineConfig {
         let cpu = cpu::prove(&spec, &mut faults);
         let drives = prove_drives(&spec.drives, &mut faults);
         let nets = prove_nets(&spec.network_interfaces, &mut faults);
+        let vsock = spec
+            .vsock
+            .as_ref()
+            .map(|vsock| prove_vsock(vsock, &mut faults));
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
             agent::prove(agent, nets.len(), &mut faults);
         }
         prove_balloon(&spec, &mut faults);
         let single = usize::from(spec.entropy.is_some())
             + usize::from(spec.console.is_some())
-            + usize::from(spec.balloon.is_some());
+            + usize::from(spec.balloon.is_some())
+            + usize::from(vsock.is_some());
         let devices = drives.len() + nets.len() + single;
         if devices > limits::DEVICES_MAX {
             faults.add(
@@ -190,6 +207,7 @@ impl MachineConfig {
             cpu,
             drives,
             nets,
+            vsock,
         })
     }
 
@@ -271,6 +289,12 @@ impl MachineConfig {
     #[must_use]
     pub fn nets(&self) -> &[NetConfig] {
         &self.nets
+    }
+
+    /// Sockets between guest and host, if there are any.
+    #[must_use]
+    pub const fn vsock(&self) -> Option<&VsockConfig> {
+        self.vsock.as_ref()
     }
 
     /// Whether pages that change are tracked, for differential snapshots.
@@ -559,6 +583,26 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
         });
     }
     nets
+}
+
+fn prove_vsock(spec: &VsockSpec, faults: &mut Faults) -> VsockConfig {
+    let (least, greatest) = (GUEST_CIDS.start(), GUEST_CIDS.end());
+    if !GUEST_CIDS.contains(&spec.guest_cid) {
+        let allowed = format!("{least}–{greatest}");
+        faults.add("vsock.guest_cid", spec.guest_cid, allowed);
+    }
+    let bytes = spec.uds_path.as_os_str().len();
+    if !(1..=limits::SOCKET_PATH_BYTES_MAX).contains(&bytes) {
+        let allowed = format!(
+            "1–{} bytes, as in every Unix socket's path",
+            limits::SOCKET_PATH_BYTES_MAX
+        );
+        faults.add("vsock.uds_path", format!("{bytes} bytes long"), allowed);
+    }
+    VsockConfig {
+        guest_cid: spec.guest_cid,
+        path: spec.uds_path.clone(),
+    }
 }
 
 fn prove_path(field: &str, path: &Path, faults: &mut Faults) {

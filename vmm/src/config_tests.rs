@@ -46,7 +46,6 @@ fn memory_outside_the_range_is_refused() {
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
     for (key, value) in [
-        ("vsock", r#"{"guest_cid":3,"uds_path":"u"}"#),
         ("mmds-config", r#"{"network_interfaces":["a"]}"#),
         ("memory-hotplug", r#"{"total_size_mib":128}"#),
     ] {
@@ -135,14 +134,33 @@ fn interfaces_do_not_share_a_tap_or_an_address() {
 }
 
 #[test]
+fn vsock_needs_a_guest_s_address_and_a_path_that_a_socket_can_have() {
+    let vsock =
+        |cid: u64, path: &str| format!(r#"{{"vsock":{{"guest_cid":{cid},"uds_path":"{path}"}}}}"#);
+    for cid in [0, 1, 2, 0xffff_ffff] {
+        check_fault(&vsock(cid, "u"), "vsock.guest_cid");
+    }
+    for path in ["", &"a".repeat(108)] {
+        check_fault(&vsock(3, path), "vsock.uds_path");
+    }
+    for cid in [3, 0xffff_fffe] {
+        let longest = "a".repeat(107);
+        let config = prove(&vsock(cid, &longest)).unwrap();
+        let vsock = config.vsock().unwrap();
+        assert_eq!(u64::from(vsock.guest_cid), cid);
+        assert_eq!(vsock.path, Path::new(&longest));
+    }
+}
+
+#[test]
 fn all_faults_are_reported_at_once() {
-    let json = r#"{"machine-config":{"vcpu_count":0,"mem_size_mib":0},"vsock":{"guest_cid":3,"uds_path":"u"}}"#;
+    let json = r#"{"machine-config":{"vcpu_count":0,"mem_size_mib":0},"vsock":{"guest_cid":2,"uds_path":"u"}}"#;
     assert_eq!(
         prove(json).unwrap_err(),
         [
-            "vsock",
             "machine-config.vcpu_count",
-            "machine-config.mem_size_mib"
+            "machine-config.mem_size_mib",
+            "vsock.guest_cid"
         ]
     );
 }

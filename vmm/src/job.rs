@@ -184,7 +184,7 @@ fn build_and_run(
                 is_tty: leash.is_some(),
                 is_input_held: at_ready,
             },
-            taps: None,
+            held: None,
             serial: None,
         },
         id: &job.id,

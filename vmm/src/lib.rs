@@ -60,3 +60,4 @@ pub mod sys;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;
+pub mod vsock_socket;

@@ -18,6 +18,8 @@ pub struct Overrides {
     pub disks: Vec<(String, PathBuf)>,
     /// New taps, and addresses for guests with LightV's agent.
     pub nets: Vec<NetOverride>,
+    /// Another path for the socket of vsock.
+    pub vsock: Option<PathBuf>,
     /// Environment added, or replaced by name.
     pub env: Vec<(String, String)>,
     /// Arguments, if any were given: they replace the stored ones.
@@ -41,10 +43,10 @@ impl Overrides {
     /// Ids that the configuration does not have, and what a restore cannot change.
     pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
         let mut faults = Vec::new();
-        let (disk_field, net_field) = if self.is_from_api {
-            ("drive_overrides", "network_overrides")
+        let [disk_field, net_field, vsock_field] = if self.is_from_api {
+            ["drive_overrides", "network_overrides", "vsock_override"]
         } else {
-            ("--disk", "--net")
+            ["--disk", "--net", "--vsock"]
         };
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
@@ -61,6 +63,12 @@ impl Overrides {
         }
         for net in self.nets {
             faults.extend(apply_net(net_field, net, spec));
+        }
+        if let Some(path) = self.vsock {
+            match &mut spec.vsock {
+                Some(vsock) => vsock.uds_path = path,
+                None => faults.push(no_vsock(vsock_field)),
+            }
         }
         if is_restore {
             faults.extend(self.cpu.and_then(|cpu| other_cpu(cpu, spec)));
@@ -132,6 +140,14 @@ fn other_cpu(asked: CpuSpec, spec: &VmSpec) -> Option<ConfigFault> {
         allowed: "nothing, or the same: a snapshot goes on with the CPU that it was booted with"
             .to_owned(),
     })
+}
+
+fn no_vsock(field: &str) -> ConfigFault {
+    ConfigFault {
+        field: field.to_owned(),
+        found: "set".to_owned(),
+        allowed: "nothing: the machine has no vsock".to_owned(),
+    }
 }
 
 fn unknown<'a>(field: &str, id: &str, known: impl Iterator<Item = &'a String>) -> ConfigFault {
@@ -245,6 +261,26 @@ mod tests {
             let refused = check(&cpu, saved).unwrap_err();
             assert!(refused.starts_with("cpu-config is set"), "{refused}");
         }
+    }
+
+    #[test]
+    fn only_a_machine_with_vsock_gets_another_socket() {
+        let overrides = Overrides {
+            is_from_api: true,
+            vsock: Some("b.sock".into()),
+            ..Overrides::default()
+        };
+        let refused = overrides.clone().apply(&mut spec(), true).unwrap_err();
+        assert!(
+            refused.to_string().starts_with("vsock_override is set"),
+            "{refused}"
+        );
+        let mut changed = spec();
+        changed.vsock = serde_json::from_str(r#"{"guest_cid":5,"uds_path":"a.sock"}"#).unwrap();
+        overrides.apply(&mut changed, true).unwrap();
+        let vsock = changed.vsock.unwrap();
+        assert_eq!(vsock.uds_path, PathBuf::from("b.sock"));
+        assert_eq!(vsock.guest_cid, 5);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn restore(
         control,
         stamps,
         host,
-        taps,
+        held,
         serial,
     } = site;
     let EmptyVm {
@@ -81,7 +81,7 @@ pub fn restore(
         events: &sender,
         disks: &saved.disks,
         host,
-        taps: taps.as_ref(),
+        held: held.as_ref(),
         output: &output,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;

@@ -176,6 +176,7 @@ fn add_state(
             DeviceState::Entropy(state) => contents.add(index, state)?,
             DeviceState::Console(state) => contents.add(index, state)?,
             DeviceState::Balloon(state) => contents.add(index, state)?,
+            DeviceState::Vsock(state) => contents.add(index, state)?,
         }
     }
     Ok(())

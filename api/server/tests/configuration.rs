@@ -275,11 +275,6 @@ fn what_this_version_lacks_is_refused_by_name() {
     let nothing = "this version of LightV does not offer it";
     for (path, body, area) in [
         (
-            "/vsock",
-            json!({"guest_cid": 3, "uds_path": "u"}),
-            "Vsock config error: vsock is set",
-        ),
-        (
             "/pmem/p",
             json!({"id": "p", "path_on_host": FILE}),
             "Pmem config error: pmem is set",

@@ -315,9 +315,9 @@ fn a_load_comes_before_anything_for_a_boot_and_can_be_tried_again() {
     let mut trial = Trial::new();
     trial.no(
         "PUT",
-        "/vsock",
-        json!({"guest_cid": 3, "uds_path": "u"}),
-        "vsock is set",
+        "/hotplug/memory",
+        json!({"total_size_mib": 128}),
+        "memory-hotplug is set",
     );
     trial.ok("PUT", "/snapshot/load", load());
 }

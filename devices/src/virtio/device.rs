@@ -28,6 +28,8 @@ pub enum DeviceKind {
     Entropy,
     /// Memory balloon (§5.5).
     Balloon,
+    /// Sockets between guest and host (§5.10).
+    Vsock,
 }
 
 impl DeviceKind {
@@ -40,6 +42,7 @@ impl DeviceKind {
             Self::Console => 3,
             Self::Entropy => 4,
             Self::Balloon => 5,
+            Self::Vsock => 19,
         }
     }
 }

@@ -11,8 +11,10 @@ pub mod live_config;
 pub mod mmio;
 pub mod net;
 pub mod queue_state;
+pub(crate) mod receive;
 pub(crate) mod ring;
 pub mod transport_state;
+pub mod vsock;
 
 /// Feature bits that concern the rings (virtio 1.2 §6).
 pub mod feature {

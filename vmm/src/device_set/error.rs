@@ -9,6 +9,7 @@ use lightv_devices::virtio::block::{LockDiskError, OpenDiskError};
 use lightv_devices::virtio::net::OpenTapError;
 use lightv_devices::virtio::transport_state::RestoreTransportError;
 
+use crate::listen::ListenError;
 use crate::vm::VmError;
 
 /// Why devices could not be made. Nothing is left behind.
@@ -124,6 +125,17 @@ pub enum DeviceSetError {
     /// A standard stream could not be opened for the console.
     #[error("Cannot connect the console to the standard streams")]
     Streams(#[source] io::Error),
+    /// The socket of vsock could not be made.
+    #[error("vsock")]
+    Vsock(#[source] ListenError),
+    /// The same, for a snapshot.
+    #[error(
+        "vsock: the snapshot's socket cannot be made; another can be named by vsock_override, or --vsock"
+    )]
+    RestoreVsock(#[source] ListenError),
+    /// There are no descriptors left.
+    #[error("vsock cannot wait for its clients")]
+    WatchVsock(#[source] io::Error),
     /// The saved serial port makes no sense.
     #[error("The serial port cannot be restored")]
     Serial(#[source] RestoreSerialError),
@@ -141,7 +153,11 @@ impl DeviceSetError {
     pub const fn is_bad_config(&self) -> bool {
         !matches!(
             self,
-            Self::EventFd(_) | Self::Connect(_) | Self::Streams(_) | Self::BalloonTimer(_)
+            Self::EventFd(_)
+                | Self::Connect(_)
+                | Self::Streams(_)
+                | Self::BalloonTimer(_)
+                | Self::WatchVsock(_)
         )
     }
 }

@@ -1,12 +1,16 @@
-//! A device in its set: most are alike, console, disks, network cards and the balloon are spoken to.
+//! A device in its set: most are alike, some are spoken to.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use lightv_devices::virtio::balloon::Balloon;
 use lightv_devices::virtio::block::Block;
 use lightv_devices::virtio::console::Console;
 use lightv_devices::virtio::device::VirtioDevice;
 use lightv_devices::virtio::net::Net;
+use lightv_devices::virtio::vsock::Vsock;
+
+use crate::listen::SocketFile;
 
 #[derive(Debug)]
 pub(super) enum Held {
@@ -14,12 +18,42 @@ pub(super) enum Held {
     Block(Box<Block>),
     Console(Box<Console>),
     Net(Box<Net>),
+    Vsock(Box<VsockHeld>),
     Other(Box<dyn VirtioDevice>),
+}
+
+/// The socket device, with the file of its socket: it goes when the device does.
+#[derive(Debug)]
+pub(super) struct VsockHeld {
+    pub(super) device: Vsock,
+    #[expect(dead_code, reason = "held for its end")]
+    file: Arc<SocketFile>,
 }
 
 impl Held {
     pub(super) fn balloon(balloon: Balloon) -> Self {
         Self::Balloon(Box::new(balloon))
+    }
+
+    pub(super) fn vsock(device: Vsock, file: Arc<SocketFile>) -> Self {
+        Self::Vsock(Box::new(VsockHeld { device, file }))
+    }
+
+    /// The driver has reset the device, which is idle.
+    pub(super) fn forget_driver(&mut self) {
+        match self {
+            Self::Vsock(vsock) => vsock.device.forget_driver(),
+            Self::Balloon(balloon) => balloon.forget_driver(),
+            _ => {}
+        }
+    }
+
+    /// The machine ends: gives away what others still want of the device, until `gives_up`.
+    pub(super) fn flush_last(&mut self, gives_up: &dyn Fn() -> bool) {
+        self.finish(gives_up);
+        if let Self::Vsock(vsock) = self {
+            vsock.device.flush_last(gives_up);
+        }
     }
 
     pub(super) fn console(console: Console) -> Self {
@@ -48,6 +82,7 @@ impl Deref for Held {
             Self::Block(block) => &**block,
             Self::Console(console) => &**console,
             Self::Net(net) => &**net,
+            Self::Vsock(vsock) => &vsock.device,
             Self::Other(device) => &**device,
         }
     }
@@ -60,6 +95,7 @@ impl DerefMut for Held {
             Self::Block(block) => &mut **block,
             Self::Console(console) => &mut **console,
             Self::Net(net) => &mut **net,
+            Self::Vsock(vsock) => &mut vsock.device,
             Self::Other(device) => &mut **device,
         }
     }

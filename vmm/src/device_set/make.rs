@@ -12,17 +12,21 @@ use lightv_devices::virtio::block::{Block, Disk};
 use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, TerminalSize};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
 use lightv_devices::virtio::net::{Net, NetOptions, Tap};
+use lightv_devices::virtio::vsock::Vsock;
 
-use super::Around;
 use super::error::DeviceSetError;
 use super::held::Held;
-use super::taps::HeldTaps;
-use crate::config::{DriveConfig, MachineConfig, NetConfig};
+use super::{Around, HeldBackends};
+use crate::config::{DriveConfig, MachineConfig, NetConfig, VsockConfig};
 use crate::image::disk::{ImageDisk, StoredDisk};
+use crate::limits;
+use crate::listen::{ListenError, SocketFile};
 use crate::output::GuestOutput;
 use crate::reclaim::Reclaimer;
 use crate::report;
+use crate::sys::process;
 use crate::terminal;
+use crate::vsock_socket;
 
 /// Id of the entropy source.
 const ENTROPY_ID: &str = "entropy";
@@ -30,6 +34,8 @@ const ENTROPY_ID: &str = "entropy";
 const BALLOON_ID: &str = "balloon";
 /// Id of the console.
 const CONSOLE_ID: &str = "console";
+/// Id of the socket device.
+const VSOCK_ID: &str = "vsock";
 
 /// What of this process the machine is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +70,7 @@ enum Single<'a> {
     Entropy,
     Console,
     Balloon(&'a BalloonSpec),
+    Vsock(&'a VsockConfig),
 }
 
 /// Those of `config`, in the order of their places.
@@ -72,6 +79,7 @@ fn singles(config: &MachineConfig) -> impl Iterator<Item = Single<'_>> {
         config.entropy().then_some(Single::Entropy),
         config.console().then_some(Single::Console),
         config.balloon().map(Single::Balloon),
+        config.vsock().map(Single::Vsock),
     ];
     all.into_iter().flatten()
 }
@@ -114,7 +122,7 @@ pub(super) fn create(
     for net in config.nets() {
         let options = NetOptions {
             id: net.id.clone(),
-            tap: open_tap(net, around.taps)?,
+            tap: open_tap(net, around.held)?,
             mac: net.mac,
             mtu: net.mtu,
         };
@@ -136,6 +144,10 @@ pub(super) fn create(
             Single::Balloon(spec) => {
                 let balloon = make_balloon(config, spec, around)?;
                 Unconnected::new(BALLOON_ID, Held::balloon(balloon))
+            }
+            Single::Vsock(vsock) => {
+                let (device, file) = open_vsock(vsock, around.held, DeviceSetError::Vsock)?;
+                Unconnected::new(VSOCK_ID, Held::vsock(device, file))
             }
         });
     }
@@ -213,8 +225,8 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
     })
 }
 
-fn open_tap(net: &NetConfig, held: Option<&HeldTaps>) -> Result<Tap, DeviceSetError> {
-    if let Some(tap) = held.and_then(|held| held.take(&net.tap)) {
+fn open_tap(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Tap, DeviceSetError> {
+    if let Some(tap) = held.and_then(|held| held.taps.take(&net.tap)) {
         return Ok(tap);
     }
     Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
@@ -251,6 +263,23 @@ fn open_console(host: HostSide, output: &GuestOutput) -> Result<Console, DeviceS
     make().map_err(DeviceSetError::Streams)
 }
 
+/// The socket device, on the socket that is held or on one that is made; `refused` is why there is none.
+fn open_vsock(
+    config: &VsockConfig,
+    held: Option<&HeldBackends>,
+    refused: fn(ListenError) -> DeviceSetError,
+) -> Result<(Vsock, Arc<SocketFile>), DeviceSetError> {
+    let socket = match held.and_then(|held| held.vsock.take(&config.path)) {
+        Some(socket) => socket,
+        None => vsock_socket::open(&config.path).map_err(refused)?,
+    };
+    process::allow_files(limits::FILES_WITH_VSOCK);
+    let (id, cid) = (VSOCK_ID.to_owned(), config.guest_cid);
+    let device = Vsock::new(id, cid, &config.path, socket.listener);
+    let device = device.map_err(DeviceSetError::WatchVsock)?;
+    Ok((device, socket.file))
+}
+
 /// The device at `place` of the configuration, in the state `state`; `disk` is its disk, if it is one.
 pub(super) fn restore(
     config: &MachineConfig,
@@ -265,7 +294,7 @@ pub(super) fn restore(
     if let (Some(drive), Some(disk)) = (drives.get(place), disk) {
         restore_drive(place, drive, disk, state)
     } else if let Some(net) = net.and_then(|place| nets.get(place)) {
-        restore_net(place, net, state, around.taps)
+        restore_net(place, net, state, around.held)
     } else {
         let single = single.and_then(|number| singles(config).nth(number));
         restore_single(config, (place, single), state, around)
@@ -295,6 +324,7 @@ fn restore_single(
             })?;
             Ok(Unconnected::new(BALLOON_ID, Held::balloon(balloon)))
         }
+        (Some(Single::Vsock(vsock)), state) => restore_vsock(place, vsock, state, around.held),
         (Some(Single::Entropy), _) => Err(wrong_kind(place, ENTROPY_ID)),
         (Some(Single::Balloon(_)), _) => Err(wrong_kind(place, BALLOON_ID)),
         (Some(Single::Console) | None, _) => Err(wrong_kind(place, CONSOLE_ID)),
@@ -324,12 +354,12 @@ fn restore_net(
     place: usize,
     net: &NetConfig,
     state: &DeviceState,
-    taps: Option<&HeldTaps>,
+    held: Option<&HeldBackends>,
 ) -> Result<Unconnected, DeviceSetError> {
     let DeviceState::Net(state) = state else {
         return Err(wrong_kind(place, &net.id));
     };
-    let card = Net::from_state(net.id.clone(), state, open_tap(net, taps)?);
+    let card = Net::from_state(net.id.clone(), state, open_tap(net, held)?);
     let mut card = card.map_err(|cause| DeviceSetError::Restore {
         id: net.id.clone(),
         cause,
@@ -348,6 +378,25 @@ fn restore_console(
         cause,
     })?;
     Ok(Unconnected::new(CONSOLE_ID, Held::console(console)))
+}
+
+fn restore_vsock(
+    place: usize,
+    vsock: &VsockConfig,
+    state: &DeviceState,
+    held: Option<&HeldBackends>,
+) -> Result<Unconnected, DeviceSetError> {
+    let DeviceState::Vsock(state) = state else {
+        return Err(wrong_kind(place, VSOCK_ID));
+    };
+    let (device, file) = open_vsock(vsock, held, DeviceSetError::RestoreVsock)?;
+    let device = device
+        .with_state(state)
+        .map_err(|cause| DeviceSetError::Restore {
+            id: VSOCK_ID.to_owned(),
+            cause,
+        })?;
+    Ok(Unconnected::new(VSOCK_ID, Held::vsock(device, file)))
 }
 
 fn wrong_kind(place: usize, id: &str) -> DeviceSetError {

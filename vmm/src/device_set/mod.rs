@@ -1,7 +1,7 @@
 //! The devices of a machine: made, connected to KVM, started, stopped, saved.
 //!
 //! Every device has a place: its register page, interrupt line and section in an image follow from it. Disks come
-//! first, the root disk first of all, then network interfaces, the entropy source, the console, the balloon.
+//! first, the root disk first of all, then network interfaces, the entropy source, the console, the balloon, vsock.
 //!
 //! Ownership: the loop owns the devices and their queues; a vCPU touches a device's register front, behind its own
 //! lock, and calls the loop from there, waiting for the answer. So the loop must not take that lock while vCPUs run:
@@ -47,6 +47,7 @@ use crate::output::GuestOutput;
 use crate::poller::{PollError, Poller, Token};
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
 use crate::vm::Vm;
+use crate::vsock_socket::HeldVsock;
 
 /// Counters of a device.
 #[derive(Debug, Clone)]
@@ -66,6 +67,15 @@ pub struct DeviceSet {
     stored: Vec<StoredDisk>,
 }
 
+/// What is opened before there is a machine, for its devices. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct HeldBackends {
+    /// Taps.
+    pub taps: HeldTaps,
+    /// The socket of vsock.
+    pub vsock: HeldVsock,
+}
+
 /// What devices are made of and connected to.
 #[derive(Debug, Clone, Copy)]
 pub struct Around<'a> {
@@ -79,8 +89,8 @@ pub struct Around<'a> {
     pub disks: &'a [ImageDisk],
     /// What of this process the guest is connected to.
     pub host: HostSide,
-    /// Taps that are open already.
-    pub taps: Option<&'a HeldTaps>,
+    /// What devices are given that is open already.
+    pub held: Option<&'a HeldBackends>,
     /// Where the guest's output goes.
     pub output: &'a GuestOutput,
 }
@@ -281,9 +291,7 @@ impl DeviceSet {
     pub fn reset(&mut self, device: usize) {
         if let Some(place) = self.places.get_mut(device) {
             place.device.deactivate();
-            if let Held::Balloon(balloon) = &mut place.device {
-                balloon.forget_driver();
-            }
+            place.device.forget_driver();
         }
     }
 
@@ -396,7 +404,7 @@ impl DeviceSet {
             (0..queues).for_each(|queue| self.process_queue(device, queue));
         }
         for place in &mut self.places {
-            place.device.finish(gives_up);
+            place.device.flush_last(gives_up);
         }
     }
 

@@ -413,6 +413,7 @@ fn add_devices(devices: &[DeviceMeter], add: &mut impl FnMut(&str, Value)) {
         .iter()
         .find(|device| device.kind == DeviceKind::Balloon);
     add("balloon", balloon::group(balloon));
+    add("vsock", super::vsock::group(devices));
 }
 
 fn sum(devices: &[&DeviceMeter], field: impl Fn(&CountersSnapshot) -> u64) -> u64 {
@@ -559,31 +560,6 @@ const ABSENT: &[(&str, &[&str])] = &[
             "sigbus", "sigsegv", "sigxfsz", "sigxcpu", "sigpipe", "sighup", "sigill",
         ],
     ),
-    (
-        "vsock",
-        &[
-            "activate_fails",
-            "cfg_fails",
-            "rx_queue_event_fails",
-            "tx_queue_event_fails",
-            "ev_queue_event_fails",
-            "muxer_event_fails",
-            "conn_event_fails",
-            "rx_queue_event_count",
-            "tx_queue_event_count",
-            "rx_bytes_count",
-            "tx_bytes_count",
-            "rx_packets_count",
-            "tx_packets_count",
-            "conns_added",
-            "conns_killed",
-            "conns_removed",
-            "killq_resync",
-            "tx_flush_fails",
-            "tx_write_fails",
-            "rx_read_fails",
-        ],
-    ),
 ];
 
 fn add_absent(add: &mut impl FnMut(&str, Value)) {
@@ -628,7 +604,8 @@ fn add_extremes(line: &mut Map<String, Value>) {
                 let group = format!("net_{}", device.id);
                 set(&group, "tap_write_agg", device.counters.write_time());
             }
-            DeviceKind::Console | DeviceKind::Entropy | DeviceKind::Balloon => {}
+            DeviceKind::Console | DeviceKind::Entropy | DeviceKind::Balloon | DeviceKind::Vsock => {
+            }
         }
     }
 }

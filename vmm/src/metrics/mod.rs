@@ -6,6 +6,7 @@
 mod balloon;
 mod lines;
 mod process;
+mod vsock;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};

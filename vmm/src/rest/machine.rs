@@ -26,7 +26,7 @@ use crate::builder::{Builder, MemoryFrom, PrepareError, SnapshotFiles};
 use crate::config::limiter::LimitsPatch;
 use crate::config::{ConfigFaults, MachineConfig};
 use crate::control_thread::{Assignment, ControlThread};
-use crate::device_set::{HeldTaps, HostSide};
+use crate::device_set::{HeldBackends, HostSide};
 use crate::event::{Event, EventSender};
 use crate::feed;
 use crate::job::stamps_of;
@@ -83,7 +83,7 @@ pub(super) struct Monitor {
     control: ControlThread,
     /// The machine's name, for logs and metrics.
     id: String,
-    taps: HeldTaps,
+    held: HeldBackends,
     serial: Option<SerialOut>,
     /// What the CPU is to be: it may be said before a load too.
     cpu: Option<CpuSpec>,
@@ -98,7 +98,7 @@ impl Monitor {
             id: id.to_owned(),
             serial: None,
             cpu: None,
-            taps: HeldTaps::default(),
+            held: HeldBackends::default(),
             events: None,
         }
     }
@@ -127,7 +127,7 @@ impl Monitor {
                 control: &self.control,
                 stamps,
                 host: HostSide::default(),
-                taps: Some(self.taps.clone()),
+                held: Some(self.held.clone()),
                 serial: self.serial.clone(),
             },
             id: &self.id,
@@ -274,7 +274,11 @@ impl Machine for Monitor {
             && let Some(net) = config.nets().iter().find(|net| net.id == id)
         {
             let names: Vec<&str> = config.nets().iter().map(|net| net.tap.as_str()).collect();
-            let held = self.taps.hold(&net.tap, &names);
+            let held = self.held.taps.hold(&net.tap, &names);
+            held.map_err(|error| Refusal::of(&error))?;
+        }
+        if let (Part::Vsock, Some(vsock)) = (change.part, config.vsock()) {
+            let held = self.held.vsock.hold(&vsock.path);
             held.map_err(|error| Refusal::of(&error))?;
         }
         if let (Part::Cpu, Some(CpuConfig::Spec(cpu))) = (change.part, &change.spec.cpu_config) {
@@ -398,11 +402,6 @@ impl Machine for Monitor {
 
 /// What of a load this version does not offer.
 fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
-    if params.vsock_override.is_some() {
-        return Err(Refusal::new(
-            "vsock_override: the snapshot has no vsock device",
-        ));
-    }
     match params.huge_pages {
         LoadHugePages::Snapshot | LoadHugePages::None => Ok(()),
         LoadHugePages::Transparent => Err(not_offered("huge_pages `Transparent`")),
@@ -422,6 +421,10 @@ fn overrides_of(params: &LoadParams) -> Overrides {
         disks: drives
             .map(|drive| (drive.drive_id.clone(), drive.path_on_host.clone()))
             .collect(),
+        vsock: params
+            .vsock_override
+            .as_ref()
+            .map(|vsock| vsock.uds_path.clone()),
         nets: nets
             .map(|net| NetOverride {
                 id: net.iface_id.clone(),

@@ -207,6 +207,7 @@ const fn kind_name(kind: DeviceKind) -> &'static str {
         DeviceKind::Console => "console",
         DeviceKind::Entropy => "entropy",
         DeviceKind::Balloon => "balloon",
+        DeviceKind::Vsock => "vsock",
     }
 }
 
@@ -321,7 +322,9 @@ fn encode_device_operations(out: &mut Out<'_, '_>, devices: &[DeviceMeter]) -> f
         let measured = match device.kind {
             DeviceKind::Block => all.get(..),
             DeviceKind::Net => all.get(1..2),
-            DeviceKind::Console | DeviceKind::Entropy | DeviceKind::Balloon => None,
+            DeviceKind::Console | DeviceKind::Entropy | DeviceKind::Balloon | DeviceKind::Vsock => {
+                None
+            }
         };
         for (operation, found) in measured.unwrap_or_default() {
             let labels: Labels<'_> = &[("device", &device.id), ("operation", operation)];

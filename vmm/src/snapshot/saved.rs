@@ -3,7 +3,7 @@
 use lightv_api::config::VmSpec;
 use lightv_devices::state::{
     BalloonStateV1, BlockStateV1, ConsoleStateV1, DeviceState, EntropyStateV1, NetStateV1, Section,
-    SerialStateV1, TransportStateV1,
+    SerialStateV1, TransportStateV1, VsockStateV1,
 };
 
 use super::irqchip_state::VmStateV1;
@@ -168,6 +168,8 @@ fn take_devices(image: &mut Image) -> Result<Vec<SavedDevice>, OpenImageError> {
             DeviceState::Console(state)
         } else if let Some(state) = image.take::<BalloonStateV1>(index)? {
             DeviceState::Balloon(state)
+        } else if let Some(state) = image.take::<VsockStateV1>(index)? {
+            DeviceState::Vsock(state)
         } else {
             let section = format!("{}[{index}]", TransportStateV1::KIND);
             return Err(image.contents_error(&section, "has no device behind it"));

@@ -3,6 +3,8 @@
 use std::ffi::CStr;
 use std::io;
 
+use rustix::process::Resource;
+
 /// No privileges gained by exec from here on (PR_SET_NO_NEW_PRIVS).
 ///
 /// # Errors
@@ -38,6 +40,18 @@ pub fn forbid_core_files() -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Lets the process have `count` descriptors, as far as the host lets it; never fewer than it may have already.
+pub fn allow_files(count: u64) {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    let now = limit.current.unwrap_or(u64::MAX);
+    let wanted = limit.maximum.map_or(count, |maximum| count.min(maximum));
+    if now < wanted {
+        limit.current = Some(wanted);
+        // It stays as it is, and is told of when it is reached.
+        let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     }
 }
 

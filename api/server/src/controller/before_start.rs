@@ -110,7 +110,7 @@ impl<M: Machine> Controller<M> {
 
     pub(super) fn put_vsock(&mut self, vsock: VsockSpec) -> Answer {
         let mut spec = self.not_started()?;
-        if vsock.guest_cid < 3 {
+        if vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX {
             return Err(Area::Vsock.fault(rules::RuleFault::GuestCid(vsock.guest_cid)));
         }
         spec.vsock = Some(vsock);

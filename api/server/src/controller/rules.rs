@@ -42,7 +42,7 @@ pub(super) enum RuleFault {
     MacInUse(String),
     #[error("The tap is already in use: {0}")]
     TapInUse(String),
-    #[error("guest_cid is {0}; allowed: 3–4294967295")]
+    #[error("guest_cid is {0}; allowed: 3–4294967294")]
     GuestCid(u32),
     #[error("The list of network interface IDs that allow MMDS requests is empty.")]
     MmdsNoInterface,

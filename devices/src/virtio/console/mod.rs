@@ -7,7 +7,6 @@
 mod config;
 mod message;
 mod ports;
-mod receive;
 pub mod state;
 mod stream;
 mod transmit;
@@ -28,7 +27,6 @@ pub use self::stream::{Input, OnLost, Output};
 use self::config::FEATURES;
 use self::message::{HostSide, MESSAGE_BYTES, Message, PortTable};
 use self::ports::QUEUE_SIZES;
-use self::receive::Receiver;
 use self::stream::Got;
 use self::transmit::Transmitter;
 use self::watch::{Watch, Wish};
@@ -38,6 +36,7 @@ use crate::limits::{CONSOLE_BUFFERS_PER_TURN, CONSOLE_BYTES_PER_TURN, CONSOLE_CH
 use crate::state::DeviceState;
 use crate::virtio::chain::read_at;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
+use crate::virtio::receive::Receiver;
 use crate::virtio::ring::{Popped, Ring};
 
 /// The byte of Ctrl-]: typed at the terminal, it detaches it, and does not reach the guest.
@@ -446,9 +445,9 @@ impl VirtioDevice for Console {
             t4,
         ] = rings;
         self.active = Some(Active {
-            control_to_guest: Receiver::new(control_to_guest),
+            control_to_guest: Receiver::new(control_to_guest, 1),
             control_from_guest,
-            to_guest: [r0, r1, r2, r3, r4].map(Receiver::new),
+            to_guest: [r0, r1, r2, r3, r4].map(|ring| Receiver::new(ring, 1)),
             from_guest: [t0, t1, t2, t3, t4].map(Transmitter::new),
             is_multiport,
             chunk: vec![0; CONSOLE_CHUNK_BYTES],

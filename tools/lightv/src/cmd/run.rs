@@ -27,7 +27,7 @@ use crate::{cache, embedded, monitor};
 /// the name lightv-vmm.
 ///
 /// An image is as trusted as a program: it names the disks and taps that its machine opens, with your rights.
-/// `lightv inspect` lists them; --disk and --net replace them.
+/// `lightv inspect` lists them; --disk, --net and --vsock replace them.
 #[derive(Debug, Default, PartialEq, Parser)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RunArgs {
@@ -39,6 +39,9 @@ pub(crate) struct RunArgs {
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
     disk: Vec<Replacement>,
+    /// Use another path for the socket of vsock
+    #[arg(long, value_name = "PATH")]
+    vsock: Option<PathBuf>,
     /// Set a variable of the guest's environment; without VALUE it is passed through
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<EnvArg>,
@@ -166,6 +169,9 @@ impl RunArgs {
         for disk in &self.disk {
             option("--disk", disk.0.clone().into());
         }
+        if let Some(vsock) = &self.vsock {
+            option("--vsock", vsock.into());
+        }
         for EnvArg { name, value } in &self.env {
             option("--env", format!("{name}={value}").into());
         }
@@ -194,6 +200,7 @@ impl RunArgs {
         let overrides = Overrides {
             disks: self.disk.iter().map(Replacement::pair).collect(),
             nets: self.net,
+            vsock: self.vsock,
             env: self
                 .env
                 .into_iter()
@@ -342,8 +349,8 @@ mod tests {
             "--boot a.lv --memory 64 --vcpus 2",
         );
         check(
-            "run a.lv --net tap1 --disk d=x -e A=b --env C=",
-            "--restore a.lv --net eth0=tap1 --disk d=x --env A=b --env C=",
+            "run a.lv --net tap1 --disk d=x --vsock v -e A=b --env C=",
+            "--restore a.lv --net eth0=tap1 --disk d=x --vsock v --env A=b --env C=",
         );
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use lightv_api::contract::snapshot::{
     DriveOverride, LoadHugePages, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad,
+    VsockOverride,
 };
 use lightv_api::exit;
 use lightv_vmm::net_override::NetOverride;
@@ -42,6 +43,9 @@ pub(super) struct LoadArgs {
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
     disk: Vec<Replacement>,
+    /// Use another path for the socket of vsock
+    #[arg(long, value_name = "PATH")]
+    vsock: Option<PathBuf>,
     /// Leave it paused
     #[arg(long)]
     paused: bool,
@@ -100,7 +104,9 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
                 host_dev_name: net.tap.clone(),
             })
             .collect(),
-        vsock_override: None,
+        vsock_override: args.vsock.as_ref().map(|path| VsockOverride {
+            uds_path: absolute(path),
+        }),
         clock_realtime: args.advance_clock,
         huge_pages: LoadHugePages::Snapshot,
         drive_overrides: drives

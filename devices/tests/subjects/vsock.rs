@@ -1,0 +1,99 @@
+//! The socket device under test, with a service of the host.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+
+use lightv_devices::state::DeviceState;
+use lightv_devices::virtio::device::VirtioDevice;
+use lightv_devices::virtio::vsock::{self, Vsock};
+use tempfile::TempDir;
+
+use crate::Subject;
+use crate::support::{Machine, readable, writable};
+
+pub(super) struct VsockSubject {
+    folder: TempDir,
+    service: UnixListener,
+    /// The guest's next port.
+    port: u32,
+}
+
+impl VsockSubject {
+    const CID: u32 = 9;
+
+    pub(super) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let service = UnixListener::bind(folder.path().join("v_80")).unwrap();
+        let port = 1000;
+        Self {
+            folder,
+            service,
+            port,
+        }
+    }
+
+    fn vsock(&self) -> Vsock {
+        let path = self.folder.path().join("v");
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        Vsock::new("vsock".into(), Self::CID, &path, listener).unwrap()
+    }
+
+    /// Sends a packet of a type of operation.
+    fn send(&self, machine: &mut Machine, op: u16, payload: &[u8]) {
+        let mut packet = vec![0; 44];
+        packet[..8].copy_from_slice(&u64::from(Self::CID).to_le_bytes());
+        packet[8..16].copy_from_slice(&vsock::HOST_CID.to_le_bytes());
+        packet[16..20].copy_from_slice(&self.port.to_le_bytes());
+        packet[20..24].copy_from_slice(&80_u32.to_le_bytes());
+        packet[24..28].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+        packet[28..30].copy_from_slice(&vsock::socket_type::STREAM.to_le_bytes());
+        packet[30..32].copy_from_slice(&op.to_le_bytes());
+        packet[36..40].copy_from_slice(&65_536_u32.to_le_bytes());
+        packet.extend_from_slice(payload);
+        let address = machine.put(&packet);
+        let bytes = u32::try_from(packet.len()).unwrap();
+        let queue = vsock::TRANSMIT_QUEUE;
+        assert_eq!(machine.request(queue, &[readable(address, bytes)]), 0);
+    }
+}
+
+impl Subject for VsockSubject {
+    fn make(&mut self) -> Box<dyn VirtioDevice> {
+        Box::new(self.vsock())
+    }
+
+    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice> {
+        let DeviceState::Vsock(state) = state else {
+            panic!("{state:?}")
+        };
+        Box::new(self.vsock().with_state(&state).unwrap())
+    }
+
+    fn assert_works(&mut self, machine: &mut Machine) {
+        self.port += 1;
+        self.send(machine, vsock::op::REQUEST, &[]);
+        let (mut stream, _) = self.service.accept().unwrap();
+        self.send(machine, vsock::op::RW, b"from the guest");
+        let mut text = [0; 14];
+        stream.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"from the guest");
+
+        stream.write_all(b"from the host").unwrap();
+        machine.serve_backend(2);
+        let (response, bytes) = (machine.alloc(64), machine.alloc(64));
+        for address in [response, bytes] {
+            machine.add(vsock::RECEIVE_QUEUE, &[writable(address, 64)]);
+        }
+        machine.kick(vsock::RECEIVE_QUEUE);
+        let used = [(); 2].map(|()| machine.take_used(vsock::RECEIVE_QUEUE).unwrap().1);
+        assert_eq!(used, [44, 57]);
+        assert_eq!(machine.get(bytes + 44, 13), b"from the host");
+        self.send(machine, vsock::op::RST, &[]);
+        assert_eq!(stream.read(&mut text).unwrap(), 0);
+    }
+
+    fn served_queue(&self, _: &Machine) -> usize {
+        vsock::TRANSMIT_QUEUE
+    }
+}
