@@ -27,6 +27,7 @@ mod shim;
 mod time;
 mod trap;
 mod virtio;
+mod vsock;
 
 use guest_text::cmdline::{self, Cmdline};
 

@@ -20,6 +20,7 @@ use crate::boot::to_usize;
 use crate::eprintln;
 use crate::mmio::Window;
 use crate::nic::Nic;
+use crate::vsock::Sockets;
 
 /// Physical addresses are virtual addresses, and all memory can be reached by devices.
 #[derive(Debug)]
@@ -72,6 +73,8 @@ pub struct Devices {
     pub balloon: Option<&'static mut Balloon>,
     /// The first source of randomness.
     pub entropy: Option<&'static mut Entropy>,
+    /// The socket device.
+    pub sockets: Option<&'static mut Sockets>,
 }
 
 impl Devices {
@@ -111,6 +114,9 @@ impl Devices {
             }
             DeviceType::MemoryBalloon if self.balloon.is_none() => {
                 self.balloon = Some(leak(Balloon::new(transport)?));
+            }
+            DeviceType::Socket if self.sockets.is_none() => {
+                self.sockets = Some(leak(Sockets::new(transport, registers)?));
             }
             // Dropping the transport resets the device.
             _ => return Ok(()),

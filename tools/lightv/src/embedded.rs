@@ -38,6 +38,7 @@ const APPS: &[&str] = &[
     "server",
     "smp",
     "tick",
+    "vsock",
     "triple-fault",
 ];
 

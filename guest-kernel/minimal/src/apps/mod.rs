@@ -14,6 +14,7 @@ mod measure;
 mod server;
 mod smp;
 mod tick;
+mod vsock;
 
 use crate::eprintln;
 use crate::machine::{BadNumber, Machine, NoAddress};
@@ -43,6 +44,7 @@ const APPS: &[(&str, App)] = &[
     ("server", server::server),
     ("smp", smp::run),
     ("tick", tick::run),
+    ("vsock", vsock::run),
     ("triple-fault", ends::triple_fault),
 ];
 

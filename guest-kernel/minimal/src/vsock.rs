@@ -1,0 +1,38 @@
+//! The socket device, and what its driver does not do: acknowledging interrupts.
+
+use virtio_drivers::Error;
+use virtio_drivers::device::socket::VirtIOSocket;
+use virtio_drivers::transport::mmio::MmioTransport;
+
+use crate::mmio::Window;
+use crate::virtio::Identity;
+
+/// Bytes of a receive buffer, header included: as Linux has them.
+const BUFFER_BYTES: usize = 4096;
+/// `InterruptStatus` and `InterruptACK` (virtio 1.2 §4.2.2).
+const INTERRUPT_STATUS: usize = 0x060;
+const INTERRUPT_ACK: usize = 0x064;
+
+/// The driver. It has eight buffers, and knows nothing of the queue of events.
+pub type Driver = VirtIOSocket<Identity, MmioTransport<'static>, BUFFER_BYTES>;
+
+/// The device and its driver.
+pub struct Sockets {
+    /// The driver.
+    pub driver: Driver,
+    registers: Window,
+}
+
+impl Sockets {
+    /// Sets up the device whose registers are at `registers`.
+    pub fn new(transport: MmioTransport<'static>, registers: Window) -> Result<Self, Error> {
+        let driver = Driver::new(transport)?;
+        Ok(Self { driver, registers })
+    }
+
+    /// Acknowledges interrupts. Look for packets once more before going to sleep.
+    pub fn acknowledge(&self) {
+        let status: u32 = self.registers.read(INTERRUPT_STATUS);
+        self.registers.write(INTERRUPT_ACK, status);
+    }
+}
