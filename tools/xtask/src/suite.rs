@@ -213,6 +213,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "linux_console",
             "--test",
             "linux_images",
+            "--test",
+            "vsock_linux",
         ],
         commands::cargo,
     );
