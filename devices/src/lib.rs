@@ -1,10 +1,12 @@
-//! What a LightV guest sees: virtio devices behind virtio-mmio, the serial port, the i8042, pvpanic and the control device.
+//! What a LightV guest sees: virtio devices behind virtio-mmio, the serial port, the i8042, pvpanic and the control device;
+//! and the metadata service, which it finds on its network.
 //!
-//! The crate knows guest memory and eventfds; never KVM, never HTTP. Nothing a guest does may make it panic, loop or
+//! The crate knows guest memory and eventfds; never KVM, never the REST API. Nothing a guest does may make it panic, loop or
 //! allocate without bound: every limit is in [`limits`].
 //!
 //! Each module uses only those listed before it: `memory`, `fault`, `limits`, `counters`, `interrupt`, `sys`,
-//! `state` (with the saved form of each device), `virtio::ring`, `virtio::live_config`, `virtio::device`, the devices, `virtio::mmio`.
+//! `mmds`, `state` (with the saved form of each device), `virtio::ring`, `virtio::live_config`, `virtio::device`, the devices,
+//! `virtio::mmio`.
 
 #![deny(unsafe_code)]
 #![cfg_attr(
@@ -28,6 +30,7 @@ pub mod interrupt;
 pub mod limiter;
 pub mod limits;
 pub mod memory;
+pub mod mmds;
 pub mod pvpanic;
 pub mod serial;
 pub mod state;

@@ -31,6 +31,39 @@ pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
 pub const FRAME_BYTES_MAX: usize = 65_562;
 /// Frames sent or received before other devices have their turn.
 pub const NET_FRAMES_PER_TURN: usize = 64;
+/// Bytes of a frame to the metadata service. A driver that leaves segmentation to the device sends up to a window at once.
+pub const MMDS_FRAME_BYTES_MAX: usize = 16 << 10;
+/// Frames of the metadata service that wait for the guest's buffers. More are lost, and sent again by TCP.
+pub const MMDS_FRAMES_WAITING_MAX: usize = 64;
+/// Connections to the metadata service of one interface: Firecracker's number.
+pub const MMDS_CONNECTIONS_MAX: usize = 30;
+/// Sockets that wait for the next connections: more may come before the first is looked at.
+pub const MMDS_LISTENERS: usize = 4;
+/// Bytes that a guest may send ahead on a connection to the metadata service: a request.
+pub const MMDS_WINDOW_BYTES: usize = 4096;
+/// Bytes under way to the guest on such a connection.
+pub const MMDS_SEND_BYTES: usize = 8192;
+/// Bytes of a request to the metadata service, its body included: a path and a token have some hundred.
+pub const MMDS_REQUEST_BYTES_MAX: usize = 8192;
+/// Lines of the head of such a request.
+pub const MMDS_HEADERS_MAX: usize = 64;
+/// Requests of one connection that are answered before others have their turn.
+pub const MMDS_REQUESTS_PER_TURN: usize = 4;
+/// Bytes of answers that wait for their readers, after which no more are made. One answer is as large as the operator has
+/// let the metadata be.
+pub const MMDS_ANSWERS_BYTES_MAX: usize = 256 << 10;
+/// How long a connection to the metadata service may be silent, in milliseconds.
+pub const MMDS_SILENT_MS: u64 = 30_000;
+/// How long one must have been of no use to give way to another, in milliseconds.
+pub const MMDS_GIVES_WAY_MS: u64 = 1000;
+/// Addresses of the guest whose MAC address is kept: one for each connection, and some more.
+pub const MMDS_NEIGHBOURS_MAX: usize = 64;
+/// How often frames are handed to the guest and more made of what waits, before others have their turn.
+pub const MMDS_ROUNDS_PER_TURN: usize = 4;
+/// Least time to the next look at the metadata service's connections, in milliseconds.
+pub const MMDS_PAUSE_MS: u64 = 1;
+/// Time to the next look while the guest takes no frames, in milliseconds: its next buffers end the wait.
+pub const MMDS_STUCK_PAUSE_MS: u64 = 1000;
 /// Random bytes given to one request; the driver asks again for the rest. A request may name far more memory than the
 /// guest has.
 pub const ENTROPY_REQUEST_BYTES_MAX: usize = 64 << 10;

@@ -189,8 +189,8 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// As for [`process_queue`](Self::process_queue).
     fn process_backend(&mut self) -> Result<(), HostFault>;
 
-    /// When all queues are to be processed without a notification: a rate limiter holds something up until then, or a turn
-    /// was not enough. To be asked after every other call.
+    /// When all queues are to be processed without a notification: a rate limiter holds something up until then, a turn was
+    /// not enough, or a time that a protocol sets has come. To be asked after every other call.
     fn wake_at(&self) -> Option<Instant> {
         None
     }

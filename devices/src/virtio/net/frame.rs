@@ -64,6 +64,11 @@ impl TransmitHeader {
         ]))
     }
 
+    /// Whether a checksum of the frame is left to the device.
+    pub(super) const fn needs_csum(&self) -> bool {
+        self.0[0] & NEEDS_CSUM != 0
+    }
+
     /// As the tap takes it.
     pub(super) const fn bytes(&self) -> &[u8; HEADER_BYTES] {
         &self.0

@@ -1,4 +1,5 @@
-//! The network card (virtio 1.2 §5.1): a tap of the host as the guest's Ethernet card.
+//! The network card (virtio 1.2 §5.1): a tap of the host as the guest's Ethernet card, and the way to the metadata service
+//! if the guest may ask it.
 
 mod config;
 mod frame;
@@ -18,12 +19,13 @@ pub use self::config::{MTU_MIN, MacAddress, ParseMacError, feature};
 pub use self::state::NetStateV1;
 pub use self::tap::{OpenTapError, Tap};
 
-use self::receive::Receiver;
+use self::receive::{Given, Receiver};
 use self::transmit::Transmitter;
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
-use crate::limits::NET_QUEUE_SIZE;
+use crate::limits::{MMDS_FRAMES_WAITING_MAX, MMDS_ROUNDS_PER_TURN, NET_QUEUE_SIZE};
+use crate::mmds::{Detour, Mmds, MmdsOptions};
 use crate::state::DeviceState;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 
@@ -63,6 +65,15 @@ pub struct Net {
     /// Of frames from the guest.
     transmit_limiter: Limiter,
     active: Option<Active>,
+    metadata: Option<Metadata>,
+}
+
+/// The way to the metadata service. Its connections outlive a pause.
+#[derive(Debug)]
+struct Metadata {
+    detour: Detour,
+    /// When it has to be served again at the latest.
+    serve_by: Option<Instant>,
 }
 
 /// What a device has while it works.
@@ -90,7 +101,16 @@ impl Net {
             receive_limiter: Limiter::default(),
             transmit_limiter: Limiter::default(),
             active: None,
+            metadata: None,
         }
+    }
+
+    /// The guest reaches `mmds` by this card too.
+    pub fn reach_metadata(&mut self, mmds: Mmds, options: MmdsOptions) {
+        self.metadata = Some(Metadata {
+            detour: Detour::new(mmds, options),
+            serve_by: None,
+        });
     }
 
     /// A network card as it was saved, on a tap that the caller has found for it; idle.
@@ -137,14 +157,34 @@ impl Net {
         let Some(active) = &mut self.active else {
             return Progress::Done;
         };
+        let detour = self.metadata.as_mut().map(|metadata| &mut metadata.detour);
         let turn = active.transmitter.serve_turn(
             self.tap.as_fd(),
             &self.counters,
             &mut self.transmit_limiter,
+            detour,
         );
         // It works again: it was only away.
         self.is_tap_gone &= !turn.has_sent;
+        self.serve_metadata();
         turn.progress
+    }
+
+    /// Lets the metadata service work, and gives the guest what it says.
+    fn serve_metadata(&mut self) {
+        let (Some(metadata), Some(active)) = (&mut self.metadata, &mut self.active) else {
+            return;
+        };
+        let detour = &mut metadata.detour;
+        for _ in 0..MMDS_ROUNDS_PER_TURN {
+            let has_moved = detour.serve();
+            let has_given = give_frames(detour, &mut active.receiver, &self.counters);
+            if !has_moved && !has_given {
+                break;
+            }
+        }
+        active.receiver.notify();
+        metadata.serve_by = detour.deadline();
     }
 }
 
@@ -218,6 +258,7 @@ impl VirtioDevice for Net {
                 active.receiver.buffers_came();
                 // Looks again, when the wait is over.
                 let _ = self.receive_limiter.is_blocked();
+                self.serve_metadata();
                 Ok(Progress::Done)
             }
             (TRANSMIT_QUEUE, Some(_)) => Ok(self.transmit()),
@@ -258,7 +299,12 @@ impl VirtioDevice for Net {
 
     fn wake_at(&self) -> Option<Instant> {
         let (receive, transmit) = (&self.receive_limiter, &self.transmit_limiter);
-        let waits = [receive.blocked_until(), transmit.blocked_until()];
+        let metadata = self.metadata.as_ref().filter(|_| self.active.is_some());
+        let waits = [
+            receive.blocked_until(),
+            transmit.blocked_until(),
+            metadata.and_then(|metadata| metadata.serve_by),
+        ];
         waits.into_iter().flatten().min()
     }
 
@@ -270,5 +316,22 @@ impl VirtioDevice for Net {
     }
 }
 
+/// Gives the guest what waits of the metadata service's frames. True if any was done with.
+fn give_frames(detour: &mut Detour, receiver: &mut Receiver, counters: &Counters) -> bool {
+    for given in 0..MMDS_FRAMES_WAITING_MAX {
+        let Some(frame) = detour.next_frame() else {
+            return given > 0;
+        };
+        match receiver.give(frame, counters) {
+            Given::Now => detour.note_given(),
+            Given::Never => detour.note_lost(),
+            Given::Later => return given > 0,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod metadata_tests;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Frames from the tap to the guest.
+//! Frames from the tap, and from the metadata service, to the guest.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -42,6 +42,17 @@ pub(super) struct Receiver {
     wanted_bytes: u64,
     /// The ring has been found empty since buffers last came, and the driver knows that it has to notify.
     is_starved: bool,
+}
+
+/// Whether the guest has been given a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    /// It has.
+    Now,
+    /// It has no buffers, and tells when it has some.
+    Later,
+    /// Its buffers are too small: the frame is lost.
+    Never,
 }
 
 impl Receiver {
@@ -138,6 +149,54 @@ impl Receiver {
         result
     }
 
+    /// Gives the guest a frame of ours, without header.
+    pub(super) fn give(&mut self, frame: &[u8], counters: &Counters) -> Given {
+        self.gather();
+        if self.gathered_chains == 0 {
+            return Given::Later;
+        }
+        let bytes = (frame.len() as u64).saturating_add(HEADER_BYTES as u64);
+        if let Some(chains) = self.reserve(bytes) {
+            // No flags, no segmentation: the checksums are right.
+            let header = [0; HEADER_BYTES];
+            if self.write(chains, &[&header, frame]).is_some() {
+                self.complete_frame(chains, bytes, counters);
+                return Given::Now;
+            }
+        }
+        self.drop_frame(counters);
+        Given::Never
+    }
+
+    /// Tells the driver of what it was given.
+    pub(super) fn notify(&mut self) {
+        self.ring.notify();
+    }
+
+    /// Copies `pieces` one after the other into the first `chains` of those that wait, which have the room.
+    fn write(&self, chains: usize, pieces: &[&[u8]]) -> Option<()> {
+        let mut waiting = self.waiting.range(..chains.min(self.waiting.len()));
+        let mut chain = waiting.next()?;
+        let mut at = 0;
+        for piece in pieces {
+            let mut rest = *piece;
+            while !rest.is_empty() {
+                let room = total_bytes(chain.writable()).saturating_sub(at);
+                if room == 0 {
+                    chain = waiting.next()?;
+                    at = 0;
+                    continue;
+                }
+                let taken = usize::try_from(room).map_or(rest.len(), |room| room.min(rest.len()));
+                let (now, later) = rest.split_at(taken);
+                write_at(self.ring.mem(), chain.writable(), at, now).ok()?;
+                at = at.saturating_add(taken as u64);
+                rest = later;
+            }
+        }
+        Some(())
+    }
+
     /// Collects the buffers of as many chains as a frame may need: one, or with mergeable buffers up to the bytes
     /// wanted, as far as the ring has them.
     fn gather(&mut self) {
@@ -194,14 +253,23 @@ impl Receiver {
 
     /// Gives the guest a frame of `bytes` with its header, which lies in what was gathered and then in `rest`.
     fn deliver(&mut self, bytes: u64, counters: &Counters) {
-        let Some(chains) = self.place(bytes) else {
-            Counters::add_one(&counters.frames_dropped_to_guest);
-            if !self.is_mergeable {
-                // This chain is too small for the frames that come here: the next may not be.
-                self.give_back(1, 0);
-            }
-            return;
-        };
+        match self.place(bytes) {
+            Some(chains) => self.complete_frame(chains, bytes, counters),
+            None => self.drop_frame(counters),
+        }
+    }
+
+    /// There is no room for a frame.
+    fn drop_frame(&mut self, counters: &Counters) {
+        Counters::add_one(&counters.frames_dropped_to_guest);
+        if !self.is_mergeable {
+            // This chain is too small for the frames that come here: the next may not be.
+            self.give_back(1, 0);
+        }
+    }
+
+    /// Completes the first `chains` of those that wait, in which a frame of `bytes` with its header lies.
+    fn complete_frame(&mut self, chains: usize, bytes: u64, counters: &Counters) {
         let count = u16::try_from(chains).unwrap_or(u16::MAX).to_le_bytes();
         if let Some(first) = self.waiting.front() {
             // It holds the header, in RAM.
@@ -238,9 +306,9 @@ impl Receiver {
         ring.complete_together(used);
     }
 
-    /// Copies what lies in `rest` into further chains. Returns how many chains the frame has, or `None` if there are
+    /// How many of the chains that wait hold `bytes`, more of which are taken from the ring if need be; `None` if there are
     /// not enough.
-    fn place(&mut self, bytes: u64) -> Option<usize> {
+    fn reserve(&mut self, bytes: u64) -> Option<usize> {
         let gathered_bytes = self.buffers.bytes();
         if bytes <= gathered_bytes {
             return Some(self.chains_for(bytes));
@@ -256,6 +324,17 @@ impl Receiver {
             }
             room = room.saturating_add(total_bytes(self.waiting.get(chains)?.writable()));
             chains = chains.saturating_add(1);
+        }
+        Some(chains)
+    }
+
+    /// Copies what lies in `rest` into further chains. Returns how many chains the frame has, or `None` if there are
+    /// not enough.
+    fn place(&mut self, bytes: u64) -> Option<usize> {
+        let chains = self.reserve(bytes)?;
+        let gathered_bytes = self.buffers.bytes();
+        if bytes <= gathered_bytes {
+            return Some(chains);
         }
         let length = usize::try_from(bytes.saturating_sub(gathered_bytes)).ok()?;
         let mut rest = self.rest.get(..length)?;
