@@ -11,7 +11,6 @@ use crate::contract::machine::{HugePages, MachineSpec};
 pub enum Feature {
     Vsock,
     Balloon,
-    Mmds,
     MemoryHotplug,
     Pmem,
     VhostUser,
@@ -21,7 +20,6 @@ pub enum Feature {
 
 /// What this version lacks.
 pub const NOT_OFFERED: &[Feature] = &[
-    Feature::Mmds,
     Feature::MemoryHotplug,
     Feature::Pmem,
     Feature::VhostUser,
@@ -83,7 +81,7 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         run: _,
         vsock,
         balloon,
-        mmds_config,
+        mmds_config: _,
         cpu_config: _,
         logger: _,
         metrics: _,
@@ -92,7 +90,6 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
     } = spec;
     list.set(Feature::Vsock, "vsock", vsock.is_some());
     list.set(Feature::Balloon, "balloon", balloon.is_some());
-    list.set(Feature::Mmds, "mmds-config", mmds_config.is_some());
     let hotplug = memory_hotplug.is_some();
     list.set(Feature::MemoryHotplug, "memory-hotplug", hotplug);
     let pmem = pmem.as_ref().is_some_and(|list| !list.is_empty());

@@ -14,6 +14,7 @@ use self::api::{ApiArgs, is_firecracker};
 use self::outputs::OutputArgs;
 
 use crate::control::{SaveMoment, SavePlan};
+use crate::metadata::MetadataFile;
 use crate::net_override::NetOverride;
 use crate::outputs::Outputs;
 use crate::overrides::Overrides;
@@ -200,6 +201,8 @@ pub struct RunJob {
     pub record_working_set: bool,
     /// Whether the guest has the terminal.
     pub is_tty: bool,
+    /// What the metadata service holds, if no API fills it.
+    pub metadata: Option<MetadataFile>,
     /// Log and metrics.
     pub outputs: Outputs,
     /// Where timings go.
@@ -226,8 +229,10 @@ impl Cli {
         let matches = command.try_get_matches_from(args)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.is_firecracker = is_firecracker;
-        if cli.api.metadata.is_some() && cli.api.job(is_firecracker).is_none() {
-            let text = "--metadata needs --api-sock: without the API nobody could read it";
+        let has_reader = cli.names_machine() || cli.api.job(is_firecracker).is_some();
+        if cli.api.metadata.is_some() && !has_reader {
+            let text =
+                "--metadata needs a machine or --api-sock: without them nobody could read it";
             return Err(
                 Self::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
             );
@@ -239,6 +244,13 @@ impl Cli {
     #[must_use]
     pub const fn has_enable_pci(&self) -> bool {
         self.api.enable_pci
+    }
+
+    const fn names_machine(&self) -> bool {
+        self.config.is_some()
+            || self.api.config_file.is_some()
+            || self.restore.is_some()
+            || self.boot.is_some()
     }
 
     /// What was asked for; `None` when nothing was.
@@ -275,6 +287,7 @@ impl Cli {
     }
 
     fn into_run(self) -> Option<RunJob> {
+        let metadata = self.api.metadata_file();
         let origin = match (
             self.config.or(self.api.config_file),
             self.restore,
@@ -320,6 +333,7 @@ impl Cli {
             }),
             record_working_set: self.record_working_set,
             is_tty: self.tty,
+            metadata,
             outputs: self.outputs.outputs(),
             timings: self
                 .timings

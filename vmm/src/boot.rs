@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
+use lightv_devices::mmds::Mmds;
 use vm_memory::Bytes;
 
 use crate::arch::host::board::BoardFacts;
@@ -108,6 +109,8 @@ pub struct Site<'a> {
     pub held: Option<HeldBackends>,
     /// Where the serial port goes, if not to a standard stream.
     pub serial: Option<SerialOut>,
+    /// The metadata service.
+    pub mmds: Mmds,
 }
 
 /// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
@@ -126,6 +129,7 @@ pub fn boot(
         host,
         held,
         serial,
+        mmds,
     } = site;
     let EmptyVm {
         kvm,
@@ -151,6 +155,7 @@ pub fn boot(
         disks: &files.disks,
         host,
         held: held.as_ref(),
+        mmds: &mmds,
         output: &output,
     };
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
@@ -173,6 +178,7 @@ pub fn boot(
         ram,
         control_page,
         devices,
+        mmds,
         bus,
         vcpus,
         sender,

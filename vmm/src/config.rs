@@ -7,6 +7,7 @@
 mod agent;
 mod cpu;
 pub mod limiter;
+mod mmds;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,6 +22,8 @@ use lightv_devices::limiter::LimiterOptions;
 use lightv_devices::virtio::block::{CacheType, IoEngine};
 use lightv_devices::virtio::net::MacAddress;
 use lightv_devices::virtio::vsock::GUEST_CIDS;
+
+pub use self::mmds::MmdsConfig;
 
 use crate::arch::host::cpu_template::CpuTemplate;
 use crate::limits;
@@ -157,6 +160,7 @@ pub struct MachineConfig {
     drives: Vec<DriveConfig>,
     nets: Vec<NetConfig>,
     vsock: Option<VsockConfig>,
+    mmds: Option<MmdsConfig>,
 }
 
 impl MachineConfig {
@@ -179,6 +183,8 @@ impl MachineConfig {
             .vsock
             .as_ref()
             .map(|vsock| prove_vsock(vsock, &mut faults));
+        let mmds = spec.mmds_config.as_ref();
+        let mmds = mmds.map(|mmds| mmds::prove(mmds, &nets, &mut faults));
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
             agent::prove(agent, nets.len(), &mut faults);
         }
@@ -208,6 +214,7 @@ impl MachineConfig {
             drives,
             nets,
             vsock,
+            mmds,
         })
     }
 
@@ -295,6 +302,12 @@ impl MachineConfig {
     #[must_use]
     pub const fn vsock(&self) -> Option<&VsockConfig> {
         self.vsock.as_ref()
+    }
+
+    /// The metadata service, if the guest reaches it.
+    #[must_use]
+    pub const fn mmds(&self) -> Option<&MmdsConfig> {
+        self.mmds.as_ref()
     }
 
     /// Whether pages that change are tracked, for differential snapshots.

@@ -45,10 +45,7 @@ fn memory_outside_the_range_is_refused() {
 
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
-    for (key, value) in [
-        ("mmds-config", r#"{"network_interfaces":["a"]}"#),
-        ("memory-hotplug", r#"{"total_size_mib":128}"#),
-    ] {
+    for (key, value) in [("memory-hotplug", r#"{"total_size_mib":128}"#)] {
         check_fault(&format!(r#"{{"{key}":{value}}}"#), key);
         assert!(prove(&format!(r#"{{"{key}":null}}"#)).is_ok(), "null {key}");
     }
@@ -150,6 +147,39 @@ fn vsock_needs_a_guest_s_address_and_a_path_that_a_socket_can_have() {
         assert_eq!(u64::from(vsock.guest_cid), cid);
         assert_eq!(vsock.path, Path::new(&longest));
     }
+}
+
+#[test]
+fn the_metadata_service_is_on_known_interfaces_at_a_link_local_address() {
+    let json = |mmds: &str| {
+        format!(
+            r#"{{"network-interfaces":[{{"iface_id":"a","host_dev_name":"t"}},
+                {{"iface_id":"b","host_dev_name":"u"}}],"mmds-config":{mmds}}}"#
+        )
+    };
+    let config = prove(&json(r#"{"network_interfaces":["b"]}"#)).unwrap();
+    let mmds = config.mmds().unwrap();
+    assert_eq!(mmds.options_of("a"), None);
+    let options = mmds.options_of("b").unwrap();
+    assert_eq!(options.address.to_string(), "169.254.169.254");
+    check_fault(
+        &json(r#"{"network_interfaces":[]}"#),
+        "mmds-config.network_interfaces",
+    );
+    check_fault(
+        &json(r#"{"network_interfaces":["a","x"]}"#),
+        "mmds-config.network_interfaces[1]",
+    );
+    for address in ["10.0.0.1", "169.254.0.1", "169.254.255.1", "169.255.1.1"] {
+        check_fault(
+            &json(&format!(
+                r#"{{"network_interfaces":["a"],"ipv4_address":"{address}"}}"#
+            )),
+            "mmds-config.ipv4_address",
+        );
+    }
+    let last = r#"{"network_interfaces":["a"],"ipv4_address":"169.254.254.255","version":"V2","imds_compat":true}"#;
+    assert!(prove(&json(last)).is_ok());
 }
 
 #[test]

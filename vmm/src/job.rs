@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use lightv_api::exit;
+use lightv_devices::mmds::Mmds;
 
 use crate::args::{Origin, RunJob};
 use crate::boot::Site;
@@ -20,6 +21,7 @@ use crate::foreground::{self, Leash, Split};
 use crate::image::header::FORMAT_VERSION;
 use crate::machine::StartError;
 use crate::memory::GuestRam;
+use crate::metadata::{MetadataError, MetadataFile};
 use crate::sandbox::{self, SandboxError};
 use crate::stamps::Stamps;
 use crate::sys::cpu;
@@ -59,6 +61,8 @@ pub enum RunError {
     #[error("The machine has no vCPU")]
     NoVcpu,
     #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    #[error(transparent)]
     Control(ControlError),
     #[error(transparent)]
     WorkingSet(AddWorkingSetError),
@@ -71,6 +75,7 @@ impl RunError {
         match self {
             Self::Prepare(cause) => cause.exit_status(),
             Self::WorkingSet(_) => exit::SAVE_FAILED,
+            Self::Metadata(_) => exit::BAD_CONFIG,
             Self::ControlThread(_) | Self::Start(_) => exit::HOST_FAILURE,
             Self::Signals(_) | Self::Sandbox(_) | Self::NoVcpu | Self::Control(_) => exit::FAILURE,
         }
@@ -176,6 +181,10 @@ fn build_and_run(
         .is_some_and(|plan| plan.moment == SaveMoment::Ready);
     runtime_dir::announce(&job.id, Some(job.origin.path()), None);
     job.outputs.open(&job.id).map_err(PrepareError::Outputs)?;
+    let mmds = Mmds::default();
+    if let Some(metadata) = &job.metadata {
+        mmds.put(metadata.read()?);
+    }
     let builder = Builder {
         site: Site {
             control,
@@ -186,11 +195,15 @@ fn build_and_run(
             },
             held: None,
             serial: None,
+            mmds,
         },
         id: &job.id,
         save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
     };
     let machine = builder.build(&job.origin, job.overrides)?;
+    if let (Some(MetadataFile { path, .. }), None) = (job.metadata, machine.config.mmds()) {
+        return Err(MetadataError::Unreachable { path }.into());
+    }
     if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
         let _ = watched.set((path, machine.ram.clone()));
     }

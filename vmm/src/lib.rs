@@ -34,6 +34,7 @@ pub mod lock;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod metadata;
 pub mod metrics;
 pub mod net_override;
 pub mod orders;

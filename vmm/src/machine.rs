@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd};
+use lightv_devices::mmds::Mmds;
 
 use crate::arch::VcpuId;
 use crate::bus::Bus;
@@ -33,6 +34,8 @@ pub struct Machine {
     pub control_page: Arc<ControlPage>,
     /// Devices.
     pub devices: DeviceSet,
+    /// The metadata service.
+    pub mmds: Mmds,
     /// Where accesses go.
     pub bus: Arc<Bus>,
     /// vCPUs that have their state.

@@ -57,6 +57,7 @@ pub fn attach(machine: &Machine) {
     metrics::get().attach(MachineMeters {
         bus: std::sync::Arc::clone(&machine.bus),
         devices: machine.devices.meters(),
+        mmds: machine.mmds.clone(),
         ram_bytes: machine.config.ram_bytes(),
         vcpus: machine.config.vcpus(),
     });

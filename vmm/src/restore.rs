@@ -50,6 +50,7 @@ pub fn restore(
         host,
         held,
         serial,
+        mmds,
     } = site;
     let EmptyVm {
         kvm,
@@ -82,6 +83,7 @@ pub fn restore(
         disks: &saved.disks,
         host,
         held: held.as_ref(),
+        mmds: &mmds,
         output: &output,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
@@ -105,6 +107,7 @@ pub fn restore(
         ram,
         control_page,
         devices,
+        mmds,
         bus,
         vcpus,
         sender,

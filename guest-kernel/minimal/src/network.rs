@@ -83,6 +83,21 @@ impl Network {
         self.announce(setup.address);
     }
 
+    /// Takes one more address.
+    pub fn add_address(&mut self, address: Ipv4Addr, prefix: u8) {
+        self.interface.update_ip_addrs(|addresses| {
+            // An interface has room for two.
+            let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(address, prefix)));
+        });
+    }
+
+    /// Begins a connection of a closed socket to `to`.
+    pub fn connect(&mut self, handle: SocketHandle, to: (Ipv4Addr, u16), port: u16) {
+        let socket: &mut tcp::Socket<'_> = self.sockets.get_mut(handle);
+        // The socket is closed and no port is 0, which is all that can be wrong.
+        let _ = socket.connect(self.interface.context(), to, port);
+    }
+
     /// Gratuitous ARP (RFC 5227 §3): neighbours learn where the address is now.
     fn announce(&mut self, address: Ipv4Addr) {
         let hardware = EthernetAddress(self.nic.mac());

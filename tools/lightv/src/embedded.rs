@@ -33,6 +33,7 @@ const APPS: &[&str] = &[
     "idle",
     "mark",
     "mem",
+    "metadata",
     "panic",
     "reset",
     "server",

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+use crate::metadata::MetadataFile;
+
 /// See `Cli`.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "REST API and Firecracker's flags")]
@@ -18,7 +20,7 @@ pub(super) struct ApiArgs {
     /// Serve no REST API. Only a program called `firecracker` serves it without --api-sock.
     #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
     pub(super) no_api: bool,
-    /// Begin with the JSON object in this file as metadata (`GET /mmds`).
+    /// Begin with the JSON object in this file as metadata, which guests read by the metadata service (`mmds-config`).
     #[arg(long, value_name = "FILE")]
     pub(super) metadata: Option<PathBuf>,
     /// Bytes that a request's body can have.
@@ -72,8 +74,8 @@ pub struct ApiJob {
     pub body_bytes_max: u64,
     /// Bytes that the metadata can have.
     pub metadata_bytes_max: u64,
-    /// File with metadata to begin with.
-    pub metadata: Option<PathBuf>,
+    /// Metadata to begin with.
+    pub metadata: Option<MetadataFile>,
 }
 
 /// Where a program that is called `firecracker` serves its API without being told.
@@ -87,11 +89,21 @@ impl ApiArgs {
         Some(ApiJob {
             socket,
             body_bytes_max: self.http_api_max_payload_size,
-            metadata_bytes_max: self
-                .mmds_size_limit
-                .unwrap_or(self.http_api_max_payload_size),
-            metadata: self.metadata.clone(),
+            metadata_bytes_max: self.metadata_bytes_max(),
+            metadata: self.metadata_file(),
         })
+    }
+
+    /// Metadata to begin with.
+    pub(super) fn metadata_file(&self) -> Option<MetadataFile> {
+        let path = self.metadata.clone()?;
+        let bytes_max = self.metadata_bytes_max();
+        Some(MetadataFile { path, bytes_max })
+    }
+
+    fn metadata_bytes_max(&self) -> u64 {
+        self.mmds_size_limit
+            .unwrap_or(self.http_api_max_payload_size)
     }
 }
 

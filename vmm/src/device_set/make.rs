@@ -120,15 +120,13 @@ pub(super) fn create(
         devices.push(Unconnected::new(&drive.id, Held::block(block)));
     }
     for net in config.nets() {
-        let options = NetOptions {
+        let card = Net::new(NetOptions {
             id: net.id.clone(),
             tap: open_tap(net, around.held)?,
             mac: net.mac,
             mtu: net.mtu,
-        };
-        let mut card = Net::new(options);
-        card.change_limits(net.receive_limits, net.transmit_limits);
-        devices.push(Unconnected::new(&net.id, Held::net(card)));
+        });
+        devices.push(set_up_card(config, net, card, around));
     }
     for single in singles(config) {
         devices.push(match single {
@@ -294,7 +292,8 @@ pub(super) fn restore(
     if let (Some(drive), Some(disk)) = (drives.get(place), disk) {
         restore_drive(place, drive, disk, state)
     } else if let Some(net) = net.and_then(|place| nets.get(place)) {
-        restore_net(place, net, state, around.held)
+        let card = restore_net(place, net, state, around.held)?;
+        Ok(set_up_card(config, net, card, around))
     } else {
         let single = single.and_then(|number| singles(config).nth(number));
         restore_single(config, (place, single), state, around)
@@ -355,17 +354,29 @@ fn restore_net(
     net: &NetConfig,
     state: &DeviceState,
     held: Option<&HeldBackends>,
-) -> Result<Unconnected, DeviceSetError> {
+) -> Result<Net, DeviceSetError> {
     let DeviceState::Net(state) = state else {
         return Err(wrong_kind(place, &net.id));
     };
     let card = Net::from_state(net.id.clone(), state, open_tap(net, held)?);
-    let mut card = card.map_err(|cause| DeviceSetError::Restore {
+    card.map_err(|cause| DeviceSetError::Restore {
         id: net.id.clone(),
         cause,
-    })?;
+    })
+}
+
+/// A network card with its limits, and with the way to the metadata service if `config` says so.
+fn set_up_card(
+    config: &MachineConfig,
+    net: &NetConfig,
+    mut card: Net,
+    around: &Around<'_>,
+) -> Unconnected {
     card.change_limits(net.receive_limits, net.transmit_limits);
-    Ok(Unconnected::new(&net.id, Held::net(card)))
+    if let Some(options) = config.mmds().and_then(|mmds| mmds.options_of(&net.id)) {
+        card.reach_metadata(around.mmds.clone(), options);
+    }
+    Unconnected::new(&net.id, Held::net(card))
 }
 
 fn restore_console(

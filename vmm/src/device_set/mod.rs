@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lightv_devices::counters::Counters;
+use lightv_devices::mmds::Mmds;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::block::Disk;
 use lightv_devices::virtio::console::Console;
@@ -91,6 +92,8 @@ pub struct Around<'a> {
     pub host: HostSide,
     /// What devices are given that is open already.
     pub held: Option<&'a HeldBackends>,
+    /// The metadata service, for interfaces that reach it.
+    pub mmds: &'a Mmds,
     /// Where the guest's output goes.
     pub output: &'a GuestOutput,
 }

@@ -197,6 +197,7 @@ fn totals() -> Value {
     add_devices(devices, &mut add);
     add("vcpu", vcpu(machine.as_ref()));
     add("uart", uart(machine.as_ref()));
+    add("mmds", mmds(machine.as_ref()));
     add(
         "i8042",
         json!({"error_count": 0, "missed_read_count": 0, "missed_write_count": 0, "read_count": 0, "reset_count": 0, "write_count": 0}),
@@ -387,6 +388,26 @@ fn uart(machine: Option<&MachineMeters>) -> Value {
     })
 }
 
+fn mmds(machine: Option<&MachineMeters>) -> Value {
+    let counts = machine.map(|machine| machine.mmds.counts());
+    let counts = counts.unwrap_or_default();
+    json!({
+        "rx_accepted": counts.rx_accepted,
+        "rx_accepted_err": counts.rx_accepted_err,
+        "rx_accepted_unusual": counts.rx_accepted_unusual,
+        "rx_bad_eth": counts.rx_bad_eth,
+        "rx_invalid_token": counts.rx_invalid_token,
+        "rx_no_token": counts.rx_no_token,
+        "rx_count": counts.rx_count,
+        "tx_bytes": counts.tx_bytes,
+        "tx_count": counts.tx_count,
+        "tx_errors": counts.tx_errors,
+        "tx_frames": counts.tx_frames,
+        "connections_created": counts.connections_created,
+        "connections_destroyed": counts.connections_destroyed,
+    })
+}
+
 fn add_devices(devices: &[DeviceMeter], add: &mut impl FnMut(&str, Value)) {
     for (kind, name, group) in [
         (
@@ -522,24 +543,6 @@ const ABSENT: &[(&str, &[&str])] = &[
             "unplug_all_fails",
             "state_count",
             "state_fails",
-        ],
-    ),
-    (
-        "mmds",
-        &[
-            "rx_accepted",
-            "rx_accepted_err",
-            "rx_accepted_unusual",
-            "rx_bad_eth",
-            "rx_invalid_token",
-            "rx_no_token",
-            "rx_count",
-            "tx_bytes",
-            "tx_count",
-            "tx_errors",
-            "tx_frames",
-            "connections_created",
-            "connections_destroyed",
         ],
     ),
     (

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use lightv_api::timings::StartTimings;
 use lightv_devices::histogram::Histogram;
+use lightv_devices::mmds::Mmds;
 
 pub use self::lines::{
     OpenMetricsError, RouteCounts, flush, flush_if_due, open, set_api_counts, time_to_flush,
@@ -77,6 +78,8 @@ pub struct MachineMeters {
     pub bus: Arc<Bus>,
     /// Devices in the order of their places.
     pub devices: Vec<DeviceMeter>,
+    /// The metadata service.
+    pub mmds: Mmds,
     /// Guest RAM in bytes.
     pub ram_bytes: u64,
     /// Number of vCPUs.

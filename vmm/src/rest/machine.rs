@@ -18,6 +18,7 @@ use lightv_api::event::Happening;
 use lightv_api::exit;
 use lightv_api::request::Reply;
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Part, Refusal};
+use lightv_devices::mmds::Mmds;
 use serde::Serialize;
 
 use crate::args::{Origin, RunJob};
@@ -87,6 +88,8 @@ pub(super) struct Monitor {
     serial: Option<SerialOut>,
     /// What the CPU is to be: it may be said before a load too.
     cpu: Option<CpuSpec>,
+    /// The metadata service, which can be filled before there is a machine.
+    mmds: Mmds,
     /// The way to the loop, once there is a machine.
     events: Option<EventSender>,
 }
@@ -98,6 +101,7 @@ impl Monitor {
             id: id.to_owned(),
             serial: None,
             cpu: None,
+            mmds: Mmds::default(),
             held: HeldBackends::default(),
             events: None,
         }
@@ -129,6 +133,7 @@ impl Monitor {
                 host: HostSide::default(),
                 held: Some(self.held.clone()),
                 serial: self.serial.clone(),
+                mmds: self.mmds.clone(),
             },
             id: &self.id,
             save_as: None,
@@ -396,8 +401,9 @@ impl Machine for Monitor {
         Ok(())
     }
 
-    /// The store is the controller's; the guest's way to it (MMDS) is not offered yet.
-    fn put_metadata(&mut self, _data: &MmdsData) {}
+    fn put_metadata(&mut self, data: &MmdsData) {
+        self.mmds.put(data.clone());
+    }
 }
 
 /// What of a load this version does not offer.

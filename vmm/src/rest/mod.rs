@@ -11,18 +11,16 @@ mod machine;
 mod prometheus;
 
 use std::convert::Infallible;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lightv_api::contract::instance::InstanceState;
-use lightv_api::contract::mmds::MmdsData;
 use lightv_api::exit;
 use lightv_api_server::controller::{Controller, Setup, split};
 use lightv_api_server::exporter::Exporter;
 use lightv_api_server::feed::Feed;
+use lightv_api_server::machine::Machine as _;
 use lightv_api_server::server;
 use lightv_api_server::settings::Settings;
 
@@ -30,8 +28,8 @@ use self::machine::{Begin, Monitor, StartMachineError};
 use crate::args::{ApiJob, ServeJob};
 use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
-use crate::kernel::{ReadFileError, read_file};
 use crate::listen::{ListenError, Purpose, listen};
+use crate::metadata::{MetadataError, MetadataFile};
 use crate::{at_end, feed, limits, metrics, report, runtime_dir};
 
 /// Why the API is not served.
@@ -42,21 +40,7 @@ enum ServeError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
-    ReadMetadata(#[from] ReadFileError),
-    #[error("Metadata {} is refused: {cause}; allowed: a JSON object", path.display())]
-    Metadata {
-        path: PathBuf,
-        cause: serde_json::Error,
-    },
-    #[error(
-        "Metadata {} is refused: it makes {bytes} bytes; allowed: {bytes_max} (--mmds-size-limit)",
-        path.display()
-    )]
-    MetadataSize {
-        path: PathBuf,
-        bytes: u64,
-        bytes_max: u64,
-    },
+    Metadata(#[from] MetadataError),
     #[error(transparent)]
     Start(#[from] StartMachineError),
     #[error("Cannot start the thread of the REST API")]
@@ -68,9 +52,7 @@ impl ServeError {
         match self {
             Self::Run(cause) => cause.exit_status(),
             Self::Start(cause) => cause.exit_status(),
-            Self::ReadMetadata(_) | Self::Metadata { .. } | Self::MetadataSize { .. } => {
-                exit::BAD_CONFIG
-            }
+            Self::Metadata(_) => exit::BAD_CONFIG,
             Self::Listen(_) => exit::FAILURE,
             Self::Thread(_) => exit::HOST_FAILURE,
         }
@@ -101,15 +83,16 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     outputs
         .open(&id)
         .map_err(|cause| RunError::from(PrepareError::Outputs(cause)))?;
-    let metadata = api.metadata.as_deref();
-    let metadata = metadata.map(|path| read_metadata(path, api.metadata_bytes_max));
-    let metadata = metadata.transpose()?;
+    let metadata = api.metadata.as_ref().map(MetadataFile::read).transpose()?;
     let listener = at_end::make(|| {
         let (listener, socket) = listen(&api.socket, Purpose::Api)?;
         Ok::<_, ServeError>((listener, move || socket.remove()))
     })?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
     let mut monitor = Monitor::new(control, &id);
+    if let Some(metadata) = &metadata {
+        monitor.put_metadata(metadata);
+    }
     let first = run.map(|run| monitor.begin(Begin { run, main_ns }));
     let (spec, vcpu) = match first.transpose()? {
         Some((spec, vcpu)) => (Some(spec), Some(vcpu)),
@@ -179,22 +162,6 @@ fn settings(api: &ApiJob) -> Settings {
         body_bytes_max: usize::try_from(api.body_bytes_max).unwrap_or(usize::MAX),
         ..Settings::default()
     }
-}
-
-fn read_metadata(path: &Path, bytes_max: u64) -> Result<MmdsData, ServeError> {
-    let found = fs::metadata(path).map_or(0, |found| found.len());
-    if found > bytes_max {
-        return Err(ServeError::MetadataSize {
-            path: path.into(),
-            bytes: found,
-            bytes_max,
-        });
-    }
-    let bytes = read_file("metadata", path, bytes_max)?;
-    serde_json::from_slice(&bytes).map_err(|cause| ServeError::Metadata {
-        path: path.into(),
-        cause,
-    })
 }
 
 /// `READY=1` to a service manager that has asked to be told (sd_notify(3)). One that cannot be reached is no reason not to

@@ -197,7 +197,53 @@ fn encode_machine(out: &mut Out<'_, '_>, machine: &MachineMeters) -> fmt::Result
             (&[("space", "print")], load(&counters.bad_prints)),
         ],
     )?;
+    encode_mmds(out, machine)?;
     encode_devices(out, &machine.devices)
+}
+
+fn encode_mmds(out: &mut Out<'_, '_>, machine: &MachineMeters) -> fmt::Result {
+    if machine
+        .devices
+        .iter()
+        .all(|device| device.kind != DeviceKind::Net)
+    {
+        return Ok(());
+    }
+    let now = machine.mmds.counts();
+    out.counters(
+        metric("mmds_frames", "Frames to and from the metadata service"),
+        &[
+            (&[("direction", "from_guest")], now.rx_accepted),
+            (&[("direction", "to_guest")], now.tx_frames),
+        ],
+    )?;
+    out.counters(
+        metric(
+            "mmds_refused_frames",
+            "Frames to the metadata service that it could not read",
+        ),
+        &[
+            (&[("reason", "malformed")], now.rx_accepted_err),
+            (&[("reason", "protocol")], now.rx_accepted_unusual),
+        ],
+    )?;
+    out.counters(
+        metric(
+            "mmds_tokenless_requests",
+            "Requests to the metadata service without a valid token",
+        ),
+        &[
+            (&[("token", "none")], now.rx_no_token),
+            (&[("token", "invalid")], now.rx_invalid_token),
+        ],
+    )?;
+    out.counters(
+        metric(
+            "mmds_connections",
+            "Connections to the metadata service that guests began",
+        ),
+        &[(&[], now.connections_created)],
+    )
 }
 
 const fn kind_name(kind: DeviceKind) -> &'static str {

@@ -50,7 +50,7 @@ pub fn port(machine: &Machine, default: u64) -> Result<u16, Refusal> {
 }
 
 /// True if something was moved.
-fn echo_tcp(network: &mut Network, handle: SocketHandle, port: u16) -> bool {
+pub fn echo_tcp(network: &mut Network, handle: SocketHandle, port: u16) -> bool {
     let socket = network.tcp(handle);
     if !socket.is_open() {
         return socket.listen(port).is_ok();

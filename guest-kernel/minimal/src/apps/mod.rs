@@ -11,6 +11,7 @@ mod entropy;
 mod hello;
 mod http;
 mod measure;
+mod metadata;
 mod server;
 mod smp;
 mod tick;
@@ -39,6 +40,7 @@ const APPS: &[(&str, App)] = &[
     ("idle", ends::idle),
     ("mark", ends::mark),
     ("mem", measure::mem),
+    ("metadata", metadata::run),
     ("panic", ends::panic),
     ("reset", ends::reset),
     ("server", server::server),

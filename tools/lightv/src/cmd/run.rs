@@ -224,6 +224,7 @@ impl RunArgs {
             save: None,
             record_working_set: false,
             is_tty,
+            metadata: None,
             outputs: Outputs::default(),
             timings: self.timings.map(sink),
             started_at_ns,
