@@ -100,7 +100,7 @@ impl Answer {
         // A String takes every byte.
         let _ = write!(
             text,
-            "HTTP/{version} {}\r\nServer: LightV\r\nConnection: {connection}\r\nContent-Type: {kind}\r\n\
+            "HTTP/{version} {}\r\nServer: Firecracker API\r\nConnection: {connection}\r\nContent-Type: {kind}\r\n\
              Content-Length: {}\r\n{}\r\n",
             self.code.line(),
             self.body.len(),

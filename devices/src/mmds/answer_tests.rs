@@ -154,7 +154,7 @@ fn an_answer_is_framed_as_the_client_speaks() {
         is_1_1: false,
         keeps_alive: true,
     };
-    let expected = "HTTP/1.0 200 OK\r\nServer: LightV\r\nConnection: keep-alive\r\n\
+    let expected = "HTTP/1.0 200 OK\r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\
                     Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{\"b\":\"c\"}";
     assert_eq!(String::from_utf8(answer.bytes(framing)).unwrap(), expected);
 }

@@ -214,6 +214,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "--test",
             "linux_images",
             "--test",
+            "linux_mmds",
+            "--test",
             "vsock_linux",
         ],
         commands::cargo,
