@@ -44,14 +44,7 @@ pub fn restore(
     memory: MemorySource<'_>,
     site: Site<'_>,
 ) -> Result<Machine, BuildError> {
-    let Site {
-        control,
-        stamps,
-        host,
-        held,
-        serial,
-        mmds,
-    } = site;
+    let (control, stamps) = (site.control, Arc::clone(&site.stamps));
     let EmptyVm {
         kvm,
         vm: mut new_vm,
@@ -81,18 +74,18 @@ pub fn restore(
         ram: &ram,
         events: &sender,
         disks: &saved.disks,
-        host,
-        held: held.as_ref(),
-        mmds: &mmds,
+        host: site.host,
+        held: site.held.as_ref(),
+        mmds: &site.mmds,
         output: &output,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
-    let writer = serial_writer(serial, &output, &config);
+    let writer = serial_writer(site.serial, &output, &config);
     let ports = make_ports(&vm, Some(&saved.serial), writer).map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
     let clock = GuestClock::of(vcpus.first());
-    let facts = run_facts(&config, restores, clock, host.is_tty);
+    let facts = run_facts(&config, restores, clock, site.host.is_tty);
     control_page.tell(facts).map_err(BuildError::ControlPage)?;
     let bus = make_bus(&devices, ports, output, &ram, &stamps);
     if is_renewed {
@@ -107,7 +100,7 @@ pub fn restore(
         ram,
         control_page,
         devices,
-        mmds,
+        mmds: site.mmds,
         bus,
         vcpus,
         sender,
