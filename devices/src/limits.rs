@@ -52,8 +52,8 @@ pub const MMDS_REQUESTS_PER_TURN: usize = 4;
 /// Bytes of answers that wait for their readers, after which no more are made. One answer is as large as the operator has
 /// let the metadata be.
 pub const MMDS_ANSWERS_BYTES_MAX: usize = 256 << 10;
-/// How long a connection to the metadata service may be silent, in milliseconds.
-pub const MMDS_SILENT_MS: u64 = 30_000;
+/// How long a connection to the metadata service may be silent, in milliseconds: a guest may be slow.
+pub const MMDS_SILENT_MS: u64 = 60_000;
 /// How long one must have been of no use to give way to another, in milliseconds.
 pub const MMDS_GIVES_WAY_MS: u64 = 1000;
 /// Addresses of the guest whose MAC address is kept: one for each connection, and some more.

@@ -19,6 +19,7 @@ const SCRIPT: &str = r#"
 b=/bin/busybox
 $b mkdir -p /proc
 $b mount -t proc proc /proc
+$b mknod /dev/null c 1 3
 $b ip link set eth0 up
 $b ip addr add 10.0.0.2/24 dev eth0
 $b ip route add 169.254.169.254 dev eth0
