@@ -202,13 +202,6 @@ fn encode_machine(out: &mut Out<'_, '_>, machine: &MachineMeters) -> fmt::Result
 }
 
 fn encode_mmds(out: &mut Out<'_, '_>, machine: &MachineMeters) -> fmt::Result {
-    if machine
-        .devices
-        .iter()
-        .all(|device| device.kind != DeviceKind::Net)
-    {
-        return Ok(());
-    }
     let now = machine.mmds.counts();
     out.counters(
         metric("mmds_frames", "Frames to and from the metadata service"),
