@@ -45,7 +45,10 @@ fn memory_outside_the_range_is_refused() {
 
 #[test]
 fn what_is_not_offered_is_refused_by_name() {
-    for (key, value) in [("memory-hotplug", r#"{"total_size_mib":128}"#)] {
+    for (key, value) in [
+        ("pmem", r#"[{"id":"p","path_on_host":"f"}]"#),
+        ("memory-hotplug", r#"{"total_size_mib":128}"#),
+    ] {
         check_fault(&format!(r#"{{"{key}":{value}}}"#), key);
         assert!(prove(&format!(r#"{{"{key}":null}}"#)).is_ok(), "null {key}");
     }

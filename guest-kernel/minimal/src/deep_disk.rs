@@ -122,16 +122,13 @@ impl DeepDisk {
         };
         slot.began_ns = time::now_ns();
         let header = slot.header.as_bytes();
-        // SAFETY: the slot lives for ever, and is touched no more before `finish` has popped this token.
-        let token = unsafe {
-            match slot.direction {
-                Direction::Read => self
-                    .queue
-                    .add(&[header], &mut [&mut *slot.data, &mut slot.status]),
-                Direction::Write => self
-                    .queue
-                    .add(&[header, &*slot.data], &mut [&mut slot.status]),
-            }
+        let queue = &mut self.queue;
+        let (data, status) = (&mut *slot.data, &mut slot.status);
+        let token = match slot.direction {
+            // SAFETY: the slot lives for ever, and is touched no more before `finish` has popped this token.
+            Direction::Read => unsafe { queue.add(&[header], &mut [data, status]) },
+            // SAFETY: the same.
+            Direction::Write => unsafe { queue.add(&[header, data], &mut [status]) },
         }?;
         slot.token = Some(token);
         Ok(slot)
@@ -167,18 +164,13 @@ impl DeepDisk {
     pub fn finish(&mut self, slot: &mut Slot) -> Result<u64> {
         let token = slot.token.ok_or(Error::NotReady)?;
         let header = slot.header.as_bytes();
-        // SAFETY: the buffers that were added with this token.
-        unsafe {
-            match slot.direction {
-                Direction::Read => {
-                    self.queue
-                        .pop_used(token, &[header], &mut [&mut *slot.data, &mut slot.status])
-                }
-                Direction::Write => {
-                    self.queue
-                        .pop_used(token, &[header, &*slot.data], &mut [&mut slot.status])
-                }
-            }
+        let queue = &mut self.queue;
+        let (data, status) = (&mut *slot.data, &mut slot.status);
+        match slot.direction {
+            // SAFETY: the buffers that were added with this token.
+            Direction::Read => unsafe { queue.pop_used(token, &[header], &mut [data, status]) },
+            // SAFETY: the same.
+            Direction::Write => unsafe { queue.pop_used(token, &[header, data], &mut [status]) },
         }?;
         slot.token = None;
         match slot.status {

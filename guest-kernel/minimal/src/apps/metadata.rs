@@ -153,7 +153,11 @@ impl Client<'_> {
     /// A request on a connection of its own, and its answer: of one that was broken off, no status.
     fn ask(&mut self, method: &str, path: &str, headers: &str) -> Result<Answer, Refusal> {
         let mut request = String::new();
-        let accept = if self.is_json { "application/json" } else { "*/*" };
+        let accept = if self.is_json {
+            "application/json"
+        } else {
+            "*/*"
+        };
         // A String takes every byte.
         let _ = write!(
             request,
