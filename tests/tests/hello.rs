@@ -579,4 +579,17 @@ fn all_benches_give_the_same_shape() {
     let names = case_names(&report);
     assert_eq!(names[..4], ["api.get", "echo", "api.get.new", "echo.new"]);
     assert_eq!(names[4..], ["api.cpu", "api.pss.idle", "api.pss.used"]);
+    let report = bench(&scratch, &["cpu", "--count", "2", "--time", "2"]);
+    let names = case_names(&report);
+    assert_eq!(names[..2], ["cpu.sha256", "native.cpu.sha256"]);
+    assert_eq!(names.len(), 6);
+    assert_eq!(report["cases"][0]["n"], 2);
+    let report = bench(&scratch, &["mem", "--count", "1", "--time", "2"]);
+    assert_eq!(case_names(&report).len(), 12);
+    let report = bench(&scratch, &["disk", "--count", "1", "--size", "16"]);
+    let names = case_names(&report);
+    assert_eq!(names[0], "disk.seq.read.cached.qd1");
+    assert!(names.contains(&"disk.rand.write.cached.qd32.p99"));
+    let left = scratch.folder().join("tmp");
+    assert_eq!(std::fs::read_dir(left).map_or(0, |left| left.count()), 0);
 }

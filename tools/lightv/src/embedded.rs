@@ -23,6 +23,7 @@ const APPS: &[&str] = &[
     "hello",
     "args",
     "bad-instruction",
+    "balloon",
     "blk",
     "cpu",
     "disk-bench",
