@@ -121,8 +121,9 @@ pub const VSOCK_CONNECTIONS_MAX: usize = 1023;
 /// way. As in Firecracker; 64 MiB for all connections together, if nobody takes anything.
 pub const VSOCK_BUFFER_BYTES: usize = 64 << 10;
 /// Answers to packets without a connection that wait for a buffer of the guest. When there are more, no more packets are
-/// taken from it.
-pub const VSOCK_REPLIES_MAX: usize = 256;
+/// taken from it: twice what it may have connections, so that a driver that sends without receiving meanwhile can end all of
+/// them at once and not wait for ever (virtio 1.2 §5.10.6.1).
+pub const VSOCK_REPLIES_MAX: usize = 2048;
 /// Clients of the host that have not said yet where they want to go. More wait in the kernel.
 pub const VSOCK_GREETINGS_MAX: usize = 128;
 /// Bytes of what they say: `CONNECT 4294967295` has 19 with its end.

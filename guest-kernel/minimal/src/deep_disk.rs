@@ -17,8 +17,9 @@ use crate::virtio::Identity;
 const QUEUE_SIZE: usize = 128;
 /// Requests that may be under way.
 pub const DEPTH_MAX: usize = QUEUE_SIZE / 3;
-/// `VIRTIO_F_VERSION_1` and `VIRTIO_F_EVENT_IDX` (virtio 1.2 §6).
-const FEATURES: u64 = 1 << 32 | 1 << 29;
+/// `VIRTIO_F_VERSION_1` (virtio 1.2 §6). Not `VIRTIO_F_EVENT_IDX`: with it this queue's driver notifies for each request,
+/// whatever the device wants, and cannot do without interrupts while it polls.
+const FEATURES: u64 = 1 << 32;
 /// As for [`blk`](crate::blk): how long is polled before the CPU sleeps.
 const POLL_TICKS: u64 = 100_000;
 
@@ -95,8 +96,8 @@ impl DeepDisk {
             transport.read_config_space(4)?,
         );
         let sectors = u64::from(low) | u64::from(high) << 32;
-        let has_event_index = features & 1 << 29 != 0;
-        let queue = VirtQueue::new(&mut transport, 0, false, has_event_index)?;
+        let mut queue = VirtQueue::new(&mut transport, 0, false, false)?;
+        queue.set_dev_notify(false);
         transport.finish_init();
         Ok(Self {
             transport,
@@ -141,22 +142,26 @@ impl DeepDisk {
         }
     }
 
-    /// The token of a request that is done, once there is one.
-    pub fn wait(&mut self) -> u16 {
+    /// The token of the request that is done next, if one is.
+    pub fn done(&self) -> Option<u16> {
+        self.queue.peek_used()
+    }
+
+    /// Until a request is done.
+    pub fn wait(&mut self) {
         let start = time::ticks();
-        loop {
-            if let Some(token) = self.queue.peek_used() {
-                return token;
-            }
+        while self.done().is_none() {
             if time::ticks().saturating_sub(start) < POLL_TICKS {
                 core::hint::spin_loop();
                 continue;
             }
-            // Acknowledge before looking once more: an interrupt from now on ends the sleep.
+            // Ask and acknowledge before looking once more: an interrupt from now on ends the sleep.
+            self.queue.set_dev_notify(true);
             self.transport.ack_interrupt();
-            if self.queue.peek_used().is_none() {
+            if self.done().is_none() {
                 shim::wait();
             }
+            self.queue.set_dev_notify(false);
         }
     }
 
