@@ -309,3 +309,31 @@ fn a_serial_port_goes_into_a_file_at_its_rate() {
     }
     std::thread::sleep(Duration::from_millis(1));
 }
+
+#[test]
+fn a_guest_that_says_that_it_has_booted_is_timed_if_that_was_asked_for() {
+    if !has_kvm() {
+        return;
+    }
+    for is_asked in [true, false] {
+        let scratch = Scratch::new();
+        let mut code = Vec::new();
+        for address in [0xc000_0000_u32, 0xd000_0000] {
+            code.push(0xb9); // mov ecx, address
+            code.extend(address.to_le_bytes());
+            code.extend([0xc6, 0x01, 123]); // mov byte ptr [rcx], 123
+        }
+        code.extend(machine::code_that_exits(0));
+        scratch.write("kernel", machine::elf(&code));
+        let config = scratch.config("vm.json", &machine::config("kernel", ""));
+        let timer: &[&str] = if is_asked { &["--boot-timer"] } else { &[] };
+        let flags = ["--config", &config, "--log-path", "log", "--level", "Info"];
+        let finished = run(&mut scratch.vmm(&[&flags, timer].concat()));
+        assert_eq!(finished.code, 0, "{finished:?}");
+        let log = String::from_utf8(scratch.read("log")).expect("text");
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("Guest-boot-time = "));
+        assert_eq!(lines.count(), if is_asked { 2 } else { 0 }, "{log}");
+    }
+}

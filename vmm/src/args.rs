@@ -240,6 +240,12 @@ impl Cli {
         Ok(cli)
     }
 
+    /// Whether the log is to say how long the guest took to boot.
+    #[must_use]
+    pub const fn has_boot_timer(&self) -> bool {
+        self.api.boot_timer
+    }
+
     /// Whether a flag was given that does nothing here.
     #[must_use]
     pub const fn has_enable_pci(&self) -> bool {

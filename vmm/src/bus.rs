@@ -18,6 +18,7 @@ use lightv_devices::serial::Serial;
 use lightv_devices::virtio::mmio::MmioFront;
 
 use crate::arch::host::{acpi, layout};
+use crate::boot_timer;
 use crate::event::StopReason;
 use crate::feed;
 use crate::lock::lock;
@@ -213,6 +214,9 @@ impl Bus {
     /// A write to device memory.
     pub fn mmio_write(&self, address: u64, data: &[u8]) -> Effect {
         let control = layout::CONTROL_START..layout::CONTROL_START + layout::CONTROL_BYTES;
+        if boot_timer::take(address, data) {
+            return Effect::None;
+        }
         if control.contains(&address) {
             return self.doorbell(address - layout::CONTROL_START, data);
         }

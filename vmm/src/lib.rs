@@ -10,6 +10,7 @@ pub mod arch;
 pub mod args;
 pub mod at_end;
 pub mod boot;
+pub mod boot_timer;
 pub mod builder;
 pub mod bus;
 pub mod buttons;

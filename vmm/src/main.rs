@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use lightv_api::exit;
 use lightv_vmm::args::{self, Cli, Job};
 use lightv_vmm::job::Begun;
-use lightv_vmm::{job, report, rest};
+use lightv_vmm::{boot_timer, job, report, rest};
 
 fn main() {
     // A VM takes longer to make than flags to read.
@@ -16,6 +16,9 @@ fn main() {
     let status = match Cli::parse_from_name(env::args_os().collect()) {
         Ok(cli) => {
             warn_of_flags(&cli);
+            if cli.has_boot_timer() {
+                boot_timer::start();
+            }
             run(cli.into_job(), begun)
         }
         Err(error) => {

@@ -38,6 +38,15 @@ pub(super) struct ApiArgs {
     /// When the caller began, in microseconds of CLOCK_MONOTONIC: --started-at-ns by Firecracker's name.
     #[arg(long, value_name = "US", conflicts_with = "started_at_ns")]
     pub(super) start_time_us: Option<u64>,
+    /// Processor time of the caller before it became this process, in microseconds, for the metrics.
+    #[arg(long, value_name = "US")]
+    pub(super) start_time_cpu_us: Option<u64>,
+    /// Processor time of the caller's parents, in microseconds, for the metrics.
+    #[arg(long, value_name = "US")]
+    pub(super) parent_cpu_time_us: Option<u64>,
+    /// Log how long the guest took to boot, when its init writes a byte for it (docs/api.md).
+    #[arg(long)]
+    pub(super) boot_timer: bool,
     /// Print the version of the snapshot format.
     #[arg(long, group = "job")]
     pub(super) snapshot_version: bool,
@@ -76,6 +85,10 @@ pub struct ApiJob {
     pub metadata_bytes_max: u64,
     /// Metadata to begin with.
     pub metadata: Option<MetadataFile>,
+    /// Processor time of this process that was not its start's, in microseconds.
+    pub cpu_before_us: u64,
+    /// Processor time of others that was its start's, in microseconds.
+    pub cpu_of_parents_us: u64,
 }
 
 /// Where a program that is called `firecracker` serves its API without being told.
@@ -91,6 +104,8 @@ impl ApiArgs {
             body_bytes_max: self.http_api_max_payload_size,
             metadata_bytes_max: self.metadata_bytes_max(),
             metadata: self.metadata_file(),
+            cpu_before_us: self.start_time_cpu_us.unwrap_or(0),
+            cpu_of_parents_us: self.parent_cpu_time_us.unwrap_or(0),
         })
     }
 

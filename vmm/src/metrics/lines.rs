@@ -214,7 +214,7 @@ fn api_server() -> Value {
     let start = lock(&get().start).clone().unwrap_or_default();
     json!({
         "process_startup_time_us": whole(start.total_us),
-        "process_startup_time_cpu_us": 0,
+        "process_startup_time_cpu_us": get().startup_cpu_us.load(Ordering::Relaxed),
         "sync_response_fails": 0,
         "sync_vmm_send_timeout_count": 0,
     })

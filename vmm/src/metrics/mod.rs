@@ -48,6 +48,8 @@ pub struct Metrics {
     pub load: Timed,
     /// Lines of metrics that were left out: nobody read them in time.
     pub lines_dropped: AtomicU64,
+    /// Processor time until the API was served, in microseconds.
+    pub startup_cpu_us: AtomicU64,
     /// Where the time of the start went, once the guest has given something out.
     pub start: Mutex<Option<StartTimings>>,
     machine: Mutex<Option<MachineMeters>>,

@@ -13,6 +13,7 @@ mod prometheus;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lightv_api::contract::instance::InstanceState;
@@ -30,6 +31,7 @@ use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
 use crate::listen::{ListenError, Purpose, listen};
 use crate::metadata::{MetadataError, MetadataFile};
+use crate::sys::process;
 use crate::{at_end, feed, limits, metrics, report, runtime_dir};
 
 /// Why the API is not served.
@@ -118,6 +120,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         job::end_process(exit::FAILURE)
     };
     server::spawn(listener, service, settings(&api), on_failure).map_err(ServeError::Thread)?;
+    note_startup_cpu(&api);
     runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     runtime_dir::register_announced();
     tell_service_manager();
@@ -144,6 +147,14 @@ fn open_feed() -> Feed {
         told.end(Duration::from_millis(limits::END_TOLD_MS));
     });
     events
+}
+
+/// The processor time of a start is that of the process, without what was before it, and of those who led to it.
+fn note_startup_cpu(api: &ApiJob) {
+    let own_us = process::cpu_us().saturating_sub(api.cpu_before_us);
+    let all_us = own_us.saturating_add(api.cpu_of_parents_us);
+    let counter = &metrics::get().startup_cpu_us;
+    counter.store(all_us, Ordering::Relaxed);
 }
 
 /// Firecracker's metrics have the requests too.
