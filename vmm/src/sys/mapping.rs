@@ -114,22 +114,7 @@ impl Mapping {
     /// # Errors
     /// [`MapError`]; the pages are then populated when the guest touches them.
     pub fn populate_for_write(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
-        self.check_part(offset, bytes)?;
-        let target = self
-            .start
-            .as_ptr()
-            .wrapping_add(offset)
-            .cast::<libc::c_void>();
-        // SAFETY: the range lies in this mapping (checked above); populating changes no contents.
-        let result = unsafe { libc::madvise(target, bytes, libc::MADV_POPULATE_WRITE) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(MapError::Map {
-                bytes,
-                cause: io::Error::last_os_error(),
-            })
-        }
+        self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
 
     /// Lets `bytes` at `offset` go: what was written there is gone, and the host has its memory back. They read as zero then,
@@ -138,11 +123,15 @@ impl Mapping {
     /// # Errors
     /// [`MapError`]; nothing has changed then.
     pub fn let_go(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        self.advise(offset, bytes, libc::MADV_DONTNEED)
+    }
+
+    fn advise(&self, offset: usize, bytes: usize, advice: libc::c_int) -> Result<(), MapError> {
         self.check_part(offset, bytes)?;
         let target = self.part(offset);
-        // SAFETY: the range lies in this mapping (checked above) and stays mapped; no Rust reference to it exists, and
-        // all who read it, through raw pointers and volatile accessors, take any contents.
-        let result = unsafe { libc::madvise(target, bytes, libc::MADV_DONTNEED) };
+        // SAFETY: the range lies in this mapping (checked above) and stays mapped, whatever the advice; no Rust reference to
+        // it exists, and all who read it, through raw pointers and volatile accessors, take any contents.
+        let result = unsafe { libc::madvise(target, bytes, advice) };
         if result == 0 {
             Ok(())
         } else {

@@ -1,19 +1,16 @@
 //! `lightv bench api`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use lightv_bench::api::{self, ApiBench};
-use lightv_bench::report::Report;
 
-use super::{BenchError, host_line, report, temporary_folder, write_out};
+use super::{BenchError, report, show_cases, temporary_folder, write_out};
 use crate::cache;
-use crate::cmd::{show, show_json};
+use crate::cmd::show_json;
 use crate::failure::Failure;
 use crate::monitor;
-use crate::table::Table;
 
 /// The image that is measured, and the app in it: a guest that sleeps.
 const APP: (&str, &str) = ("idle", "idle");
@@ -47,7 +44,7 @@ pub(super) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
     if args.json {
         show_json(&report)
     } else {
-        show_table(&report)
+        show_cases(&report)
     }
 }
 
@@ -60,23 +57,4 @@ fn measure(args: &ApiArgs) -> Result<Vec<lightv_bench::report::Case>, BenchError
         rounds: args.count,
     };
     Ok(api::measure(&bench)?)
-}
-
-fn show_table(report: &Report) -> Result<ExitCode, Failure> {
-    let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
-    for case in &report.cases {
-        table.row([
-            case.name.clone(),
-            case.n.to_string(),
-            format!("{:.1}", case.min),
-            format!("{:.1}", case.p50),
-            format!("{:.1}", case.p99),
-            case.unit.clone(),
-            format!("{:.2} × {}", case.ratio, case.reference),
-        ]);
-    }
-    show(|out| {
-        table.write(out)?;
-        writeln!(out, "{}; ratio of p50", host_line(report))
-    })
 }

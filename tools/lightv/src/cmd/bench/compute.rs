@@ -1,6 +1,5 @@
 //! `lightv bench cpu` and `lightv bench mem`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,14 +7,12 @@ use std::time::Duration;
 use clap::Parser;
 use lightv_bench::compute::{self, ComputeBench, Suite};
 use lightv_bench::guest::Guest;
-use lightv_bench::report::Report;
 
-use super::{BenchError, host_line, progress_bar, report, write_out};
+use super::{BenchError, progress_bar, report, show_cases, write_out};
 use crate::cache;
 use crate::cmd::run::own_program;
-use crate::cmd::{show, show_json};
+use crate::cmd::show_json;
 use crate::failure::Failure;
-use crate::table::Table;
 
 /// The same routines in a guest's user code and on the host, in turn
 ///
@@ -63,25 +60,6 @@ pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure>
     if args.json {
         show_json(&report)
     } else {
-        show_table(&report)
+        show_cases(&report)
     }
-}
-
-fn show_table(report: &Report) -> Result<ExitCode, Failure> {
-    let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
-    for case in &report.cases {
-        table.row([
-            case.name.clone(),
-            case.n.to_string(),
-            format!("{:.1}", case.min),
-            format!("{:.1}", case.p50),
-            format!("{:.1}", case.p99),
-            case.unit.clone(),
-            format!("{:.3} × {}", case.ratio, case.reference),
-        ]);
-    }
-    show(|out| {
-        table.write(out)?;
-        writeln!(out, "{}; ratio of p50", host_line(report))
-    })
 }

@@ -6,7 +6,7 @@ mod disk;
 mod start;
 
 use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -24,8 +24,10 @@ use tempfile::TempDir;
 
 use crate::cache::CacheError;
 use crate::cmd::run::own_program;
+use crate::cmd::show;
 use crate::failure::{Coded, Failure};
 use crate::monitor::{self, MonitorError};
+use crate::table::Table;
 
 /// Measure LightV on this host
 #[derive(Debug, Parser)]
@@ -145,6 +147,26 @@ fn write_out(report: &Report, path: Option<&Path>) -> Result<(), BenchError> {
     fs::write(path, json).map_err(|cause| BenchError::File {
         path: path.into(),
         cause,
+    })
+}
+
+/// A row for each case.
+fn show_cases(report: &Report) -> Result<ExitCode, Failure> {
+    let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
+    for case in &report.cases {
+        table.row([
+            case.name.clone(),
+            case.n.to_string(),
+            format!("{:.1}", case.min),
+            format!("{:.1}", case.p50),
+            format!("{:.1}", case.p99),
+            case.unit.clone(),
+            format!("{:.3} × {}", case.ratio, case.reference),
+        ]);
+    }
+    show(|out| {
+        table.write(out)?;
+        writeln!(out, "{}; ratio of p50", host_line(report))
     })
 }
 
