@@ -43,6 +43,8 @@ impl Doorbell {
 pub struct Batched {
     inner: MmioTransport<'static>,
     doorbell: Doorbell,
+    /// Features that the driver does not know of, and that its user has accepted.
+    accepted: u64,
 }
 
 impl Batched {
@@ -54,7 +56,17 @@ impl Batched {
                 registers,
                 due: Rc::default(),
             },
+            accepted: 0,
         }
+    }
+
+    /// Accepts features that the driver does not know of, besides what it accepts later. True if the device offers them.
+    pub fn accept(&mut self, features: u64) -> bool {
+        let offers = self.inner.read_device_features() & features == features;
+        if offers {
+            self.accepted |= features;
+        }
+        offers
     }
 
     /// What rings for the queues of this transport.
@@ -79,7 +91,8 @@ impl Transport for Batched {
     }
 
     fn write_driver_features(&mut self, driver_features: u64) {
-        self.inner.write_driver_features(driver_features);
+        self.inner
+            .write_driver_features(driver_features | self.accepted);
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {

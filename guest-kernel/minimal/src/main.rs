@@ -22,6 +22,7 @@ mod mem;
 mod mmio;
 mod network;
 mod nic;
+mod offload;
 mod port;
 mod shim;
 mod time;

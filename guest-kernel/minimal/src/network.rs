@@ -136,12 +136,13 @@ impl Network {
 
     /// A UDP socket.
     pub fn add_udp(&mut self) -> SocketHandle {
-        let buffer = || {
-            udp::PacketBuffer::new(
-                vec![udp::PacketMetadata::EMPTY; UDP_PACKETS],
-                vec![0; UDP_BYTES],
-            )
-        };
+        self.add_udp_of(UDP_PACKETS, UDP_BYTES)
+    }
+
+    /// A UDP socket with room for so many datagrams, and bytes of them, in each direction.
+    pub fn add_udp_of(&mut self, packets: usize, bytes: usize) -> SocketHandle {
+        let buffer =
+            || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; packets], vec![0; bytes]);
         self.sockets.add(udp::Socket::new(buffer(), buffer()))
     }
 
@@ -164,6 +165,11 @@ impl Network {
 
     /// Sleeps until a frame has come or a socket's time has. May return early.
     pub fn sleep(&mut self) {
+        self.sleep_at_most(u64::MAX);
+    }
+
+    /// The same, for `most_ns` at most.
+    pub fn sleep_at_most(&mut self, most_ns: u64) {
         let start = time::ticks();
         while time::ticks().saturating_sub(start) < POLL_TICKS {
             if self.nic.has_frame() {
@@ -176,11 +182,11 @@ impl Network {
         if self.nic.has_frame() {
             return;
         }
-        match self.interface.poll_delay(now(), &self.sockets) {
-            Some(delay) => {
-                time::wait_until(time::now_ns().saturating_add(delay.total_micros() * NS_PER_US));
-            }
-            None => shim::wait(),
+        let delay = self.interface.poll_delay(now(), &self.sockets);
+        let delay_ns = delay.map_or(u64::MAX, |delay| delay.total_micros() * NS_PER_US);
+        match delay_ns.min(most_ns) {
+            u64::MAX => shim::wait(),
+            delay_ns => time::wait_until(time::now_ns().saturating_add(delay_ns)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A network device as smoltcp wants it.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
@@ -8,21 +9,39 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use virtio_drivers::Error;
 use virtio_drivers::device::net::VirtIONetRaw;
+use virtio_drivers::transport::Transport as _;
 
 use crate::batched::{Batched, Doorbell};
+use crate::offload;
 use crate::virtio::Identity;
 
 /// Buffers in each direction.
 const QUEUE_SIZE: usize = 32;
 /// `virtio_net_hdr` with `num_buffers` (virtio 1.2 §5.1.6).
 const HEADER_BYTES: usize = 12;
-/// Ethernet header and 1500 bytes.
-const FRAME_BYTES_MAX: usize = 1514;
-/// Header and frame, rounded up.
-const BUFFER_BYTES: usize = 2048;
+const ETHERNET_HEADER_BYTES: usize = 14;
+/// Where the device tells none.
+const MTU_DEFAULT: u16 = 1500;
+/// `VIRTIO_NET_F_MTU` (virtio 1.2 §5.1.3).
+const FEATURE_MTU: u64 = 1 << 3;
+/// `mtu` in the configuration (virtio 1.2 §5.1.4).
+const MTU_AT: usize = 10;
+/// Of a peer that says less (RFC 9293 §3.7.1, for IPv4).
+const SEGMENT_BYTES_MIN: u16 = 536;
+/// Of buffers: a frame of the usual size with its header fits, and two of them fill a page.
+const BUFFER_BYTES_MIN: usize = 2048;
 
-type Buffer = [u8; BUFFER_BYTES];
+type Buffer = [u8];
 type Driver = VirtIONetRaw<Identity, Batched, QUEUE_SIZE>;
+
+/// Who computes checksums and cuts TCP into segments.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// The TCP/IP stack.
+    Own,
+    /// The device, if it offers all of that. Buffers are then large, and so are frames.
+    Offloaded,
+}
 
 /// The device, its driver and its buffers.
 pub struct Nic(RefCell<Inner>);
@@ -33,18 +52,32 @@ struct Inner {
     /// Buffers lent to the device, by the token of their request.
     receiving: [Option<Box<Buffer>>; QUEUE_SIZE],
     sending: [Option<Box<Buffer>>; QUEUE_SIZE],
-    #[expect(
-        clippy::vec_box,
-        reason = "a buffer that the device uses must not move"
-    )]
     spare: Vec<Box<Buffer>>,
     dropped: u64,
+    /// Of the largest frame on the network, without the device's header.
+    mtu_frame_bytes: usize,
+    /// Data of a segment that is to be cut.
+    segment_bytes: u16,
+    /// See [`Work::Offloaded`].
+    is_offloaded: bool,
+    /// Of a buffer.
+    buffer_bytes: usize,
 }
 
 impl Nic {
     /// Sets up the device and lends it buffers for receiving.
-    pub fn new(transport: Batched) -> Result<Self, Error> {
+    pub fn new(mut transport: Batched, work: Work) -> Result<Self, Error> {
         let doorbell = transport.doorbell();
+        let mtu = match transport.accept(FEATURE_MTU) {
+            true => transport.read_config_space(MTU_AT)?,
+            false => MTU_DEFAULT,
+        };
+        let is_offloaded = work == Work::Offloaded && transport.accept(offload::FEATURES);
+        let mtu_frame_bytes = ETHERNET_HEADER_BYTES + usize::from(mtu);
+        let frame_bytes = match is_offloaded {
+            true => offload::FRAME_BYTES_MAX,
+            false => mtu_frame_bytes,
+        };
         let mut inner = Inner {
             driver: Driver::new(transport)?,
             doorbell,
@@ -52,9 +85,14 @@ impl Nic {
             sending: [const { None }; QUEUE_SIZE],
             spare: Vec::new(),
             dropped: 0,
+            mtu_frame_bytes,
+            segment_bytes: mtu.saturating_sub(offload::SEGMENT_HEADERS_BYTES),
+            is_offloaded,
+            buffer_bytes: BUFFER_BYTES_MIN.max(HEADER_BYTES + frame_bytes),
         };
         for _ in 0..QUEUE_SIZE {
-            inner.lend(zeroed());
+            let buffer = inner.fresh_buffer();
+            inner.lend(buffer);
         }
         inner.doorbell.ring();
         Ok(Self(RefCell::new(inner)))
@@ -77,16 +115,18 @@ impl Nic {
 
     /// A frame has come, or a buffer has been sent and can be used again while all are in use.
     pub fn has_frame(&self) -> bool {
-        self.0.borrow().driver.poll_receive().is_some()
+        let mut inner = self.0.borrow_mut();
+        let can_go_on = !inner.driver.can_send() && inner.driver.poll_transmit().is_some();
+        can_go_on || inner.driver.poll_receive().is_some()
     }
 }
 
-fn zeroed() -> Box<Buffer> {
-    // SAFETY: all bytes zero is a valid array of bytes.
-    unsafe { Box::new_zeroed().assume_init() }
-}
-
 impl Inner {
+    /// A buffer for any frame. What no frame reaches of it is not touched.
+    fn fresh_buffer(&self) -> Box<Buffer> {
+        vec![0; self.buffer_bytes].into_boxed_slice()
+    }
+
     /// Lends the device a buffer for receiving.
     fn lend(&mut self, mut buffer: Box<Buffer>) {
         // SAFETY: the buffer is kept in `receiving` until the device gives the token back.
@@ -102,13 +142,32 @@ impl Inner {
         let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
         // SAFETY: the buffer of this token.
         match unsafe { self.driver.receive_complete(token, &mut buffer[..]) } {
-            Ok((_, len)) => Some((buffer, len.min(BUFFER_BYTES - HEADER_BYTES))),
+            Ok((_, len)) => {
+                let len = len.min(buffer.len() - HEADER_BYTES);
+                if self.is_offloaded && !self.look_at(&mut buffer[..HEADER_BYTES + len]) {
+                    self.dropped += 1;
+                    self.lend(buffer);
+                    return None;
+                }
+                Some((buffer, len))
+            }
             Err(_) => {
                 self.dropped += 1;
                 self.lend(buffer);
                 None
             }
         }
+    }
+
+    /// Does for a received frame what the stack does not do any more. False if it is damaged.
+    fn look_at(&mut self, frame: &mut [u8]) -> bool {
+        let (header, frame) = frame.split_at_mut(HEADER_BYTES);
+        let is_right = offload::is_right(header, frame);
+        if is_right && let Some(limit) = offload::hide_segment_limit(frame) {
+            // There is one peer with large segments at a time, or else the least limit counts.
+            self.segment_bytes = self.segment_bytes.min(limit.max(SEGMENT_BYTES_MIN));
+        }
+        is_right
     }
 
     /// Takes back the buffers that have been sent.
@@ -168,10 +227,17 @@ impl RxToken for Received<'_> {
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let mut buffer = self.0.borrow_mut().spare.pop().unwrap_or_else(zeroed);
-        buffer[..HEADER_BYTES].fill(0);
-        let result = f(&mut buffer[HEADER_BYTES..HEADER_BYTES + len]);
-        self.0.borrow_mut().send(buffer, len);
+        let spare = self.0.borrow_mut().spare.pop();
+        let mut buffer = spare.unwrap_or_else(|| self.0.borrow().fresh_buffer());
+        let (header, rest) = buffer.split_at_mut(HEADER_BYTES);
+        header.fill(0);
+        let frame = &mut rest[..len];
+        let result = f(frame);
+        let mut inner = self.0.borrow_mut();
+        if inner.is_offloaded {
+            offload::ask(header, frame, inner.segment_bytes);
+        }
+        inner.send(buffer, len);
         result
     }
 }
@@ -201,9 +267,13 @@ impl Device for Nic {
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
+        let inner = self.0.borrow();
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME_BYTES_MAX;
+        capabilities.max_transmission_unit = inner.mtu_frame_bytes;
+        if inner.is_offloaded {
+            offload::declare(&mut capabilities);
+        }
         capabilities.max_burst_size = Some(QUEUE_SIZE);
         capabilities
     }

@@ -19,7 +19,7 @@ use crate::blk::Disk;
 use crate::boot::to_usize;
 use crate::eprintln;
 use crate::mmio::Window;
-use crate::nic::Nic;
+use crate::nic::{Nic, Work};
 use crate::vsock::Sockets;
 
 /// Physical addresses are virtual addresses, and all memory can be reached by devices.
@@ -86,7 +86,7 @@ impl Devices {
             // SAFETY: the command line says that a device's registers are there; nothing else uses them.
             let found = header.map(|header| unsafe { MmioTransport::new(header, place.len) });
             let Some(Ok(transport)) = found else { continue };
-            if let Err(error) = devices.add(transport, place) {
+            if let Err(error) = devices.add(transport, place, cmdline) {
                 eprintln!("virtio device at {:#x}: {error}", place.base);
             }
         }
@@ -97,6 +97,7 @@ impl Devices {
         &mut self,
         transport: MmioTransport<'static>,
         place: MmioDevice,
+        cmdline: Cmdline<'_>,
     ) -> Result<(), virtio_drivers::Error> {
         // SAFETY: `find` has found the device's registers there; nothing else but its driver uses them.
         let registers = unsafe { Window::new(place.base, place.len) };
@@ -107,7 +108,11 @@ impl Devices {
             }
             DeviceType::Network if self.nic.is_none() => {
                 let transport = Batched::new(transport, registers);
-                self.nic = Some(leak(Nic::new(transport)?));
+                let work = match cmdline.value("net.offload") {
+                    Some("on") => Work::Offloaded,
+                    _ => Work::Own,
+                };
+                self.nic = Some(leak(Nic::new(transport, work)?));
             }
             DeviceType::EntropySource if self.entropy.is_none() => {
                 self.entropy = Some(leak(Entropy::new(transport)?));
