@@ -593,3 +593,32 @@ fn all_benches_give_the_same_shape() {
     let left = scratch.folder().join("tmp");
     assert_eq!(std::fs::read_dir(left).map_or(0, |left| left.count()), 0);
 }
+
+#[test]
+fn the_network_is_measured_in_a_name_space_that_is_gone_afterwards() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let links = || fs::read_dir("/sys/class/net").map(Iterator::count).ok();
+    let before = links();
+    let report = bench(&scratch, &["net", "--count", "1", "--time", "20"]);
+    assert_eq!(links(), before);
+    let names = case_names(&report);
+    let ways = [
+        "net.tcp.g2h",
+        "net.tcp.h2g",
+        "net.tcp.g2h.64k",
+        "net.tcp.h2g.64k",
+        "net.rr",
+        "net.udp.g2h",
+        "net.udp.h2g",
+    ];
+    for way in ways {
+        let (native, cpu) = (format!("native.{way}"), format!("{way}.cpu"));
+        for name in [way, &native, &cpu] {
+            assert!(names.contains(&name), "{name}: {report}");
+        }
+    }
+    assert_eq!(names.len(), 3 * ways.len());
+}

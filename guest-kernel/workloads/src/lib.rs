@@ -10,6 +10,7 @@ pub mod block;
 pub mod compute;
 pub mod disk;
 pub mod memory;
+pub mod network;
 pub mod pattern;
 pub mod random;
 pub mod sha256;

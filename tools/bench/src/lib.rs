@@ -8,6 +8,7 @@ pub mod api;
 pub mod compute;
 pub mod disk;
 pub mod guest;
+pub mod net;
 pub mod report;
 pub mod start;
 pub mod stats;

@@ -35,6 +35,7 @@ const APPS: &[&str] = &[
     "mark",
     "mem",
     "metadata",
+    "net-bench",
     "panic",
     "reset",
     "server",

@@ -12,6 +12,7 @@ mod hello;
 mod http;
 mod measure;
 mod metadata;
+mod net_bench;
 mod server;
 mod smp;
 mod tick;
@@ -41,6 +42,7 @@ const APPS: &[(&str, App)] = &[
     ("mark", ends::mark),
     ("mem", measure::mem),
     ("metadata", metadata::run),
+    ("net-bench", net_bench::run),
     ("panic", ends::panic),
     ("reset", ends::reset),
     ("server", server::server),

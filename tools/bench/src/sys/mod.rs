@@ -1,5 +1,6 @@
-//! What needs unsafe code: processor time of children, and disk I/O of many requests at a time.
+//! What needs unsafe code: processor time of children, disk I/O of many requests at a time, and interfaces of the network.
 
+pub(crate) mod link;
 mod uring;
 
 use std::time::Duration;

@@ -3,6 +3,7 @@
 mod api;
 mod compute;
 mod disk;
+mod net;
 mod start;
 
 use std::fs;
@@ -18,10 +19,12 @@ use lightv_bench::api::ApiBenchError;
 use lightv_bench::compute::Suite;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::guest::GuestError;
+use lightv_bench::net::NetBenchError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
 use tempfile::TempDir;
 
+use crate::build::BuildError;
 use crate::cache::CacheError;
 use crate::cmd::run::own_program;
 use crate::cmd::show;
@@ -41,6 +44,7 @@ enum Bench {
     Start(start::StartArgs),
     Api(api::ApiArgs),
     Disk(disk::DiskArgs),
+    Net(net::NetArgs),
     Cpu(compute::ComputeArgs),
     Mem(compute::ComputeArgs),
 }
@@ -69,7 +73,19 @@ pub(crate) enum BenchError {
     #[error(transparent)]
     Disk(#[from] DiskBenchError),
     #[error(transparent)]
+    Net(#[from] NetBenchError),
+    #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error("Cannot watch for signals")]
+    Signals(#[source] io::Error),
+    #[error("Stopped by signal {signal}")]
+    Stopped { signal: u8 },
+    #[error("Cannot build the image of {app}")]
+    BuildGuest {
+        app: &'static str,
+        #[source]
+        cause: BuildError,
+    },
     #[error("Cannot build the image of {app}: {stderr}")]
     Build { app: &'static str, stderr: String },
 }
@@ -80,6 +96,9 @@ impl Coded for BenchError {
             Self::NoImage { .. } => exit::BAD_CONFIG,
             Self::Image(cause) => cause.exit_code(),
             Self::Monitor(cause) => cause.exit_code(),
+            Self::BuildGuest { cause, .. } => cause.exit_code(),
+            Self::Stopped { signal } => exit::by_signal(*signal),
+            Self::Net(NetBenchError::Place(_)) | Self::Signals(_) => exit::HOST_FAILURE,
             _ => exit::FAILURE,
         }
     }
@@ -91,6 +110,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Start(args) => start::run(args),
         Bench::Api(args) => api::run(args),
         Bench::Disk(args) => disk::run(args),
+        Bench::Net(args) => net::run(args),
         Bench::Cpu(args) => compute::run(args, Suite::Cpu),
         Bench::Mem(args) => compute::run(args, Suite::Mem),
     }
