@@ -194,6 +194,21 @@ fn what_is_not_offered_is_refused_by_name() {
 }
 
 #[test]
+fn keys_that_nobody_knows_are_refused_unless_they_say_nothing() {
+    let vm = Trial::new();
+    let nothing = json!({"vsock_device": null, "logger_system": null, "balloon": null});
+    let finished = vm.run(&nothing);
+    assert_eq!(finished.stdout, "Hello, world!\n", "{finished:?}");
+    for unknown in [json!({"vsock_device": {}}), json!({"a": null, "b": 0})] {
+        vm.run(&unknown)
+            .assert_refused(BAD_CONFIG, &["unknown field"]);
+    }
+    // What is known must not be nothing.
+    vm.run(&json!({"machine-config": null, "x": null}))
+        .assert_refused(BAD_CONFIG, &["vm.json"]);
+}
+
+#[test]
 fn options_of_disks_that_do_not_go_together_are_refused() {
     let vm = Trial::new();
     let in_image = json!({"is_read_only": true, "in_image": true});

@@ -82,6 +82,23 @@ fn firecracker_rs_sdk_is_answered_over_http_1_0() {
 }
 
 #[test]
+fn fctools_leads_a_machine_through_its_life() {
+    rust(
+        "fctools_vm",
+        &[
+            "booted Running\n",
+            "version 1.17.0\n",
+            "memory 64\n",
+            "paused Paused\n",
+            "restored, stands still: false\n",
+            "resumed, stands still: false\n",
+            "from a file, stands still: false\n",
+            "done\n",
+        ],
+    );
+}
+
+#[test]
 fn fctools_decodes_the_lines_of_metrics() {
     if !has_kvm() {
         return;

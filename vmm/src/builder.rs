@@ -8,6 +8,7 @@ use lightv_api::config::VmSpec;
 use lightv_api::contract::cpu::CpuConfig;
 use lightv_api::exit;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 use crate::args::Origin;
 use crate::boot::{BuildError, Site, boot};
@@ -154,7 +155,7 @@ impl Builder<'_> {
     }
 
     fn boot_config(&self, path: &Path, overrides: Overrides) -> Result<Machine, PrepareError> {
-        let mut spec: VmSpec = parse(path, &read_config(path)?)?;
+        let mut spec = parse_spec(path, &read_config(path)?)?;
         if let Some(CpuConfig::File(path)) = &spec.cpu_config {
             let bytes = read_file("cpu-config", path, limits::CONFIG_FILE_BYTES_MAX)
                 .map_err(PrepareError::ReadFile)?;
@@ -342,6 +343,28 @@ fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, PrepareErr
         path: path.display().to_string(),
         cause,
     })
+}
+
+/// A configuration. Top-level keys that nobody knows are refused, but for those that say nothing (`null`): clients write all that
+/// they know, by names of their own, and Firecracker overlooks them.
+fn parse_spec(path: &Path, bytes: &[u8]) -> Result<VmSpec, PrepareError> {
+    parse(path, bytes).or_else(|refused| match without_unknown_nulls(bytes) {
+        // The first refusal has the place in the file.
+        Some(fewer) => parse(path, &fewer).map_err(|_| refused),
+        None => Err(refused),
+    })
+}
+
+fn without_unknown_nulls(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut object: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
+    let before = object.len();
+    object.retain(|key, value| {
+        let alone = json!({ key: value });
+        let is_unknown = |error: serde_json::Error| error.to_string().contains("unknown field");
+        !(value.is_null() && serde_json::from_value::<VmSpec>(alone).is_err_and(is_unknown))
+    });
+    let bytes = serde_json::to_vec(&object).ok()?;
+    (object.len() < before).then_some(bytes)
 }
 
 fn read_stdin() -> io::Result<Vec<u8>> {
