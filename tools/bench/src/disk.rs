@@ -251,10 +251,13 @@ fn one_by_one(
     latencies: &mut Vec<f64>,
 ) -> io::Result<()> {
     let bytes = usize::try_from(way.request_bytes).unwrap_or(0);
-    let mut memory = vec![0x5a; bytes + ALIGN];
-    let start = memory.as_ptr().align_offset(ALIGN);
-    let buffer = &mut memory[start..start + bytes];
-    for place in places {
+    // As many buffers as the guest has, in turn: one alone would stay in the CPU's cache.
+    let stride = bytes.next_multiple_of(ALIGN);
+    let mut memory = vec![0x5a; stride * way.depth + ALIGN];
+    let first = memory.as_ptr().align_offset(ALIGN);
+    for (number, place) in places.enumerate() {
+        let start = first + number % way.depth * stride;
+        let buffer = &mut memory[start..start + bytes];
         let began = Instant::now();
         if way.writes {
             file.write_all_at(buffer, place)?;
