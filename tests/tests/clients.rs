@@ -225,10 +225,13 @@ fn check_schema(args: &[&str]) {
     );
     assert!(process.is_alive(), "{:?}", process.stderr());
     assert!(api.get("/")["id"] == "vm");
+    // What was configured and may be open: a log, a metrics file, the serial port's file, the socket of vsock, taps.
+    let config = api.get("/vm/config");
+    let taps = config["network-interfaces"].as_array().map_or(0, Vec::len);
+    let open = before[0] + 4 + taps;
     let after = lightv_tests::process::wait_for("connections that are closed", || {
         let now = [count(process.pid(), "fd"), count(process.pid(), "task")];
-        // A log, a metrics file and a serial port's may be open.
-        (now[0] <= before[0] + 3 && now[1] == before[1]).then_some(now)
+        (now[0] <= open && now[1] == before[1]).then_some(now)
     });
     println!("descriptors and threads: {before:?} before, {after:?} after");
     let _ = process.end();
