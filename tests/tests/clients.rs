@@ -18,6 +18,9 @@ use serde_json::Value;
 /// What a build of clients takes here at most, and a client.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// What a machine is asked for at most.
+const LIFE_MAX: Duration = Duration::from_secs(1200);
+
 fn folder(variable: &str) -> PathBuf {
     let folder = env::var_os(variable);
     folder
@@ -182,7 +185,9 @@ fn check_schema(args: &[&str]) {
         return;
     }
     let scratch = Scratch::new();
-    let (api, mut process) = Api::start(&scratch, "vm", args);
+    let (api, process) = Api::start(&scratch, "vm", args);
+    // It lives as long as the requests come.
+    let mut process = process.with_deadline(LIFE_MAX);
     // The first requests make what stays: pages, the answerer's buffers.
     let _ = api.get("/vm/config");
     let before = [count(process.pid(), "fd"), count(process.pid(), "task")];
