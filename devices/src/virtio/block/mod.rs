@@ -143,6 +143,8 @@ impl Block {
     /// Takes another disk, also while at work; the old one is closed. The caller shows the new
     /// [`config`](VirtioDevice::config) by [`MmioFront::set_config`](crate::virtio::mmio::MmioFront::set_config).
     pub fn replace_disk(&mut self, disk: Disk) {
+        // What is under way ends on the disk on which it began.
+        self.land_all();
         self.config = config_space(&disk);
         self.disk = disk;
     }
