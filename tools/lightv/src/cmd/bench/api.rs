@@ -1,14 +1,12 @@
 //! `lightv bench api`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use lightv_bench::api::{self, ApiBench};
 
-use super::{BenchError, report, show_cases, temporary_folder, write_out};
+use super::{BenchError, OutputArgs, report, show_cases, temporary_folder};
 use crate::cache;
-use crate::cmd::show_json;
 use crate::failure::Failure;
 use crate::monitor;
 
@@ -29,23 +27,14 @@ pub(super) struct ApiArgs {
     /// Requests of each kind that count
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
     let report = report("api", measure(args)?)?;
-    write_out(&report, args.out.as_deref())?;
-    if args.json {
-        show_json(&report)
-    } else {
-        show_cases(&report)
-    }
+    args.output.show(&report, show_cases)
 }
 
 fn measure(args: &ApiArgs) -> Result<Vec<lightv_bench::report::Case>, BenchError> {

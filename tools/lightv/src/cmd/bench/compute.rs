@@ -1,6 +1,5 @@
 //! `lightv bench cpu` and `lightv bench mem`.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,10 +7,9 @@ use clap::Parser;
 use lightv_bench::compute::{self, ComputeBench, Suite};
 use lightv_bench::guest::Guest;
 
-use super::{BenchError, progress_bar, report, show_cases, write_out};
+use super::{BenchError, OutputArgs, progress_bar, report, show_cases};
 use crate::cache;
 use crate::cmd::run::own_program;
-use crate::cmd::show_json;
 use crate::failure::Failure;
 
 /// The same routines in a guest's user code and on the host, in turn
@@ -30,12 +28,8 @@ pub(super) struct ComputeArgs {
     /// Milliseconds for each routine, on each side of a round
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     time: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Carries it out.
@@ -56,10 +50,5 @@ pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure>
     });
     bar.finish_and_clear();
     let report = report(suite.name(), cases.map_err(BenchError::from)?)?;
-    write_out(&report, args.out.as_deref())?;
-    if args.json {
-        show_json(&report)
-    } else {
-        show_cases(&report)
-    }
+    args.output.show(&report, show_cases)
 }

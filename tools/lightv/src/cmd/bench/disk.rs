@@ -11,9 +11,9 @@ use lightv_bench::disk::{self, DiskBench};
 use lightv_bench::guest::Guest;
 use lightv_bench::report::{Case, Report};
 
-use super::{BenchError, build_image, host_line, progress_bar, report, write_out};
+use super::{BenchError, OutputArgs, build_image, host_line, progress_bar, report};
 use crate::cmd::run::own_program;
-use crate::cmd::{show, show_json};
+use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
 
@@ -41,23 +41,14 @@ pub(super) struct DiskArgs {
     /// Where the file is made, and removed again [default: the temporary folder]
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &DiskArgs) -> Result<ExitCode, Failure> {
     let report = report("disk", measure(args)?)?;
-    write_out(&report, args.out.as_deref())?;
-    if args.json {
-        show_json(&report)
-    } else {
-        show_table(&report)
-    }
+    args.output.show(&report, show_table)
 }
 
 fn measure(args: &DiskArgs) -> Result<Vec<Case>, BenchError> {

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::exit;
 use lightv_api::host::HostReport;
@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use crate::build::BuildError;
 use crate::cache::CacheError;
 use crate::cmd::run::own_program;
-use crate::cmd::show;
+use crate::cmd::{show, show_json};
 use crate::failure::{Coded, Failure};
 use crate::monitor::{self, MonitorError};
 use crate::table::Table;
@@ -156,6 +156,33 @@ fn report(bench: &str, cases: Vec<Case>) -> Result<Report, BenchError> {
         host: (&host).into(),
         cases,
     })
+}
+
+/// Where a report goes.
+#[derive(Debug, Args)]
+struct OutputArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Write the JSON into a file too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// Writes `report` where it was asked for, and shows it: as JSON, or by `table`.
+    fn show(
+        &self,
+        report: &Report,
+        table: fn(&Report) -> Result<ExitCode, Failure>,
+    ) -> Result<ExitCode, Failure> {
+        write_out(report, self.out.as_deref())?;
+        if self.json {
+            show_json(report)
+        } else {
+            table(report)
+        }
+    }
 }
 
 /// Writes the report into a file, if one is named.

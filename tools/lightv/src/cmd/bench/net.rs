@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,10 +17,10 @@ use lightv_bench::report::{Case, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use super::{BenchError, host_line, progress_bar, report, temporary_folder, write_out};
+use super::{BenchError, OutputArgs, host_line, progress_bar, report, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::cmd::run::own_program;
-use crate::cmd::{show, show_json};
+use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
 
@@ -48,23 +48,14 @@ pub(super) struct NetArgs {
     /// Milliseconds that each side of a round sends
     #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     time: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
     let report = report("net", measure(args)?)?;
-    write_out(&report, args.out.as_deref())?;
-    if args.json {
-        show_json(&report)
-    } else {
-        show_table(&report)
-    }
+    args.output.show(&report, show_table)
 }
 
 fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {

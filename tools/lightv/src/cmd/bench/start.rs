@@ -8,10 +8,10 @@ use clap::Parser;
 use lightv_bench::report::{self as reports, Report};
 use lightv_bench::start::{self, StartBench};
 
-use super::{BenchError, host_line, progress_bar, report, temporary_folder, write_out};
+use super::{BenchError, OutputArgs, host_line, progress_bar, report, temporary_folder};
 use crate::cache;
 use crate::cmd::run::own_program;
-use crate::cmd::{show, show_json};
+use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
 
@@ -39,12 +39,8 @@ pub(super) struct StartArgs {
     /// The image (default: hello-world.lv here, else the embedded app)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
     /// A folder for the floor's guest memory (default: a temporary one)
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
@@ -53,12 +49,7 @@ pub(super) struct StartArgs {
 /// Carries it out.
 pub(super) fn run(args: &StartArgs) -> Result<ExitCode, Failure> {
     let report = report("start", measure(args)?)?;
-    write_out(&report, args.out.as_deref())?;
-    if args.json {
-        show_json(&report)
-    } else {
-        show_table(&report)
-    }
+    args.output.show(&report, show_table)
 }
 
 fn measure(args: &StartArgs) -> Result<Vec<reports::Case>, BenchError> {
