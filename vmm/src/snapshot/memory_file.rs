@@ -2,6 +2,7 @@
 //! 4 GiB, zero pages as holes of the file. The state that goes with it is an image without memory; it knows the length
 //! and some pages of the file, so that it is not given another machine's.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::iter;
@@ -175,7 +176,7 @@ pub fn write(
     for run in runs {
         copy_run(ram.mem(), *run, &file, &mut buffer)?;
     }
-    let samples = samples(ram)?;
+    let samples = samples(ram, runs)?;
     file.publish()?;
     Ok(MemoryFileV1 {
         bytes,
@@ -208,19 +209,24 @@ fn copy_run(
     Ok(())
 }
 
-/// Pages from all over those that exist.
-fn samples(ram: &GuestRam) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
-    let mut pages: Vec<u64> = Vec::new();
+/// Pages from all over those that exist, and from all over `runs`: a difference without its base, and a base without its
+/// difference, are told from the whole however little has changed.
+fn samples(ram: &GuestRam, runs: &[MemoryRunV1]) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
+    let mut existing: Vec<u64> = Vec::new();
     for_each_page(ram, |address, page| {
         if matches!(page, Page::View | Page::Own) {
-            pages.push(address);
+            existing.push(address);
         }
     })
     .map_err(WriteMemoryError::PageMap)?;
-    let step = pages.len().div_ceil(limits::MEMORY_SAMPLES).max(1);
+    let written = runs
+        .iter()
+        .flat_map(|run| (run.address..run.address + run.bytes).step_by(PAGE_BYTES));
+    let mut chosen: BTreeSet<u64> = spread(existing.into_iter()).collect();
+    chosen.extend(spread(written));
     let mut bytes = vec![0; PAGE_BYTES];
-    let mut samples = Vec::with_capacity(limits::MEMORY_SAMPLES);
-    for address in pages.into_iter().step_by(step) {
+    let mut samples = Vec::with_capacity(chosen.len());
+    for address in chosen {
         ram.mem()
             .read_slice(&mut bytes, GuestAddress(address))
             .map_err(|_| WriteMemoryError::Ram { address })?;
@@ -230,6 +236,12 @@ fn samples(ram: &GuestRam) -> Result<Vec<PageSampleV1>, WriteMemoryError> {
         });
     }
     Ok(samples)
+}
+
+/// Half of [`limits::MEMORY_SAMPLES`] of `pages`, or all where there are fewer.
+fn spread(pages: impl Iterator<Item = u64> + Clone) -> impl Iterator<Item = u64> {
+    let step = pages.clone().count().div_ceil(limits::MEMORY_SAMPLES / 2);
+    pages.step_by(step.max(1))
 }
 
 /// Where the byte at guest-physical `address` lies in the file.
@@ -534,7 +546,12 @@ mod tests {
         for address in (0..64 << 20).step_by(PAGE_BYTES * 8) {
             ram.mem().write_obj(1_u8, GuestAddress(address)).unwrap();
         }
-        let found = samples(&ram).unwrap();
+        let changed = MemoryRunV1 {
+            address: 0x2a_5000,
+            bytes: PAGE_BYTES as u64,
+        };
+        let found = samples(&ram, &[changed]).unwrap();
+        assert!(found.iter().any(|sample| sample.offset == 0x2a_5000));
         assert!(found.len() <= limits::MEMORY_SAMPLES && found.len() > 30);
         assert!(found.last().unwrap().offset > 60 << 20);
     }
