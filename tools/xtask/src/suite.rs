@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
@@ -261,8 +261,11 @@ fn count(command: &mut Command) -> Result<Run, TaskError> {
         .map_err(|cause| commands::start_error(command, cause))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     // nextest sums up on stderr, cargo test on stdout; either may fill its pipe first.
-    let from_stderr = thread::spawn(move || stderr.map_or_else(Tally::default, show_and_count));
-    let from_stdout = stdout.map_or_else(Tally::default, show_and_count);
+    let has_nextest = prerequisites::has_nextest();
+    let show = move |stream: Box<dyn Read + Send>| show_and_count(stream, has_nextest);
+    let from_stderr =
+        thread::spawn(move || stderr.map_or_else(Tally::default, |stderr| show(Box::new(stderr))));
+    let from_stdout = stdout.map_or_else(Tally::default, |stdout| show(Box::new(stdout)));
     let tally = from_stdout.plus(from_stderr.join().unwrap_or_default());
     let status = child
         .wait()
@@ -274,11 +277,11 @@ fn count(command: &mut Command) -> Result<Run, TaskError> {
     })
 }
 
-fn show_and_count(stream: impl std::io::Read) -> Tally {
+fn show_and_count(stream: impl Read, is_nextest: bool) -> Tally {
     let mut tally = Tally::default();
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
         eprintln!("{line}");
-        tally = tally.plus(parse_summary(&line).unwrap_or_default());
+        tally = tally.plus(parse_summary(&line, is_nextest).unwrap_or_default());
     }
     tally
 }
@@ -287,13 +290,13 @@ fn show_and_count(stream: impl std::io::Read) -> Tally {
 ///
 /// `Summary [ 0.1s] 3 tests run: 2 passed (1 slow), 1 failed, 0 skipped` and
 /// `test result: FAILED. 2 passed; 1 failed; 0 ignored; …`. What nextest calls skipped was filtered out by the
-/// caller or is marked `#[ignore]`.
-fn parse_summary(line: &str) -> Option<Tally> {
-    let line = line.trim();
-    let counts = match line.strip_prefix("test result: ") {
-        Some(rest) => rest,
-        None if line.starts_with("Summary [") => line.split_once("run: ")?.1,
-        None => return None,
+/// caller or is marked `#[ignore]`. nextest shows a failed test's own `test result` too, which counts it a second time.
+fn parse_summary(line: &str, is_nextest: bool) -> Option<Tally> {
+    let counts = if is_nextest {
+        let summary = line.trim().strip_prefix("Summary [")?;
+        summary.split_once("run: ")?.1
+    } else {
+        line.strip_prefix("test result: ")?
     };
     let mut tally = Tally::default();
     for part in counts.split([';', ',', '.']) {
@@ -318,40 +321,46 @@ fn parse_summary(line: &str) -> Option<Tally> {
 mod tests {
     use super::*;
 
-    fn check(line: &str, expected: Option<(u64, u64, u64)>) {
+    fn check(line: &str, is_nextest: bool, expected: Option<(u64, u64, u64)>) {
         let expected = expected.map(|(passed, failed, skipped)| Tally {
             passed,
             failed,
             skipped,
         });
-        assert_eq!(parse_summary(line), expected, "{line}");
+        assert_eq!(parse_summary(line, is_nextest), expected, "{line}");
     }
 
     #[test]
     fn summary_lines_of_both_runners_are_counted() {
         check(
             "     Summary [   0.1s] 3 tests run: 2 passed (1 slow), 1 failed, 4 skipped",
+            true,
             Some((2, 1, 4)),
         );
         check(
             "     Summary [   0.1s] 1 test run: 1 passed, 0 skipped",
+            true,
             Some((1, 0, 0)),
         );
         check(
             "     Summary [   9.1s] 2 tests run: 1 passed, 1 timed out, 0 skipped",
+            true,
             Some((1, 1, 0)),
         );
         check(
             "test result: FAILED. 2 passed; 1 failed; 3 ignored; 0 measured; 9 filtered out; finished in 0.00s",
+            false,
             Some((2, 1, 3)),
         );
     }
 
     #[test]
     fn other_lines_are_not_counted() {
-        check("running 3 tests", None);
-        check("test a ... ok", None);
-        check("  3 passed", None);
+        check("running 3 tests", false, None);
+        check("test a ... ok", false, None);
+        check("  3 passed", true, None);
+        let inner = "    test result: FAILED. 0 passed; 1 failed; 0 ignored; finished in 0.39s";
+        check(inner, true, None);
     }
 
     #[test]
