@@ -1,12 +1,13 @@
 //! The interrupt of a virtio-mmio device.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::counters::Counters;
+use crate::register_page::{RegisterPage, reg};
 
 /// Bits of InterruptStatus and InterruptACK (virtio 1.2 §4.2.2).
 pub mod bits {
@@ -31,6 +32,7 @@ struct Line {
     irqfd: EventFd,
     counters: Arc<Counters>,
     on_needs_reset: Box<dyn Fn() + Send + Sync>,
+    page: OnceLock<Arc<RegisterPage>>,
 }
 
 impl Interrupt {
@@ -53,10 +55,16 @@ impl Interrupt {
             irqfd,
             counters,
             on_needs_reset: Box::new(on_needs_reset),
+            page: OnceLock::new(),
         };
         Self {
             line: Arc::new(line),
         }
+    }
+
+    /// Has InterruptStatus, and DEVICE_NEEDS_RESET, shown on `page` from now on.
+    pub(crate) fn show_on(&self, page: &Arc<RegisterPage>) {
+        let _ = self.line.page.set(Arc::clone(page));
     }
 
     /// A queue has used buffers.
@@ -73,6 +81,14 @@ impl Interrupt {
     pub fn raise_needs_reset(&self) {
         if !self.line.needs_reset.swap(true, Ordering::AcqRel) {
             Counters::add_one(&self.line.counters.needs_resets);
+            if let Some(page) = self.line.page.get() {
+                page.show(|shown| {
+                    // Unless the driver has reset the device meanwhile.
+                    if self.needs_reset() {
+                        shown.add_needs_reset();
+                    }
+                });
+            }
             self.signal_config();
             (self.line.on_needs_reset)();
         }
@@ -100,16 +116,28 @@ impl Interrupt {
     /// InterruptACK: clears `acknowledged`.
     pub(crate) fn acknowledge(&self, acknowledged: u32) {
         self.line.status.fetch_and(!acknowledged, Ordering::AcqRel);
+        self.show();
     }
 
     /// Puts back what a saved state holds, without raising anything.
     pub(crate) fn set(&self, status: u32, needs_reset: bool) {
         self.line.status.store(status, Ordering::Release);
         self.line.needs_reset.store(needs_reset, Ordering::Release);
+        self.show();
+    }
+
+    fn show(&self) {
+        if let Some(page) = self.line.page.get() {
+            page.show(|shown| shown.set(reg::INTERRUPT_STATUS, self.status()));
+        }
     }
 
     fn raise(&self, reason: u32) {
-        self.line.status.fetch_or(reason, Ordering::AcqRel);
+        let before = self.line.status.fetch_or(reason, Ordering::AcqRel);
+        // What is set is shown, or is just being shown by somebody who raises the interrupt after that.
+        if before & reason != reason {
+            self.show();
+        }
         Counters::add_one(&self.line.counters.interrupts);
         self.write_irqfd();
     }

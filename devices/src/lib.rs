@@ -4,7 +4,7 @@
 //! The crate knows guest memory and eventfds; never KVM, never the REST API. Nothing a guest does may make it panic, loop or
 //! allocate without bound: every limit is in [`limits`].
 //!
-//! Each module uses only those listed before it: `memory`, `fault`, `limits`, `counters`, `interrupt`, `sys`,
+//! Each module uses only those listed before it: `memory`, `fault`, `limits`, `counters`, `register_page`, `interrupt`, `sys`,
 //! `mmds`, `state` (with the saved form of each device), `virtio::ring`, `virtio::live_config`, `virtio::device`, the devices,
 //! `virtio::mmio`.
 
@@ -32,6 +32,7 @@ pub mod limits;
 pub mod memory;
 pub mod mmds;
 pub mod pvpanic;
+pub mod register_page;
 pub mod serial;
 pub mod state;
 #[allow(unsafe_code)]

@@ -179,6 +179,20 @@ fn count(pid: u32, what: &str) -> usize {
         .count()
 }
 
+/// What process `pid` has open, and its threads, by name.
+fn held(pid: u32) -> Vec<String> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("a process");
+    let files = files
+        .flatten()
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .map(|target| target.display().to_string());
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let threads = threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    files.chain(threads).collect()
+}
+
 /// Seconds of schemathesis on a machine that is, or is not, started: `LIGHTV_SCHEMATHESIS_SECONDS` each, or 20.
 fn check_schema(args: &[&str]) {
     if !has_kvm() {
@@ -234,8 +248,14 @@ fn check_schema(args: &[&str]) {
     let config = api.get("/vm/config");
     let taps = config["network-interfaces"].as_array().map_or(0, Vec::len);
     let open = before[0] + 4 + taps;
+    let mut shown = Vec::new();
     let after = lightv_tests::process::wait_for("connections that are closed", || {
         let now = [count(process.pid(), "fd"), count(process.pid(), "task")];
+        let names = held(process.pid());
+        if names != shown {
+            println!("{now:?}, where {open} descriptors may be: {names:#?}");
+            shown = names;
+        }
         (now[0] <= open && now[1] == before[1]).then_some(now)
     });
     println!("descriptors and threads: {before:?} before, {after:?} after");

@@ -23,14 +23,57 @@ fn scrape(api: &Api) -> Scrape {
 
 /// A guest that writes its disk for longer than a test takes.
 fn start_io(scratch: &Scratch, args: &[&str]) -> (Api, Process) {
+    start_io_with(scratch, true, args)
+}
+
+/// The same, with registers that are read as memory or by exits.
+fn start_io_with(scratch: &Scratch, register_pages: bool, args: &[&str]) -> (Api, Process) {
     let disk = fs::File::create(scratch.path("disk")).expect("a disk");
     disk.set_len(64 << 30).expect("a sparse disk");
     let config = machine::with(
         &machine::config(&scratch.guest_kernel(), "blk -- 7 10000000"),
-        &json!({"drives": [machine::disk("d", "disk", "Writeback")], "entropy": {}}),
+        &json!({
+            "drives": [machine::disk("d", "disk", "Writeback")],
+            "entropy": {},
+            "machine-config": {"register_pages": register_pages},
+        }),
     );
     let config = scratch.config("vm.json", &config);
     Api::start(scratch, "vm", &[&["--config", &config], args].concat())
+}
+
+#[test]
+fn a_request_costs_no_exit_where_registers_are_memory_and_some_where_they_are_not() {
+    if !has_kvm() {
+        return;
+    }
+    for register_pages in [true, false] {
+        let scratch = Scratch::new();
+        let (api, process) = start_io_with(&scratch, register_pages, &[]);
+        let total = |name: &str, label: (&str, &str)| {
+            let label = (label.0.to_owned(), label.1.to_owned());
+            let mut labels = Labels::from([label]);
+            if name == "lightv_device_operations_total" {
+                labels.insert("device".to_owned(), "d".to_owned());
+            }
+            scrape(&api).value(name, &labels)
+        };
+        let writes = || total("lightv_device_operations_total", ("operation", "write"));
+        let exits = || {
+            let reads = total("lightv_vcpu_exits_total", ("reason", "mmio_read"));
+            reads + total("lightv_vcpu_exits_total", ("reason", "mmio_write"))
+        };
+        wait_for("the driver at work", || (writes() > 100.0).then_some(()));
+        let (first_writes, first_exits) = (writes(), exits());
+        wait_for("100 writes more", || {
+            (writes() > first_writes + 100.0).then_some(())
+        });
+        let more = exits() - first_exits;
+        assert_eq!(more > 0.0, !register_pages, "{more} exits");
+        let config = api.get("/machine-config");
+        assert_eq!(config.get("register_pages").is_none(), register_pages);
+        let _ = process.end();
+    }
 }
 
 #[test]
@@ -39,7 +82,7 @@ fn counters_move_while_a_guest_works_and_the_text_is_prometheus_own() {
         return;
     }
     let scratch = Scratch::new();
-    let (api, process) = start_io(&scratch, &[]);
+    let (api, process) = start_io_with(&scratch, false, &[]);
     let labels = |pairs: &[(&str, &str)]| {
         let pairs = pairs
             .iter()

@@ -138,7 +138,7 @@ pub fn boot(
     let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
     ram.exclude_from_core_dumps();
     let on_failure = ram.discard_unless_kept();
-    let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
+    let control_page = make_control_page(&config)?;
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
         .add_control_page(control_page.mapping())
@@ -157,6 +157,7 @@ pub fn boot(
         held: held.as_ref(),
         mmds: &mmds,
         output: &output,
+        control_page: &control_page,
     };
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
     write_boot_tables(&config, &ram, &devices)?;
@@ -188,6 +189,15 @@ pub fn boot(
         boot_files: files,
         stamps,
     })
+}
+
+/// The memory that the guest reads of its devices.
+///
+/// # Errors
+/// [`BuildError::ControlPage`].
+pub fn make_control_page(config: &MachineConfig) -> Result<Arc<ControlPage>, BuildError> {
+    let page = ControlPage::map(DeviceSet::register_pages(config));
+    page.map(Arc::new).map_err(BuildError::ControlPage)
 }
 
 /// Where the serial port writes to.

@@ -316,6 +316,12 @@ impl MachineConfig {
         self.spec.machine_config.track_dirty_pages
     }
 
+    /// Whether the guest reads registers as memory.
+    #[must_use]
+    pub const fn has_register_pages(&self) -> bool {
+        self.spec.machine_config.register_pages
+    }
+
     /// Whether there is an entropy device.
     #[must_use]
     pub const fn entropy(&self) -> bool {

@@ -1,16 +1,24 @@
-//! The read side of the control device: 64 KiB that the guest reads as RAM (docs/control-device.md).
+//! What the guest reads of devices as RAM: 64 KiB of the control device (docs/control-device.md), and after them the
+//! registers of virtio devices (docs/adr/0017-register-pages.md). One memory slot for all.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use kvm_ioctls::VcpuFd;
 use lightv_devices::control::{ControlPage as Page, ControlPageError, FLAG_TTY, RunData};
-use vm_memory::VolatileSlice;
+use lightv_devices::register_page::RegisterPage;
+use vm_memory::{Bytes as _, VolatileSlice};
 
 use crate::arch::host::layout;
 use crate::arch::host::msr;
 use crate::lock::lock;
 use crate::sys::mapping::{MapError, Mapping};
 use crate::sys::process::{random, wall_clock_ns};
+
+#[expect(clippy::cast_possible_truncation, reason = "64 KiB and 4 KiB")]
+const CONTROL_BYTES: usize = layout::CONTROL_BYTES as usize;
+#[expect(clippy::cast_possible_truncation, reason = "as above")]
+const REGISTER_BYTES: usize = layout::MMIO_BYTES as usize;
 
 /// Why the page could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,12 +73,12 @@ pub struct ControlPage {
 }
 
 impl ControlPage {
-    /// Maps an empty page; nothing is told yet.
+    /// Maps an empty page, and empty registers of `devices` devices; nothing is told yet.
     ///
     /// # Errors
     /// [`ControlPageFailure::Map`].
-    pub fn map() -> Result<Self, ControlPageFailure> {
-        let bytes = usize::try_from(layout::CONTROL_BYTES).unwrap_or(0);
+    pub fn map(devices: usize) -> Result<Self, ControlPageFailure> {
+        let bytes = CONTROL_BYTES + devices * REGISTER_BYTES;
         let mapping = Mapping::anonymous(bytes).map_err(ControlPageFailure::Map)?;
         Ok(Self {
             mapping,
@@ -118,7 +126,26 @@ impl ControlPage {
         Page::new(self.slice()).set_wall_clock(wall_clock_ns(), tsc);
     }
 
+    /// Where the guest reads the registers of the device at `place`, if they are mapped.
+    #[must_use]
+    pub fn registers(&self, place: usize) -> Option<RegisterPage> {
+        let start = CONTROL_BYTES + place * REGISTER_BYTES;
+        if start >= self.mapping.bytes() {
+            return None;
+        }
+        let mapping = self.mapping;
+        Some(RegisterPage::new(move |offset, value| {
+            let offset = start + usize::try_from(offset).unwrap_or(REGISTER_BYTES);
+            let memory = mapping.as_volatile_slice();
+            // One access: a guest reads a register while it changes. Registers lie inside the mapping.
+            let stored = memory.store(value.to_le(), offset, Ordering::Release);
+            debug_assert!(stored.is_ok(), "a register outside its page: {offset:#x}");
+        }))
+    }
+
     fn slice(&self) -> VolatileSlice<'_> {
-        self.mapping.as_volatile_slice()
+        let memory = self.mapping.as_volatile_slice();
+        // The mapping is at least this long.
+        memory.subslice(0, CONTROL_BYTES).unwrap_or(memory)
     }
 }

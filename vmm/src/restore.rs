@@ -7,9 +7,10 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::cpuid::CpuidOrigin;
 use crate::arch::host::{acpi, generation, layout};
-use crate::boot::{BuildError, GuestClock, Site, make_bus, run_facts, serial_writer};
+use crate::boot::{
+    BuildError, GuestClock, Site, make_bus, make_control_page, run_facts, serial_writer,
+};
 use crate::config::MachineConfig;
-use crate::control_page::ControlPage;
 use crate::control_thread::EmptyVm;
 use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
@@ -52,7 +53,7 @@ pub fn restore(
     stamps.mark("vm");
     let ram = map_ram(saved, memory)?;
     let on_failure = ram.discard_unless_kept();
-    let control_page = Arc::new(ControlPage::map().map_err(BuildError::ControlPage)?);
+    let control_page = make_control_page(&config)?;
     stamps.mark("memory mapped");
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
@@ -78,6 +79,7 @@ pub fn restore(
         held: site.held.as_ref(),
         mmds: &site.mmds,
         output: &output,
+        control_page: &control_page,
     };
     let devices = DeviceSet::restore(&config, saved, &around).map_err(BuildError::Devices)?;
     let writer = serial_writer(site.serial, &output, &config);

@@ -122,7 +122,7 @@ impl NewVm {
         Ok(())
     }
 
-    /// Gives the guest the read side of the control device.
+    /// Gives the guest what it reads of devices as memory: the control device and the registers after it.
     ///
     /// # Errors
     /// [`VmError::Call`].
@@ -204,7 +204,7 @@ impl Vm {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(|cause| VmError::Call {
-                what: "connect a queue's doorbell (ioeventfd)",
+                what: "connect a register (ioeventfd)",
                 cause,
             })
     }

@@ -25,6 +25,15 @@ pub struct MachineSpec {
     pub track_dirty_pages: bool,
     /// What guest memory is made of.
     pub huge_pages: HugePages,
+    /// LightV's own. Whether the guest reads the registers of its devices as memory, without leaving (docs/api.md). `true`
+    /// unless said otherwise, and then not shown.
+    #[serde(skip_serializing_if = "is_true")]
+    pub register_pages: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_true(value: &bool) -> bool {
+    *value
 }
 
 impl Default for MachineSpec {
@@ -36,6 +45,7 @@ impl Default for MachineSpec {
             cpu_template: None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            register_pages: true,
         }
     }
 }
@@ -58,6 +68,7 @@ impl MachineSpec {
             cpu_template: patch.cpu_template.or(self.cpu_template),
             track_dirty_pages: patch.track_dirty_pages.unwrap_or(self.track_dirty_pages),
             huge_pages: patch.huge_pages.unwrap_or(self.huge_pages),
+            register_pages: patch.register_pages.unwrap_or(self.register_pages),
         }
     }
 }
@@ -80,6 +91,8 @@ pub struct MachinePatch {
     pub track_dirty_pages: Option<bool>,
     /// See [`MachineSpec::huge_pages`].
     pub huge_pages: Option<HugePages>,
+    /// See [`MachineSpec::register_pages`].
+    pub register_pages: Option<bool>,
 }
 
 /// Firecracker's CPU templates.

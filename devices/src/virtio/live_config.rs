@@ -6,6 +6,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::register_page::{RegisterPage, reg};
 
 /// Bytes of a field.
 const WORD_BYTES: usize = 4;
@@ -17,6 +20,7 @@ pub struct LiveConfig {
     /// Those that the driver may write.
     driver_words: Range<usize>,
     generation: AtomicU32,
+    page: OnceLock<Arc<RegisterPage>>,
 }
 
 impl LiveConfig {
@@ -27,6 +31,7 @@ impl LiveConfig {
             words: words.iter().copied().map(AtomicU32::new).collect(),
             driver_words,
             generation: AtomicU32::new(0),
+            page: OnceLock::new(),
         }
     }
 
@@ -44,12 +49,28 @@ impl LiveConfig {
             word.store(value, Ordering::Release);
             // After the value: a driver that reads the same generation twice has read one state.
             self.generation.fetch_add(1, Ordering::AcqRel);
+            if let Some(page) = self.page.get() {
+                page.show(|shown| {
+                    shown.set_config(&self.bytes());
+                    shown.set(reg::CONFIG_GENERATION, self.generation());
+                });
+            }
         }
     }
 
-    /// How often a field was changed by the device.
+    /// Has the fields and their generation shown on `page` from now on.
+    pub(crate) fn show_on(&self, page: &Arc<RegisterPage>) {
+        let _ = self.page.set(Arc::clone(page));
+    }
+
+    /// ConfigGeneration: changes with every change by the device.
     pub(crate) fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Goes on from the ConfigGeneration of a saved device.
+    pub(crate) fn continue_from(&self, generation: u32) {
+        self.generation.fetch_add(generation, Ordering::AcqRel);
     }
 
     /// All fields as the guest reads them.

@@ -5,6 +5,7 @@
 //! ([`TransportStateV1`]), queues with the positions that [`VirtioDevice::deactivate`] returned; what is particular
 //! to a device is in its [`DeviceState`](crate::state::DeviceState).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,6 +14,8 @@ use virtio_queue::Queue;
 use crate::counters::Counters;
 use crate::interrupt::Interrupt;
 use crate::memory::GuestMem;
+use crate::register_page::RegisterPage;
+pub use crate::register_page::reg;
 use crate::virtio::device::{DeviceKind, VirtioDevice};
 use crate::virtio::device_status::{DeviceStatus, STEPS, bits};
 use crate::virtio::feature;
@@ -23,68 +26,6 @@ pub use crate::virtio::transport_state::{RestoreTransportError, TransportStateV1
 
 /// Bytes of a device's window of registers and configuration.
 pub const WINDOW_BYTES: u64 = 0x1000;
-
-/// Registers (virtio 1.2 §4.2.2). All are 32-bit and aligned; other accesses read 0, write nothing, and are counted.
-pub mod reg {
-    /// MagicValue, read.
-    pub const MAGIC: u64 = 0x000;
-    /// Version, read.
-    pub const VERSION: u64 = 0x004;
-    /// DeviceID, read.
-    pub const DEVICE_ID: u64 = 0x008;
-    /// VendorID, read.
-    pub const VENDOR_ID: u64 = 0x00c;
-    /// DeviceFeatures, read.
-    pub const DEVICE_FEATURES: u64 = 0x010;
-    /// DeviceFeaturesSel, write.
-    pub const DEVICE_FEATURES_SELECT: u64 = 0x014;
-    /// DriverFeatures, write.
-    pub const DRIVER_FEATURES: u64 = 0x020;
-    /// DriverFeaturesSel, write.
-    pub const DRIVER_FEATURES_SELECT: u64 = 0x024;
-    /// QueueSel, write.
-    pub const QUEUE_SELECT: u64 = 0x030;
-    /// QueueNumMax, read.
-    pub const QUEUE_SIZE_MAX: u64 = 0x034;
-    /// QueueNum, write.
-    pub const QUEUE_SIZE: u64 = 0x038;
-    /// QueueReady, read and write.
-    pub const QUEUE_READY: u64 = 0x044;
-    /// QueueNotify, write.
-    pub const QUEUE_NOTIFY: u64 = 0x050;
-    /// InterruptStatus, read.
-    pub const INTERRUPT_STATUS: u64 = 0x060;
-    /// InterruptACK, write.
-    pub const INTERRUPT_ACK: u64 = 0x064;
-    /// Status, read and write.
-    pub const STATUS: u64 = 0x070;
-    /// QueueDescLow, write.
-    pub const QUEUE_DESC_LOW: u64 = 0x080;
-    /// QueueDescHigh, write.
-    pub const QUEUE_DESC_HIGH: u64 = 0x084;
-    /// QueueDriverLow, write.
-    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
-    /// QueueDriverHigh, write.
-    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    /// QueueDeviceLow, write.
-    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    /// QueueDeviceHigh, write.
-    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    /// SHMSel, write.
-    pub const SHM_SELECT: u64 = 0x0ac;
-    /// SHMLenLow, read.
-    pub const SHM_LENGTH_LOW: u64 = 0x0b0;
-    /// SHMLenHigh, read.
-    pub const SHM_LENGTH_HIGH: u64 = 0x0b4;
-    /// SHMBaseLow, read.
-    pub const SHM_BASE_LOW: u64 = 0x0b8;
-    /// SHMBaseHigh, read.
-    pub const SHM_BASE_HIGH: u64 = 0x0bc;
-    /// ConfigGeneration, read.
-    pub const CONFIG_GENERATION: u64 = 0x0fc;
-    /// First byte of the device's configuration, which may be read in any width.
-    pub const CONFIG: u64 = 0x100;
-}
 
 /// "virt".
 pub const MAGIC_VALUE: u32 = 0x7472_6976;
@@ -156,7 +97,26 @@ pub struct FrontParts {
     pub interrupt: Interrupt,
     /// The way to the device.
     pub link: Box<dyn DeviceLink>,
+    /// What the guest reads in place of asking the front, if anything.
+    pub page: Option<Arc<RegisterPage>>,
 }
+
+/// Registers that can be read, all but Status.
+const READABLE: [u64; 13] = [
+    reg::MAGIC,
+    reg::VERSION,
+    reg::DEVICE_ID,
+    reg::VENDOR_ID,
+    reg::DEVICE_FEATURES,
+    reg::QUEUE_SIZE_MAX,
+    reg::QUEUE_READY,
+    reg::INTERRUPT_STATUS,
+    reg::SHM_LENGTH_LOW,
+    reg::SHM_LENGTH_HIGH,
+    reg::SHM_BASE_LOW,
+    reg::SHM_BASE_HIGH,
+    reg::CONFIG_GENERATION,
+];
 
 /// What an active device needs to go on after a restore: for its [`Activation`](crate::virtio::device::Activation).
 #[derive(Debug)]
@@ -179,6 +139,7 @@ pub struct MmioFront {
     queue_select: u32,
     /// As the driver set them up; the positions stay 0.
     queues: Vec<QueueStateV1>,
+    /// Of a configuration that is not live: that counts for itself.
     config_generation: u32,
 }
 
@@ -194,7 +155,7 @@ impl MmioFront {
     #[must_use]
     pub fn new(parts: FrontParts) -> Self {
         let queues = unused_queues(&parts.profile);
-        Self {
+        let front = Self {
             parts,
             status: DeviceStatus::default(),
             is_active: false,
@@ -204,6 +165,37 @@ impl MmioFront {
             queue_select: 0,
             queues,
             config_generation: 0,
+        };
+        front.show_always();
+        front
+    }
+
+    /// Has all of the registers shown from now on.
+    fn show_always(&self) {
+        let Some(page) = &self.parts.page else { return };
+        self.parts.interrupt.show_on(page);
+        if let Some(live) = &self.parts.profile.live_config {
+            live.show_on(page);
+        }
+        self.show();
+    }
+
+    /// Shows the registers as they are.
+    fn show(&self) {
+        let Some(page) = &self.parts.page else { return };
+        page.show(|shown| {
+            for offset in READABLE {
+                shown.set(offset, self.read_register(offset).unwrap_or(0));
+            }
+            shown.set(reg::STATUS, u32::from(self.status()));
+            shown.set_config(&self.config());
+        });
+    }
+
+    fn config(&self) -> Cow<'_, [u8]> {
+        match &self.parts.profile.live_config {
+            Some(live) => live.bytes().into(),
+            None => self.parts.profile.config.as_slice().into(),
         }
     }
 
@@ -235,9 +227,7 @@ impl MmioFront {
         data.fill(0);
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             let start = usize::try_from(start).unwrap_or(usize::MAX);
-            let live = self.parts.profile.live_config.as_ref();
-            let live = live.map(|live| live.bytes());
-            let config = live.as_ref().unwrap_or(&self.parts.profile.config);
+            let config = self.config();
             data.iter_mut()
                 .zip(config.get(start..).unwrap_or_default())
                 .for_each(|(target, byte)| *target = *byte);
@@ -251,6 +241,11 @@ impl MmioFront {
 
     /// Serves a write of `data` at `offset` into the window. Any offset and width is safe.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        self.take_write(offset, data);
+        self.show();
+    }
+
+    fn take_write(&mut self, offset: u64, data: &[u8]) {
         if let Some(start) = offset.checked_sub(reg::CONFIG) {
             let live = self.parts.profile.live_config.as_ref();
             if !live.is_some_and(|live| live.write(start, data)) {
@@ -294,8 +289,7 @@ impl MmioFront {
 
     fn config_generation(&self) -> u32 {
         let live = self.parts.profile.live_config.as_ref();
-        let changes = live.map_or(0, |live| live.generation());
-        self.config_generation.wrapping_add(changes)
+        live.map_or(self.config_generation, |live| live.generation())
     }
 
     /// False for a write without effect.
@@ -481,6 +475,7 @@ impl MmioFront {
         }
         self.parts.profile.config = config.to_vec();
         self.config_generation = self.config_generation.wrapping_add(1);
+        self.show();
         if self.status.has(bits::DRIVER_OK) {
             self.parts.interrupt.signal_config();
         }
@@ -546,6 +541,10 @@ impl MmioFront {
             queues: state.queues.iter().map(without_positions).collect(),
             config_generation: state.config_generation,
         };
+        if let Some(live) = &front.parts.profile.live_config {
+            live.continue_from(state.config_generation);
+        }
+        front.show_always();
         let acked_features = state.acked_features;
         Ok((
             front,

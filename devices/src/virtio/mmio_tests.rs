@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
-use crate::test_support::{HIGH_RAM, LOW_RAM, guest_mem};
+use crate::test_support::{HIGH_RAM, LOW_RAM, Registers, guest_mem, shown_registers};
 
 const FEATURES: u64 = feature::VERSION_1 | feature::RING_EVENT_IDX | 1;
 
@@ -53,9 +53,10 @@ struct Bench {
     recorder: Recorder,
     irqfd: EventFd,
     interrupt: Interrupt,
+    shown: Registers,
 }
 
-fn parts(recorder: &Recorder) -> (FrontParts, EventFd, Interrupt) {
+fn parts(recorder: &Recorder) -> (FrontParts, EventFd, Registers) {
     let irqfd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
     let counters = Arc::new(Counters::default());
     let interrupt = Interrupt::new(irqfd.try_clone().unwrap(), Arc::clone(&counters));
@@ -68,15 +69,17 @@ fn parts(recorder: &Recorder) -> (FrontParts, EventFd, Interrupt) {
         counters,
     };
     let link = Box::new(recorder.clone());
+    let (page, shown) = shown_registers();
     (
         FrontParts {
             profile,
             mem: guest_mem(),
-            interrupt: interrupt.clone(),
+            interrupt,
             link,
+            page: Some(page),
         },
         irqfd,
-        interrupt,
+        shown,
     )
 }
 
@@ -86,19 +89,23 @@ impl Bench {
     }
 
     fn with(recorder: Recorder) -> Self {
-        let (parts, irqfd, interrupt) = parts(&recorder);
+        let (parts, irqfd, shown) = parts(&recorder);
+        let interrupt = parts.interrupt.clone();
         Self {
             front: MmioFront::new(parts),
             recorder,
             irqfd,
             interrupt,
+            shown,
         }
     }
 
     fn read(&mut self, offset: u64) -> u32 {
         let mut data = [0xee; 4];
         self.front.read(offset, &mut data);
-        u32::from_le_bytes(data)
+        let value = u32::from_le_bytes(data);
+        assert_eq!(self.shown.at(offset), value, "the page at {offset:#x}");
+        value
     }
 
     fn write(&mut self, offset: u64, value: u32) {

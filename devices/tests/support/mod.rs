@@ -1,9 +1,11 @@
 //! A driver by hand: a device behind its real register front, with queues built in guest memory.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use lightv_devices::interrupt::Interrupt;
 use lightv_devices::memory::GuestMem;
+use lightv_devices::register_page::RegisterPage;
 use lightv_devices::state::{DeviceState, TransportStateV1};
 use lightv_devices::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 use lightv_devices::virtio::device_status::bits;
@@ -31,6 +33,27 @@ pub(crate) const INDIRECT: u16 = 4;
 /// The status after initialisation.
 pub(crate) const RUNNING: u8 =
     bits::ACKNOWLEDGE | bits::DRIVER | bits::FEATURES_OK | bits::DRIVER_OK;
+
+/// What a register page shows: the last value at each offset.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Registers(Arc<Mutex<BTreeMap<u64, u32>>>);
+
+impl Registers {
+    /// The value at `offset`, a multiple of 4.
+    pub(crate) fn at(&self, offset: u64) -> u32 {
+        self.0.lock().unwrap().get(&offset).copied().unwrap_or(0)
+    }
+}
+
+/// A page, and what it shows.
+pub(crate) fn shown_registers() -> (Arc<RegisterPage>, Registers) {
+    let shown = Registers::default();
+    let store = shown.clone();
+    let page = RegisterPage::new(move |offset, value| {
+        store.0.lock().unwrap().insert(offset, value);
+    });
+    (Arc::new(page), shown)
+}
 
 pub(crate) type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 
@@ -156,6 +179,8 @@ pub(crate) struct Machine {
     pub(crate) device: SharedDevice,
     pub(crate) irqfd: EventFd,
     pub(crate) interrupt: Interrupt,
+    /// What a guest reads in place of asking the front.
+    pub(crate) shown: Registers,
     pub(crate) rings: Vec<Rings>,
     arena: u64,
 }
@@ -196,11 +221,13 @@ impl Machine {
             mem: Arc::clone(&mem),
             interrupt: interrupt.clone(),
         };
+        let (page, shown) = shown_registers();
         let parts = FrontParts {
             profile,
             mem: Arc::clone(&mem),
             interrupt: interrupt.clone(),
             link: Box::new(link),
+            page: Some(page),
         };
         let front = match saved {
             None => MmioFront::new(parts),
@@ -226,6 +253,7 @@ impl Machine {
             device,
             irqfd,
             interrupt,
+            shown,
             rings,
             arena: ARENA,
         }
@@ -234,7 +262,9 @@ impl Machine {
     pub(crate) fn read32(&mut self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.front.read(offset, &mut data);
-        u32::from_le_bytes(data)
+        let value = u32::from_le_bytes(data);
+        assert_eq!(self.shown.at(offset), value, "the page at {offset:#x}");
+        value
     }
 
     pub(crate) fn write32(&mut self, offset: u64, value: u32) {

@@ -40,6 +40,7 @@ use self::wiring::Wiring;
 use crate::arch::host::board::MmioPlace;
 use crate::config::MachineConfig;
 use crate::config::limiter::{LimitsPatch, options};
+use crate::control_page::ControlPage;
 use crate::event::EventSender;
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::lock::lock;
@@ -96,6 +97,8 @@ pub struct Around<'a> {
     pub mmds: &'a Mmds,
     /// Where the guest's output goes.
     pub output: &'a GuestOutput,
+    /// Where the guest reads registers.
+    pub control_page: &'a ControlPage,
 }
 
 impl<'a> Around<'a> {
@@ -104,11 +107,22 @@ impl<'a> Around<'a> {
             vm: self.vm,
             mem: self.ram.mem(),
             events: self.events,
+            control_page: self.control_page,
         }
     }
 }
 
 impl DeviceSet {
+    /// How many devices of `config` have registers that are read as memory: all, or none if it says so.
+    #[must_use]
+    pub fn register_pages(config: &MachineConfig) -> usize {
+        if config.has_register_pages() {
+            make::count(config)
+        } else {
+            0
+        }
+    }
+
     /// Opens and connects the devices of `config`.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use lightv_api::event::Happening;
 use lightv_devices::i8042::I8042;
 use lightv_devices::interrupt::Interrupt;
+use lightv_devices::interrupt::bits::USED_RING;
 use lightv_devices::memory::GuestMem;
 use lightv_devices::serial::{Serial, SerialStateV1};
 use lightv_devices::state::TransportStateV1;
@@ -22,6 +23,7 @@ use super::make::Unconnected;
 use super::place::Place;
 use crate::arch::host::layout;
 use crate::bus::PortDevices;
+use crate::control_page::ControlPage;
 use crate::event::{DeviceCall, Event, EventSender};
 use crate::feed;
 use crate::limits;
@@ -32,6 +34,7 @@ pub(super) struct Wiring<'a> {
     pub(super) vm: &'a Vm,
     pub(super) mem: &'a Arc<GuestMem>,
     pub(super) events: &'a EventSender,
+    pub(super) control_page: &'a ControlPage,
 }
 
 impl Wiring<'_> {
@@ -55,11 +58,16 @@ impl Wiring<'_> {
             device: place,
             doorbells: Arc::clone(&doorbells),
         });
+        let page = self.control_page.registers(place).map(Arc::new);
+        if page.is_some() {
+            self.swallow_acknowledgements(address)?;
+        }
         let parts = FrontParts {
             profile,
             mem: Arc::clone(self.mem),
             interrupt: interrupt.clone(),
             link,
+            page,
         };
         let (front, resume) = match saved {
             None => (MmioFront::new(parts), None),
@@ -86,6 +94,16 @@ impl Wiring<'_> {
             watched: None,
             reports: 0,
         })
+    }
+
+    /// Has KVM take what a driver acknowledges most, used buffers and nothing else, without leaving the kernel: nobody reads the
+    /// eventfd, and InterruptStatus goes on saying that there may be used buffers (docs/adr/0017-register-pages.md).
+    fn swallow_acknowledgements(&self, address: u64) -> Result<(), DeviceSetError> {
+        // KVM keeps it when it is closed here.
+        let nobody = EventFd::new(EFD_NONBLOCK).map_err(DeviceSetError::EventFd)?;
+        let register = address + reg::INTERRUPT_ACK;
+        let connected = self.vm.signal_on_write(&nobody, register, USED_RING);
+        connected.map_err(DeviceSetError::Connect)
     }
 
     fn interrupt(&self, gsi: u32) -> Result<EventFd, DeviceSetError> {
