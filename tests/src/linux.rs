@@ -179,13 +179,21 @@ pub fn initrd_of_source(scratch: &Scratch, source: &str) -> String {
 }
 
 /// Compiles a C program, linked statically.
-fn static_program(scratch: &Scratch, source: &Path) -> Vec<u8> {
+///
+/// # Panics
+/// When it does not compile.
+#[must_use]
+pub fn static_program(scratch: &Scratch, source: &Path) -> Vec<u8> {
     let program = scratch.path("init");
     let status = Command::new("cc")
         .args(["-static", "-Os", "-o"])
         .args([&program, source])
         .status();
-    assert!(status.expect("cc").success(), "init.c does not compile");
+    assert!(
+        status.expect("cc").success(),
+        "{} does not compile",
+        source.display()
+    );
     scratch.read("init")
 }
 
@@ -244,20 +252,23 @@ pub fn dynamic_program(scratch: &Scratch, source: &str) -> Vec<(&'static str, Ve
         .args([&program, &file])
         .status();
     assert!(status.expect("cc").success(), "app.c does not compile");
-    let library = |name: &str| {
+    let [libc, linker] = libraries();
+    vec![("bin/app", scratch.read("app")), libc, linker]
+}
+
+/// What every dynamic program needs, where it looks for it: the C library and the dynamic linker.
+///
+/// # Panics
+/// When the C compiler does not find them.
+#[must_use]
+pub fn libraries() -> [(&'static str, Vec<u8>); 2] {
+    ["lib/libc.so.6", "lib64/ld-linux-x86-64.so.2"].map(|path| {
+        let name = path.rsplit('/').next().unwrap_or(path);
         let asked = format!("-print-file-name={name}");
         let output = Command::new("cc").arg(asked).output().expect("cc");
-        let path = String::from_utf8(output.stdout).expect("a path in text");
-        fs::read(path.trim_end()).expect("a library")
-    };
-    vec![
-        ("bin/app", scratch.read("app")),
-        ("lib/libc.so.6", library("libc.so.6")),
-        (
-            "lib64/ld-linux-x86-64.so.2",
-            library("ld-linux-x86-64.so.2"),
-        ),
-    ]
+        let found = String::from_utf8(output.stdout).expect("a path in text");
+        (path, fs::read(found.trim_end()).expect("a library"))
+    })
 }
 
 /// Adds an entry in the format that Linux reads (Documentation/driver-api/early-userspace/buffer-format.rst, "newc"). A

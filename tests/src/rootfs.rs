@@ -11,8 +11,9 @@ use crate::scratch::Scratch;
 /// Debian's static busybox (package `busybox-static`).
 const BUSYBOX: &str = "/bin/busybox";
 /// What the tests use of it.
-const APPLETS: [&str; 12] = [
-    "cat", "echo", "env", "id", "ip", "ls", "nc", "ping", "poweroff", "pwd", "sh", "sleep",
+const APPLETS: [&str; 14] = [
+    "cat", "echo", "env", "id", "ip", "ls", "nc", "ping", "poweroff", "pwd", "reboot", "sh",
+    "sleep", "uname",
 ];
 
 /// The recipes of the repository.

@@ -12,7 +12,7 @@ pub(crate) fn check() -> Result<(), TaskError> {
         "clippy",
         "--workspace",
         "--all-targets",
-        "--features=lightv-tests/linux",
+        "--features=lightv-tests/linux,lightv-tests/clients",
         "--",
         "-D",
         "warnings",

@@ -43,7 +43,8 @@ fn build_rust() -> Result<PathBuf, TaskError> {
     Ok(target.join(commands::TARGET).join("debug"))
 }
 
-fn build_python() -> Result<PathBuf, TaskError> {
+/// Builds what is in Python alone; gives its folder.
+pub(crate) fn build_python() -> Result<PathBuf, TaskError> {
     let list = commands::root().join(PYTHON).join(REQUIREMENTS);
     let version = commands::output(Command::new("python3").arg("--version"))?;
     let mut inputs = cache::entry(OsStr::new("python"), version.as_bytes());

@@ -204,7 +204,7 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "--package",
             GUEST_TESTS,
             "--features",
-            "linux",
+            "linux,clients",
             "--test",
             "linux",
             "--test",
@@ -215,6 +215,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "linux_images",
             "--test",
             "linux_mmds",
+            "--test",
+            "microheart",
             "--test",
             "vsock_linux",
         ],
@@ -230,6 +232,10 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
         match linux::kernel(&[]) {
             Ok(kernel) => command.env("LIGHTV_LINUX_KERNEL", kernel),
             Err(error) => return Ok(not_built("linux", &error)),
+        };
+        match clients::build_python() {
+            Ok(python) => command.env("LIGHTV_CLIENTS_PYTHON", python),
+            Err(error) => return Ok(not_built("clients", &error)),
         };
     }
     count(&mut command)
