@@ -216,6 +216,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "--test",
             "linux_mmds",
             "--test",
+            "linux_balloon",
+            "--test",
             "microheart",
             "--test",
             "vsock_linux",
