@@ -105,13 +105,15 @@ fn counters_move_while_a_guest_works_and_the_text_is_prometheus_own() {
             ("direction", "from_guest"),
         ]);
         let exits = labels(&[("reason", "mmio_read")]);
+        let kvm = labels(&[("event", "exits")]);
         (grew("lightv_device_operations_total", &disk("write"))
             && grew(
                 "lightv_device_operation_duration_seconds_count",
                 &disk("write"),
             )
             && grew("lightv_device_transferred_bytes_total", &bytes)
-            && grew("lightv_vcpu_exits_total", &exits))
+            && grew("lightv_vcpu_exits_total", &exits)
+            && grew("lightv_kvm_vcpu_events_total", &kvm))
         .then_some(())
     });
     let now = scrape(&api);
@@ -120,6 +122,10 @@ fn counters_move_while_a_guest_works_and_the_text_is_prometheus_own() {
     assert!(of("lightv_cpu_seconds_total", &[("thread", "control")]) >= 0.0);
     assert!(of("lightv_starts_total", &[("way", "boot")]) == 1.0);
     assert!(of("lightv_guest_memory_bytes", &[]) == f64::from(128 << 20));
+    // Those that come to the monitor are some of all.
+    let exits = |reason| of("lightv_vcpu_exits_total", &[("reason", reason)]);
+    let all = of("lightv_kvm_vcpu_events_total", &[("event", "exits")]);
+    assert!(all >= exits("mmio_read") + exits("mmio_write"));
     let route = [("method", "GET"), ("route", "/metrics")];
     assert!(of("lightv_api_request_duration_seconds_count", &route) >= 2.0);
     let _ = process.end();
@@ -224,6 +230,11 @@ fn metrics_and_logs_are_configured_by_requests() {
     assert!(line["block"].is_object());
     assert!(
         line["latencies_us"]["pause_vm"] == 0 && line["vcpu"]["exit_mmio_write"].as_u64() > Some(0),
+        "{line}"
+    );
+    let kvm = |name: &str| line["kvm"][name].as_u64();
+    assert!(
+        kvm("user_exits") > Some(0) && kvm("exits") >= kvm("user_exits"),
         "{line}"
     );
     let _ = process.end();

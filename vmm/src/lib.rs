@@ -29,6 +29,7 @@ pub mod image;
 pub mod inspect;
 pub mod job;
 pub mod kernel;
+pub mod kvm_stats;
 pub mod limits;
 pub mod listen;
 pub mod lock;

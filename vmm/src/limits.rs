@@ -77,3 +77,9 @@ pub const NEEDS_RESETS_TOLD: u32 = 10;
 pub const END_TOLD_MS: u64 = 500;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;
+
+/// Bytes of the name of one of KVM's counters: it says 48 (KVM_STATS_NAME_SIZE).
+pub const KVM_STAT_NAME_BYTES_MAX: u32 = 256;
+
+/// KVM's counters of a vCPU: there are some fifty.
+pub const KVM_STATS_MAX: u32 = 1024;

@@ -1,9 +1,12 @@
 //! What the process says of itself beside its standard streams: log and metrics.
 
+use std::sync::Arc;
+
 use lightv_api::config::VmSpec;
 use lightv_api::contract::logger::LoggerSpec;
 use lightv_api::contract::metrics::MetricsSpec;
 
+use crate::kvm_stats::VcpuStats;
 use crate::log::{self, LogError};
 use crate::machine::Machine;
 use crate::metrics::{self, MachineMeters, OpenMetricsError};
@@ -52,13 +55,16 @@ impl Outputs {
     }
 }
 
-/// Has the counters of `machine` in the metrics.
+/// Has the counters of `machine` in the metrics. Its vCPUs do not run yet.
 pub fn attach(machine: &Machine) {
+    // An older KVM has no such counters: then nothing is said of them.
+    let kvm_stats: Result<Vec<_>, _> = machine.vcpus.iter().map(VcpuStats::of).collect();
     metrics::get().attach(MachineMeters {
-        bus: std::sync::Arc::clone(&machine.bus),
+        bus: Arc::clone(&machine.bus),
         devices: machine.devices.meters(),
         mmds: machine.mmds.clone(),
         ram_bytes: machine.config.ram_bytes(),
         vcpus: machine.config.vcpus(),
+        kvm_stats: Arc::new(kvm_stats.unwrap_or_default()),
     });
 }

@@ -196,6 +196,9 @@ fn totals() -> Value {
     let devices = machine.as_ref().map_or(&none, |machine| &machine.devices);
     add_devices(devices, &mut add);
     add("vcpu", vcpu(machine.as_ref()));
+    if let Some(kvm) = machine.as_ref().and_then(kvm) {
+        add("kvm", kvm);
+    }
     add("uart", uart(machine.as_ref()));
     add("mmds", mmds(machine.as_ref()));
     add(
@@ -372,6 +375,17 @@ fn vcpu(machine: Option<&MachineMeters>) -> Value {
         "exit_mmio_read_agg": times(ExitKind::MmioRead),
         "exit_mmio_write_agg": times(ExitKind::MmioWrite),
     })
+}
+
+/// Not a group of Firecracker's. It is left out where KVM does not tell its counters.
+fn kvm(machine: &MachineMeters) -> Option<Value> {
+    let mut group: Map<String, Value> = machine
+        .kvm_counters()?
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
+    group.insert("user_exits".into(), machine.user_exits().into());
+    Some(group.into())
 }
 
 fn uart(machine: Option<&MachineMeters>) -> Value {

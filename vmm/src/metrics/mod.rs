@@ -8,6 +8,7 @@ mod lines;
 mod process;
 mod vsock;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -21,8 +22,9 @@ pub use self::lines::{
 };
 pub use self::process::{MemoryUse, ThreadTime, memory_use, thread_times};
 
-use crate::bus::Bus;
+use crate::bus::{Bus, ExitKind};
 use crate::device_set::DeviceMeter;
+use crate::kvm_stats::VcpuStats;
 use crate::lock::lock;
 
 /// All of it.
@@ -86,6 +88,32 @@ pub struct MachineMeters {
     pub ram_bytes: u64,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// KVM's own counters of each vCPU; none where KVM has none.
+    pub kvm_stats: Arc<Vec<VcpuStats>>,
+}
+
+impl MachineMeters {
+    /// KVM's own counters by KVM's names, over all vCPUs; `None` where KVM does not tell them.
+    #[must_use]
+    pub fn kvm_counters(&self) -> Option<BTreeMap<&'static str, u64>> {
+        let mut sums = BTreeMap::new();
+        for stats in self.kvm_stats.iter() {
+            for (name, value) in stats.read().ok()? {
+                *sums.entry(name).or_default() += value;
+            }
+        }
+        (!sums.is_empty()).then_some(sums)
+    }
+
+    /// How often a vCPU came back to the monitor.
+    #[must_use]
+    pub fn user_exits(&self) -> u64 {
+        let counters = self.bus.counters();
+        ExitKind::ALL
+            .iter()
+            .map(|(kind, _)| counters.exits(*kind))
+            .sum()
+    }
 }
 
 static METRICS: OnceLock<Metrics> = OnceLock::new();

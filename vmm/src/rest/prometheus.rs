@@ -176,6 +176,14 @@ fn encode_machine(out: &mut Out<'_, '_>, machine: &MachineMeters) -> fmt::Result
         let labels: Labels<'_> = &[("reason", name)];
         count(exits.encode_family(&labels)?, counters.exits(kind))?;
     }
+    if let Some(counters) = machine.kvm_counters() {
+        let help = "KVM's own counters of the vCPUs, by KVM's names";
+        let mut kvm = out.metric(metric("kvm_vcpu_events", help), MetricType::Counter)?;
+        for (name, value) in counters {
+            let labels: Labels<'_> = &[("event", name)];
+            count(kvm.encode_family(&labels)?, value)?;
+        }
+    }
     let help = "Time that an access of a vCPU was served";
     let mut times = out.metric(
         with_unit("vcpu_exit_duration", help, SECONDS),

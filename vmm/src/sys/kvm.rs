@@ -1,10 +1,14 @@
 //! KVM calls that kvm-ioctls leaves unsafe.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region, kvm_xsave};
+use kvm_bindings::{KVM_MEM_READONLY, KVMIO, kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::GuestAddress;
+use vmm_sys_util::ioctl::{_IOC_NONE, ioctl, ioctl_expr};
 
 use super::mapping::Mapping;
 
@@ -52,6 +56,23 @@ pub fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Err
     // SAFETY: KVM_SET_XSAVE reads more than `kvm_xsave` only when dynamic features (AMX) were enabled for this
     // process by arch_prctl(ARCH_REQ_XCOMP_GUEST_PERM), which this program never calls.
     unsafe { vcpu.set_xsave(xsave) }
+}
+
+/// Not among the calls of kvm-ioctls (Documentation/virt/kvm/api.rst, 4.133).
+const KVM_GET_STATS_FD: libc::c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xce, 0);
+
+/// The file of KVM's own counters of a vCPU. KVM waits for a vCPU that runs: to be called before it does.
+///
+/// # Errors
+/// The kernel's: KVM has no such file before Linux 5.14.
+pub fn stats_file(vcpu: &VcpuFd) -> io::Result<File> {
+    // SAFETY: the call takes no argument and writes no memory of ours.
+    let fd = unsafe { ioctl(vcpu, KVM_GET_STATS_FD) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, for us alone.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// The `immediate_exit` byte of a vCPU's `kvm_run`, reachable from other threads.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
+use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::exit;
 use lightv_vmm::args::{Origin, RunJob};
 use lightv_vmm::net_override::NetOverride;
@@ -67,6 +68,9 @@ pub(crate) struct RunArgs {
     /// Name of the microVM, with --detach: 1–64 letters, digits and `-` [default: from the image's name]
     #[arg(long, requires = "detach")]
     name: Option<String>,
+    /// Write metrics into this file or FIFO, every 60 seconds and at the end: JSON lines (docs/metrics.md)
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
@@ -172,6 +176,9 @@ impl RunArgs {
         if let Some(vsock) = &self.vsock {
             option("--vsock", vsock.into());
         }
+        if let Some(metrics_path) = &self.metrics_path {
+            option("--metrics-path", metrics_path.into());
+        }
         for EnvArg { name, value } in &self.env {
             option("--env", format!("{name}={value}").into());
         }
@@ -225,7 +232,13 @@ impl RunArgs {
             record_working_set: false,
             is_tty,
             metadata: None,
-            outputs: Outputs::default(),
+            outputs: Outputs {
+                metrics: self.metrics_path.map(|metrics_path| MetricsSpec {
+                    metrics_path,
+                    ..MetricsSpec::default()
+                }),
+                ..Outputs::default()
+            },
             timings: self.timings.map(sink),
             started_at_ns,
         })
