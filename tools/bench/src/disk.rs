@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use lightv_workloads::disk::{Order, Plan};
 
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Exits, Guest, GuestError};
 use crate::report::{self, Case};
 use crate::stats::Sample;
 use crate::sys::{Completion, Ring};
@@ -109,10 +109,12 @@ struct Measured {
     p99_us: f64,
     /// Processor seconds for a GB; the host's own side is not told apart from ours.
     cpu_s_per_gb: Option<f64>,
+    /// For each request; the host has none.
+    exits: Option<Exits>,
 }
 
 /// Measures every way in the guest and here, in turn. The unit is MB/s; `….p50` and `….p99` are the latencies of requests,
-/// `….cpu` processor time. `progress` is told after each round of a way.
+/// `….cpu` processor time, `….exits` and `….exits.user` exits for each request. `progress` is told after each round of a way.
 ///
 /// # Errors
 /// [`DiskBenchError`].
@@ -123,12 +125,13 @@ pub fn measure(
     warm_up(&bench.file)?;
     let ways = ways(bench.direct.is_some());
     let of = u32::try_from(ways.len()).unwrap_or(0) * (bench.rounds + 1);
+    let at_rest = AtRest::measure(bench)?;
     let mut done = 0;
     let mut cases = Vec::new();
     for way in &ways {
         let mut sides: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
         for round in 0..=bench.rounds {
-            let guest = in_guest(bench, way, round)?;
+            let guest = in_guest(bench, way, round, at_rest.of(way))?;
             let host = here(bench, way, round)?;
             done += 1;
             progress(done, of);
@@ -160,14 +163,44 @@ fn summed_up(name: &str, [guest, host]: &[Vec<Measured>; 2]) -> Vec<Case> {
     add(".p50", "us", &|side| Some(side.p50_us));
     add(".p99", "us", &|side| Some(side.p99_us));
     add(".cpu", "s/GB", &|side| side.cpu_s_per_gb);
+    let exits: Vec<Exits> = guest.iter().filter_map(|side| side.exits).collect();
+    cases.extend(report::exits(name, "exits/request", &exits));
     cases
+}
+
+/// Exits of a run of one request, for each guest: what start and end of a run take.
+struct AtRest {
+    cached: Option<Exits>,
+    direct: Option<Exits>,
+}
+
+impl AtRest {
+    fn measure(bench: &DiskBench) -> Result<Self, GuestError> {
+        let exits = |guest: &Guest| {
+            let printed = guest.run(&["read", "seq", "4096", "1", "1", "1"])?;
+            Ok(printed.exits)
+        };
+        Ok(Self {
+            cached: exits(&bench.cached)?,
+            direct: bench.direct.as_ref().map_or(Ok(None), exits)?,
+        })
+    }
+
+    const fn of(&self, way: &Way) -> Option<Exits> {
+        if way.direct { self.direct } else { self.cached }
+    }
 }
 
 fn seed(round: u32) -> u64 {
     SEED + u64::from(round)
 }
 
-fn in_guest(bench: &DiskBench, way: &Way, round: u32) -> Result<Measured, DiskBenchError> {
+fn in_guest(
+    bench: &DiskBench,
+    way: &Way,
+    round: u32,
+    at_rest: Option<Exits>,
+) -> Result<Measured, DiskBenchError> {
     let guest = match &bench.direct {
         Some(guest) if way.direct => guest,
         _ => &bench.cached,
@@ -189,6 +222,10 @@ fn in_guest(bench: &DiskBench, way: &Way, round: u32) -> Result<Measured, DiskBe
         p50_us: number("p50_ns")? / 1000.0,
         p99_us: number("p99_ns")? / 1000.0,
         cpu_s_per_gb: Some(printed.cpu.as_secs_f64() / bytes * 1e9),
+        exits: printed
+            .exits
+            .zip(at_rest)
+            .map(|(exits, at_rest)| exits.less(at_rest).per((count - 1).max(1) as f64)),
     })
 }
 
@@ -232,6 +269,7 @@ fn here(bench: &DiskBench, way: &Way, round: u32) -> Result<Measured, DiskBenchE
         p50_us: latency(50),
         p99_us: latency(99),
         cpu_s_per_gb: None,
+        exits: None,
     })
 }
 

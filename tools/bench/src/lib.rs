@@ -12,7 +12,9 @@ pub mod net;
 pub mod report;
 pub mod start;
 pub mod stats;
+pub mod vsock;
 
 mod first_byte;
+mod stream;
 #[allow(unsafe_code)]
 mod sys;

@@ -3,6 +3,7 @@
 use lightv_api::host::HostReport;
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Exits;
 use crate::stats::Sample;
 
 /// All that one run of one benchmark found.
@@ -64,6 +65,21 @@ pub struct Case {
     pub ratio: f64,
 }
 
+/// What was counted of exits for each of what `unit` names: `NAME.exits` in all, `NAME.exits.user` back to the monitor. Nothing
+/// where KVM does not tell.
+#[must_use]
+pub(crate) fn exits(name: &str, unit: &str, exits: &[Exits]) -> Vec<Case> {
+    let mut found = Vec::new();
+    let mut add = |suffix: &str, of: fn(&Exits) -> f64| {
+        if let Some(sample) = Sample::new(exits.iter().map(of).collect()) {
+            found.extend(cases(unit, &[(&format!("{name}{suffix}"), sample)]));
+        }
+    };
+    add(".exits", |exits| exits.all);
+    add(".exits.user", |exits| exits.user);
+    found
+}
+
 /// Sums up `samples`; the last one is the reference of all.
 #[must_use]
 pub fn cases(unit: &str, samples: &[(&str, Sample)]) -> Vec<Case> {
@@ -75,19 +91,34 @@ pub fn cases(unit: &str, samples: &[(&str, Sample)]) -> Vec<Case> {
         name: (*name).to_owned(),
         unit: unit.to_owned(),
         n: sample.count(),
-        min: round(sample.min()),
-        p50: round(sample.percentile(50)),
-        p99: round(sample.percentile(99)),
-        max: round(sample.max()),
+        min: round(sample.min(), unit),
+        p50: round(sample.percentile(50), unit),
+        p99: round(sample.percentile(99), unit),
+        max: round(sample.max(), unit),
         reference: (*reference).to_owned(),
-        ratio: (sample.percentile(50) / reference_p50 * 1000.0).round() / 1000.0,
+        ratio: ratio(sample.percentile(50), reference_p50),
     };
     samples.iter().map(case).collect()
 }
 
-/// A tenth of a microsecond is all that a clock read tells.
-fn round(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
+/// Nothing is as much as nothing: a case without any exit is no more than its reference.
+fn ratio(value: f64, reference: f64) -> f64 {
+    if value.total_cmp(&reference).is_eq() {
+        return 1.0;
+    }
+    thousandths(value / reference)
+}
+
+/// A tenth of a microsecond is all that a clock read tells. Exits and processor time for a request or a GB may be few.
+fn round(value: f64, unit: &str) -> f64 {
+    match unit {
+        "us" | "MB/s" | "KiB" => (value * 10.0).round() / 10.0,
+        _ => thousandths(value),
+    }
+}
+
+fn thousandths(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }
 
 #[cfg(test)]
@@ -109,6 +140,17 @@ mod tests {
             .map(|case| (case.name.as_str(), case.reference.as_str(), case.ratio))
             .collect();
         assert_eq!(found, [("run", "floor", 1.5), ("floor", "floor", 1.0)]);
+    }
+
+    #[test]
+    fn small_numbers_keep_what_they_tell() {
+        for (unit, expected) in [("us", 0.0), ("exits/request", 0.012), ("s/GB", 0.012)] {
+            let sample = Sample::new(vec![0.0123]).expect("a number");
+            let found = cases(unit, &[("a", sample)]);
+            assert_eq!((found[0].p50, found[0].ratio), (expected, 1.0), "{unit}");
+        }
+        let none = Sample::new(vec![0.0]).expect("a number");
+        assert_eq!(cases("exits/MB", &[("a", none)])[0].ratio, 1.0);
     }
 
     #[test]

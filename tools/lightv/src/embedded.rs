@@ -42,6 +42,7 @@ const APPS: &[&str] = &[
     "smp",
     "tick",
     "vsock",
+    "vsock-bench",
     "triple-fault",
 ];
 

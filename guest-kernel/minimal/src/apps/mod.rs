@@ -17,6 +17,7 @@ mod server;
 mod smp;
 mod tick;
 mod vsock;
+mod vsock_bench;
 
 use crate::eprintln;
 use crate::machine::{BadNumber, Machine, NoAddress};
@@ -49,6 +50,7 @@ const APPS: &[(&str, App)] = &[
     ("smp", smp::run),
     ("tick", tick::run),
     ("vsock", vsock::run),
+    ("vsock-bench", vsock_bench::run),
     ("triple-fault", ends::triple_fault),
 ];
 

@@ -1,27 +1,16 @@
 //! The host's end of each way of using a network: the same towards a guest as over the loopback.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lightv_workloads::network::{COUNT_BYTES, Count, Mark, PIECE_BYTES};
 
-/// The other end says nothing for so long: it is gone.
-pub(super) const SILENCE: Duration = Duration::from_secs(10);
+use crate::stream::{Found, SILENCE, nanoseconds};
+
 /// After so long something is said again, and the other end looked at.
 pub(super) const AGAIN: Duration = Duration::from_millis(5);
-
-/// What one side of a round found.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Found {
-    /// Of the data that came to its end, in all.
-    pub(super) bytes: u64,
-    /// How long that took.
-    pub(super) seconds: f64,
-    /// Of each request, in microseconds.
-    pub(super) latencies: Vec<f64>,
-}
 
 /// A connection from the other end.
 pub(super) fn accept(listener: &TcpListener, is_alive: &dyn Fn() -> bool) -> io::Result<TcpStream> {
@@ -33,6 +22,7 @@ pub(super) fn accept(listener: &TcpListener, is_alive: &dyn Fn() -> bool) -> io:
                 stream.set_nonblocking(false)?;
                 stream.set_read_timeout(Some(SILENCE))?;
                 stream.set_write_timeout(Some(SILENCE))?;
+                stream.set_nodelay(true)?;
                 return Ok(stream);
             }
             Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
@@ -44,70 +34,6 @@ pub(super) fn accept(listener: &TcpListener, is_alive: &dyn Fn() -> bool) -> io:
             Err(cause) => return Err(cause),
         }
     }
-}
-
-/// Reads until the other end has sent all, and tells how much that was.
-pub(super) fn receive(mut stream: TcpStream) -> io::Result<Found> {
-    let mut piece = vec![0; PIECE_BYTES];
-    let mut count = Count::default();
-    let began = Instant::now();
-    loop {
-        let bytes = stream.read(&mut piece)?;
-        if bytes == 0 {
-            break;
-        }
-        count.bytes += bytes as u64;
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    count.ns = nanoseconds(began.elapsed());
-    stream.write_all(&count.to_bytes())?;
-    Ok(Found {
-        bytes: count.bytes,
-        seconds,
-        latencies: Vec::new(),
-    })
-}
-
-/// Writes for `time`; it took until the other end has said that it has all.
-pub(super) fn send(mut stream: TcpStream, time: Duration) -> io::Result<Found> {
-    let piece = vec![0x5a; PIECE_BYTES];
-    let began = Instant::now();
-    let mut bytes = 0;
-    while began.elapsed() < time {
-        stream.write_all(&piece)?;
-        bytes += piece.len() as u64;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = [0; COUNT_BYTES];
-    stream.read_exact(&mut answer)?;
-    let seconds = began.elapsed().as_secs_f64();
-    if Count::from_bytes(answer).bytes != bytes {
-        return Err(ErrorKind::InvalidData.into());
-    }
-    Ok(Found {
-        bytes,
-        seconds,
-        latencies: Vec::new(),
-    })
-}
-
-/// Sends one byte and waits for it to come back, for `time`.
-pub(super) fn ask(mut stream: TcpStream, time: Duration) -> io::Result<Found> {
-    stream.set_nodelay(true)?;
-    let mut latencies = Vec::new();
-    let mut byte = [0x5a];
-    let began = Instant::now();
-    while began.elapsed() < time {
-        let asked = Instant::now();
-        stream.write_all(&byte)?;
-        stream.read_exact(&mut byte)?;
-        latencies.push(asked.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(Found {
-        bytes: latencies.len() as u64,
-        seconds: began.elapsed().as_secs_f64(),
-        latencies,
-    })
 }
 
 /// Counts datagrams until the other end has sent all.
@@ -206,9 +132,4 @@ fn found(count: Count) -> Found {
         seconds: count.ns as f64 / 1e9,
         latencies: Vec::new(),
     }
-}
-
-/// In nanoseconds; 584 years are enough.
-pub(super) fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -15,12 +15,12 @@ use lightv_workloads::network::PIECE_BYTES;
 
 pub use self::place::{LARGE, NETMASK, PlaceError, USUAL, Wire, enter};
 
-use self::host::Found;
 use self::peer::Peer;
 use self::way::{Mode, Way};
-use crate::guest::{Guest, GuestError};
+use crate::guest::{Exits, Guest, GuestError};
 use crate::report::{self, Case};
 use crate::stats::Sample;
+use crate::stream::{self, Found};
 
 /// What is measured. The calling thread is where [`enter`] has brought it.
 #[derive(Debug, Clone)]
@@ -72,9 +72,12 @@ struct Measured {
     found: Found,
     /// Processor seconds of the whole VM; the host's own side is not told apart from ours.
     cpu_s: Option<f64>,
+    /// Of the whole VM, its start and end included; the host has none.
+    exits: Option<Exits>,
 }
 
-/// Measures every way with the guest and over the loopback, in turn. Units: MB/s and s/GB; for requests, µs. `progress` is told
+/// Measures every way with the guest and over the loopback, in turn. Units: MB/s, s/GB and exits/MB; for requests, µs and
+/// exits/request. `progress` is told
 /// after each round of a way, and says whether to go on.
 ///
 /// # Errors
@@ -132,13 +135,22 @@ fn summed_up(way: &Way, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
     if way.mode == Mode::TcpAnswer {
         add("", "us", &|side| side.found.latencies.clone());
         add(".cpu", "us", &|side| cpu(side, 1e6));
+        cases.extend(exits(way, "exits/request", guest, 1.0));
     } else {
         add("", "MB/s", &|side| {
             vec![side.found.bytes as f64 / side.found.seconds / 1e6]
         });
         add(".cpu", "s/GB", &|side| cpu(side, 1e9));
+        cases.extend(exits(way, "exits/MB", guest, 1e6));
     }
     cases
+}
+
+/// Exits for each `scale` bytes; of requests each is one.
+fn exits(way: &Way, unit: &str, guest: &[Measured], scale: f64) -> Vec<Case> {
+    let each = |side: &Measured| Some(side.exits?.per(side.found.bytes as f64 / scale));
+    let exits: Vec<Exits> = guest.iter().filter_map(each).collect();
+    report::exits(way.name, unit, &exits)
 }
 
 fn native_name(way: &Way) -> String {
@@ -166,6 +178,7 @@ fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
     Ok(Measured {
         found: checked(name, way.wire.host, found)?,
         cpu_s: Some(printed.cpu.as_secs_f64()),
+        exits: printed.exits,
     })
 }
 
@@ -179,7 +192,10 @@ fn over_loopback(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError>
     let (found, peer) = both_ends(bench, way, address, Peer::run);
     let found = checked(native_name(way), address, found)?;
     peer.map_err(failed)?;
-    Ok(Measured { found, cpu_s: None })
+    Ok(Measured {
+        found,
+        ..Measured::default()
+    })
 }
 
 fn checked(
@@ -277,9 +293,9 @@ impl End {
             (Socket::Tcp(listener), mode) => {
                 let stream = host::accept(listener, is_alive)?;
                 match mode {
-                    Mode::TcpSend => host::receive(stream),
-                    Mode::TcpReceive => host::send(stream, bench.time),
-                    _ => host::ask(stream, bench.time),
+                    Mode::TcpSend => stream::receive(stream),
+                    Mode::TcpReceive => stream::send(stream, bench.time),
+                    _ => stream::ask(stream, bench.time),
                 }
             }
             (Socket::Udp(socket), Mode::UdpReceive) => {

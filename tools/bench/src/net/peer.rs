@@ -1,13 +1,14 @@
 //! What the guest's app `net-bench` does, as a thread of the host: the other end over the loopback.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddrV4, TcpStream, UdpSocket};
+use std::io;
+use std::net::{SocketAddrV4, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lightv_workloads::network::{COUNT_BYTES, Count, Mark, PIECE_BYTES};
 
-use super::host::{AGAIN, SILENCE, nanoseconds};
+use super::host::AGAIN;
 use super::way::Mode;
+use crate::stream::{self, SILENCE, nanoseconds};
 
 /// One end of a measurement.
 #[derive(Debug, Clone, Copy)]
@@ -24,9 +25,9 @@ impl Peer {
     /// Does it.
     pub(super) fn run(self) -> io::Result<()> {
         match self.mode {
-            Mode::TcpSend => self.send(self.connect()?),
-            Mode::TcpReceive => self.receive(self.connect()?),
-            Mode::TcpAnswer => self.answer(self.connect()?),
+            Mode::TcpSend => stream::peer_send(self.connect()?, self.time),
+            Mode::TcpReceive => stream::peer_receive(self.connect()?),
+            Mode::TcpAnswer => stream::peer_answer(self.connect()?),
             Mode::UdpSend => self.send_datagrams(&self.socket()?),
             Mode::UdpReceive => self.receive_datagrams(&self.socket()?),
         }
@@ -45,40 +46,6 @@ impl Peer {
         socket.connect(self.to)?;
         socket.set_read_timeout(Some(AGAIN))?;
         Ok(socket)
-    }
-
-    fn send(self, mut stream: TcpStream) -> io::Result<()> {
-        let piece = vec![0x5a; self.bytes];
-        let began = Instant::now();
-        while began.elapsed() < self.time {
-            stream.write_all(&piece)?;
-        }
-        stream.shutdown(Shutdown::Write)?;
-        stream.read_exact(&mut [0; COUNT_BYTES])
-    }
-
-    fn receive(self, mut stream: TcpStream) -> io::Result<()> {
-        let mut piece = vec![0; PIECE_BYTES];
-        let mut count = Count::default();
-        let began = Instant::now();
-        loop {
-            let bytes = stream.read(&mut piece)?;
-            if bytes == 0 {
-                return stream.write_all(&count.to_bytes());
-            }
-            count.add(bytes, 0, nanoseconds(began.elapsed()));
-        }
-    }
-
-    fn answer(self, mut stream: TcpStream) -> io::Result<()> {
-        let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            let bytes = stream.read(&mut piece)?;
-            if bytes == 0 {
-                return Ok(());
-            }
-            stream.write_all(&piece[..bytes])?;
-        }
     }
 
     fn send_datagrams(self, socket: &UdpSocket) -> io::Result<()> {

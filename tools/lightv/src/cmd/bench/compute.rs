@@ -38,6 +38,7 @@ pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure>
         guest: Guest {
             lightv: own_program(),
             image: cache::image(suite.name(), suite.name()).map_err(BenchError::from)?,
+            metrics: None,
         },
         suite,
         rounds: args.count,

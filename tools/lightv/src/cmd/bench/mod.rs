@@ -4,7 +4,9 @@ mod api;
 mod compute;
 mod disk;
 mod net;
+mod sides;
 mod start;
+mod vsock;
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -22,6 +24,7 @@ use lightv_bench::guest::GuestError;
 use lightv_bench::net::NetBenchError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
+use lightv_bench::vsock::VsockBenchError;
 use tempfile::TempDir;
 
 use crate::build::BuildError;
@@ -47,6 +50,7 @@ enum Bench {
     Net(net::NetArgs),
     Cpu(compute::ComputeArgs),
     Mem(compute::ComputeArgs),
+    Vsock(vsock::VsockArgs),
 }
 
 /// Why there is no result.
@@ -74,6 +78,8 @@ pub(crate) enum BenchError {
     Disk(#[from] DiskBenchError),
     #[error(transparent)]
     Net(#[from] NetBenchError),
+    #[error(transparent)]
+    Vsock(#[from] VsockBenchError),
     #[error(transparent)]
     Guest(#[from] GuestError),
     #[error("Cannot watch for signals")]
@@ -113,6 +119,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Net(args) => net::run(args),
         Bench::Cpu(args) => compute::run(args, Suite::Cpu),
         Bench::Mem(args) => compute::run(args, Suite::Mem),
+        Bench::Vsock(args) => vsock::run(args),
     }
 }
 

@@ -1,28 +1,20 @@
 //! `lightv bench net`.
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
 use lightv_api::config::{BootSource, NetSpec, VmSpec};
 use lightv_bench::guest::Guest;
 use lightv_bench::net::{self, LARGE, NETMASK, NetBench, NetBenchError, USUAL, Wire};
-use lightv_bench::report::{Case, Report};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use lightv_bench::report::Case;
 
-use super::{BenchError, OutputArgs, host_line, progress_bar, report, temporary_folder};
+use super::sides::{show_sides, until_stopped};
+use super::{BenchError, OutputArgs, report, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::cmd::run::own_program;
-use crate::cmd::show;
 use crate::failure::Failure;
-use crate::table::Table;
 
 /// The guest's app.
 const APP: &str = "net-bench";
@@ -34,7 +26,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// `g2h` is from the guest's user code to a socket of the host, `h2g` the way back. Segments and datagrams fill frames of an MTU
 /// of 1500, those of `.64k` one of 65,521. A rate is what came to its end. `net.rr` is one byte there and back by TCP. All is
 /// done in a network name space of its own, where the taps and the loopback are: no interface of the host is touched, and it
-/// goes with the last process in it. Needs root, or user name spaces. The first round of each case does not count.
+/// goes with the last process in it. Needs root, or user name spaces. Exits are KVM's own counts for a MB or a request, start and
+/// end of the run included (Linux 5.14 and later; `-` where KVM does not tell them). The first round of each case does not count.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -55,7 +48,7 @@ pub(super) struct NetArgs {
 /// Carries it out.
 pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
     let report = report("net", measure(args)?)?;
-    args.output.show(&report, show_table)
+    args.output.show(&report, show_sides)
 }
 
 fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {
@@ -68,34 +61,7 @@ fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {
         rounds: args.count,
         time: Duration::from_millis(args.time),
     };
-    let stop = stop_signal()?;
-    let bar = progress_bar();
-    let cases = net::measure(&bench, |done, of| {
-        bar.set_length(of.into());
-        bar.set_position(done.into());
-        match stop.load(Ordering::Relaxed) {
-            0 => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
-        }
-    });
-    bar.finish_and_clear();
-    // The guest may have got the signal too, and failed of it.
-    match u8::try_from(stop.load(Ordering::Relaxed)) {
-        Ok(0) => Ok(cases?),
-        signal => Err(BenchError::Stopped {
-            signal: signal.unwrap_or_default(),
-        }),
-    }
-}
-
-/// The number of the signal that asks us to stop, or 0: the images are removed first.
-fn stop_signal() -> Result<Arc<AtomicUsize>, BenchError> {
-    let stop = Arc::new(AtomicUsize::new(0));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        let number = usize::try_from(signal).unwrap_or_default();
-        flag::register_usize(signal, Arc::clone(&stop), number).map_err(BenchError::Signals)?;
-    }
-    Ok(stop)
+    until_stopped(|progress| net::measure(&bench, progress))
 }
 
 /// A guest at the other end of `wire`.
@@ -130,41 +96,6 @@ fn guest(work: &Path, wire: Wire) -> Result<Guest, BenchError> {
     Ok(Guest {
         lightv: own_program(),
         image,
-    })
-}
-
-/// A row for each case: the guest's and the host's beside each other.
-fn show_table(report: &Report) -> Result<ExitCode, Failure> {
-    let cases: BTreeMap<&str, &Case> = report
-        .cases
-        .iter()
-        .map(|case| (case.name.as_str(), case))
-        .collect();
-    let mut table = Table::new(&[
-        "case", ">n", ">min", ">p50", ">p99", ">native", ">p99", ">unit", ">ratio", ">CPU",
-    ]);
-    let is_guest = |case: &&Case| !case.name.starts_with("native.") && !case.name.ends_with(".cpu");
-    for case in report.cases.iter().filter(is_guest) {
-        let native = cases.get(case.reference.as_str()).copied().unwrap_or(case);
-        let cpu = match cases.get(format!("{}.cpu", case.name).as_str()) {
-            Some(cpu) => format!("{:.1} {}", cpu.p50, cpu.unit),
-            None => "-".to_owned(),
-        };
-        table.row([
-            case.name.clone(),
-            case.n.to_string(),
-            format!("{:.1}", case.min),
-            format!("{:.1}", case.p50),
-            format!("{:.1}", case.p99),
-            format!("{:.1}", native.p50),
-            format!("{:.1}", native.p99),
-            case.unit.clone(),
-            format!("{:.3}", case.ratio),
-            cpu,
-        ]);
-    }
-    show(|out| {
-        table.write(out)?;
-        writeln!(out, "{}; ratio of p50", host_line(report))
+        metrics: Some(work.join("metrics")),
     })
 }

@@ -1,0 +1,360 @@
+//! `lightv bench vsock`: a guest and the host over vsock, and the host with itself over a Unix socket, in turn.
+
+use std::fs;
+use std::io::{self, ErrorKind, Read as _};
+use std::ops::ControlFlow;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lightv_workloads::network::PIECE_BYTES;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::guest::{Exits, Guest, GuestError};
+use crate::report::{self, Case};
+use crate::stats::Sample;
+use crate::stream::{self, Found, SILENCE};
+
+/// The host's port to which the guest connects.
+const PORT: u32 = 5000;
+/// After so long of nothing, the other end is looked at.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct VsockBench {
+    /// A guest with vsock at [`VsockBench::socket`].
+    pub guest: Guest,
+    /// Path of the socket of vsock; the services that the guest connects to are beside it.
+    pub socket: PathBuf,
+    /// Rounds that count.
+    pub rounds: u32,
+    /// How long each side sends in a round.
+    pub time: Duration,
+}
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockBenchError {
+    /// The guest's side failed.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The host's end failed.
+    #[error("{case}: the host's end failed at {}", socket.display())]
+    Host {
+        /// Of which case.
+        case: String,
+        /// Where it listened.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// [`measure`]'s caller did not want to go on.
+    #[error("Stopped")]
+    Stopped,
+    /// Nothing came to its end.
+    #[error("{case}: nothing arrived")]
+    Nothing {
+        /// Of which case.
+        case: String,
+    },
+}
+
+/// What the other end does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Send,
+    Receive,
+    Answer,
+    Connect,
+}
+
+impl Mode {
+    const ALL: [Self; 4] = [Self::Send, Self::Receive, Self::Answer, Self::Connect];
+
+    /// As the guest's app calls it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Answer => "answer",
+            Self::Connect => "connect",
+        }
+    }
+
+    const fn case(self) -> &'static str {
+        match self {
+            Self::Send => "vsock.stream.g2h",
+            Self::Receive => "vsock.stream.h2g",
+            Self::Answer => "vsock.rr",
+            Self::Connect => "vsock.connect",
+        }
+    }
+
+    fn native_case(self) -> String {
+        format!("native.{}", self.case())
+    }
+
+    const fn is_stream(self) -> bool {
+        matches!(self, Self::Send | Self::Receive)
+    }
+}
+
+/// What one side of a round found.
+#[derive(Debug, Clone, Default)]
+struct Measured {
+    found: Found,
+    /// Processor seconds of the whole VM; the host's own side is not told apart from ours.
+    cpu_s: Option<f64>,
+    /// Of the whole VM, its start and end included; the host has none.
+    exits: Option<Exits>,
+}
+
+/// Measures each case with the guest and over a Unix socket, in turn. Streams are in MB/s, s/GB and exits/MB; requests and
+/// connections in µs and exits for each. `progress` is told after each round of a case, and says whether to go on.
+///
+/// # Errors
+/// [`VsockBenchError`].
+pub fn measure(
+    bench: &VsockBench,
+    progress: impl Fn(u32, u32) -> ControlFlow<()>,
+) -> Result<Vec<Case>, VsockBenchError> {
+    let of = u32::try_from(Mode::ALL.len()).unwrap_or(0) * (bench.rounds + 1);
+    let mut done = 0;
+    let mut cases = Vec::new();
+    for mode in Mode::ALL {
+        let mut sides: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
+        for round in 0..=bench.rounds {
+            // Who is first has what the other has left in the caches: in turn.
+            let (guest, native) = if round % 2 == 0 {
+                let guest = with_guest(bench, mode)?;
+                (guest, over_unix_socket(bench, mode)?)
+            } else {
+                let native = over_unix_socket(bench, mode)?;
+                (with_guest(bench, mode)?, native)
+            };
+            done += 1;
+            if progress(done, of).is_break() {
+                return Err(VsockBenchError::Stopped);
+            }
+            // The first one does not count.
+            if round > 0 {
+                let [guests, natives] = &mut sides;
+                guests.push(guest);
+                natives.push(native);
+            }
+        }
+        cases.extend(summed_up(mode, &sides));
+    }
+    Ok(cases)
+}
+
+fn summed_up(mode: Mode, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |suffix: &str, unit: &str, of: &dyn Fn(&Measured) -> Vec<f64>| {
+        let sample = |side: &[Measured]| Sample::new(side.iter().flat_map(of).collect());
+        let [guest_name, native_name] =
+            [mode.case(), &mode.native_case()].map(|name| format!("{name}{suffix}"));
+        let mut samples = Vec::new();
+        samples.extend(sample(guest).map(|sample| (guest_name.as_str(), sample)));
+        samples.extend(sample(native).map(|sample| (native_name.as_str(), sample)));
+        cases.extend(report::cases(unit, &samples));
+    };
+    let cpu = |side: &Measured, scale: f64| {
+        let each = side.cpu_s.map(|s| s / side.found.bytes as f64 * scale);
+        each.into_iter().collect()
+    };
+    let (exits_unit, scale) = if mode.is_stream() {
+        add("", "MB/s", &|side| {
+            vec![side.found.bytes as f64 / side.found.seconds / 1e6]
+        });
+        add(".cpu", "s/GB", &|side| cpu(side, 1e9));
+        ("exits/MB", 1e6)
+    } else {
+        add("", "us", &|side| side.found.latencies.clone());
+        add(".cpu", "us", &|side| cpu(side, 1e6));
+        ("exits/request", 1.0)
+    };
+    let each = |side: &Measured| Some(side.exits?.per(side.found.bytes as f64 / scale));
+    let exits: Vec<Exits> = guest.iter().filter_map(each).collect();
+    cases.extend(report::exits(mode.case(), exits_unit, &exits));
+    cases
+}
+
+fn with_guest(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchError> {
+    let socket = service_of(&bench.socket);
+    let run = || {
+        bench.guest.run(&[
+            mode.name(),
+            &PORT.to_string(),
+            &bench.time.as_millis().max(1).to_string(),
+            &PIECE_BYTES.to_string(),
+        ])
+    };
+    let (found, printed) = both_ends(bench, mode, &socket, run);
+    // What the guest says is the reason, where both failed.
+    let printed = printed?;
+    Ok(Measured {
+        found: checked(mode.case().to_owned(), socket, found)?,
+        cpu_s: Some(printed.cpu.as_secs_f64()),
+        exits: printed.exits,
+    })
+}
+
+/// The path of the service behind [`PORT`].
+fn service_of(socket: &Path) -> PathBuf {
+    let mut service = socket.as_os_str().to_owned();
+    service.push(format!("_{PORT}"));
+    service.into()
+}
+
+fn over_unix_socket(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchError> {
+    let socket = bench.socket.with_extension("native");
+    let run = || peer(mode, &socket, bench.time);
+    let (found, peer) = both_ends(bench, mode, &socket, run);
+    let found = checked(mode.native_case(), socket.clone(), found)?;
+    peer.map_err(|cause| VsockBenchError::Host {
+        case: mode.native_case(),
+        socket,
+        cause,
+    })?;
+    Ok(Measured {
+        found,
+        ..Measured::default()
+    })
+}
+
+/// What the guest's app does, as a thread of the host.
+fn peer(mode: Mode, socket: &Path, time: Duration) -> io::Result<()> {
+    let connect = || with_timeouts(UnixStream::connect(socket)?);
+    match mode {
+        Mode::Send => stream::peer_send(connect()?, time),
+        Mode::Receive => stream::peer_receive(connect()?),
+        Mode::Answer => stream::peer_answer(connect()?),
+        Mode::Connect => {
+            let began = Instant::now();
+            while began.elapsed() < time {
+                let mut stream = connect()?;
+                stream::Stream::end(&stream)?;
+                // Until the other end has closed it too.
+                stream.read_exact(&mut [0]).or_else(end_is_well)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn end_is_well(cause: io::Error) -> io::Result<()> {
+    match cause.kind() {
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Ok(()),
+        _ => Err(cause),
+    }
+}
+
+fn with_timeouts(stream: UnixStream) -> io::Result<UnixStream> {
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    Ok(stream)
+}
+
+fn checked(
+    case: String,
+    socket: PathBuf,
+    found: io::Result<Found>,
+) -> Result<Found, VsockBenchError> {
+    match found {
+        Ok(found) if found.bytes == 0 || found.seconds <= 0.0 => {
+            Err(VsockBenchError::Nothing { case })
+        }
+        Ok(found) => Ok(found),
+        Err(cause) => Err(VsockBenchError::Host {
+            case,
+            socket,
+            cause,
+        }),
+    }
+}
+
+/// Our end listens at `socket`, and `run` is the other one, on a thread of its own.
+fn both_ends<T: Send>(
+    bench: &VsockBench,
+    mode: Mode,
+    socket: &Path,
+    run: impl FnOnce() -> T + Send,
+) -> (io::Result<Found>, T) {
+    let listener = UnixListener::bind(socket);
+    let ends = thread::scope(|scope| {
+        let other = scope.spawn(run);
+        let found = listener.and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            serve(&listener, mode, bench.time, &|| !other.is_finished())
+        });
+        let other = other.join();
+        (
+            found,
+            other.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        )
+    });
+    // The next round makes it again; where it is not, there was an error that has been told.
+    let _ = fs::remove_file(socket);
+    ends
+}
+
+fn serve(
+    listener: &UnixListener,
+    mode: Mode,
+    time: Duration,
+    is_alive: &dyn Fn() -> bool,
+) -> io::Result<Found> {
+    if mode == Mode::Connect {
+        return accept_all(listener, is_alive);
+    }
+    let stream = accept(listener, is_alive)?.ok_or(ErrorKind::ConnectionAborted)?;
+    match mode {
+        Mode::Send => stream::receive(stream),
+        Mode::Receive => stream::send(stream, time),
+        _ => stream::ask(stream, time),
+    }
+}
+
+/// A connection from the other end; `None` when that has ended.
+fn accept(listener: &UnixListener, is_alive: &dyn Fn() -> bool) -> io::Result<Option<UnixStream>> {
+    let again = Timespec::try_from(AGAIN).unwrap_or_default();
+    let began = Instant::now();
+    while began.elapsed() < SILENCE {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                return with_timeouts(stream).map(Some);
+            }
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
+            Err(cause) => return Err(cause),
+        }
+        if !is_alive() {
+            return Ok(None);
+        }
+        poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&again))?;
+    }
+    Err(ErrorKind::TimedOut.into())
+}
+
+/// Accepts connections and waits for the end of each, until the other end has ended. The time of a connection is from one to the
+/// next; what is counted are connections.
+fn accept_all(listener: &UnixListener, is_alive: &dyn Fn() -> bool) -> io::Result<Found> {
+    let mut found = Found::default();
+    let mut last: Option<Instant> = None;
+    while let Some(mut stream) = accept(listener, is_alive)? {
+        let now = Instant::now();
+        if let Some(last) = last.replace(now) {
+            let took = now - last;
+            found.latencies.push(took.as_secs_f64() * 1e6);
+            found.seconds += took.as_secs_f64();
+            found.bytes += 1;
+        }
+        // It sends nothing: what comes is its end.
+        stream.read_exact(&mut [0]).or_else(end_is_well)?;
+    }
+    Ok(found)
+}
