@@ -674,7 +674,20 @@ fn vsock_is_measured_next_to_a_unix_socket_and_leaves_no_file() {
         return;
     }
     let scratch = Scratch::new();
-    let report = bench(&scratch, &["vsock", "--count", "1", "--time", "20"]);
+    let args = ["vsock", "--count", "1", "--time", "20"];
+    let files = ["--out", "v.json", "--plot", "v.svg"];
+    let report = bench(&scratch, &[&args[..], &files].concat());
+    let written: Value = serde_json::from_slice(&scratch.read("v.json")).expect("JSON");
+    assert_eq!(written, report);
+    let picture = String::from_utf8(scratch.read("v.svg")).expect("text");
+    for text in [
+        "<svg ",
+        "lightv bench vsock",
+        ">vsock.stream.g2h<",
+        "exits/MB",
+    ] {
+        assert!(picture.contains(text), "{text}: {picture}");
+    }
     let ways = [
         "vsock.stream.g2h",
         "vsock.stream.h2g",
@@ -689,6 +702,19 @@ fn vsock_is_measured_next_to_a_unix_socket_and_leaves_no_file() {
     assert_exits(&report, "vsock.connect", 1.0);
     let left = scratch.folder().join("tmp");
     assert_eq!(fs::read_dir(left).map_or(0, |left| left.count()), 0);
+}
+
+#[test]
+fn a_bench_without_a_place_for_its_picture_measures_nothing() {
+    let scratch = Scratch::new();
+    let before = scratch.listing();
+    for bench in ["start", "api", "disk", "net", "cpu", "mem", "vsock"] {
+        for option in ["--plot", "--out"] {
+            let refused = scratch.run(&["bench", bench, option, "no/where.svg"]);
+            refused.assert_refused(exit::BAD_ARGUMENTS, &["no/where.svg", "no folder"]);
+        }
+    }
+    scratch.assert_nothing_left(&before);
 }
 
 /// Whether both sides of a case are there, and what the guest's cost.

@@ -1,6 +1,7 @@
 //! How LightV's claims are measured: end to end, the sides alternating in one run on one host.
 //!
-//! Every result names its case, its unit and the case that it is compared with; [`report`] is the one JSON shape.
+//! Every result names its case, its unit and the case that it is compared with; [`report`] is the one JSON shape,
+//! and [`plot`] its picture.
 
 #![deny(unsafe_code)]
 
@@ -9,6 +10,7 @@ pub mod compute;
 pub mod disk;
 pub mod guest;
 pub mod net;
+pub mod plot;
 pub mod report;
 pub mod start;
 pub mod stats;

@@ -33,6 +33,7 @@ pub(super) struct ApiArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let report = report("api", measure(args)?)?;
     args.output.show(&report, show_cases)
 }

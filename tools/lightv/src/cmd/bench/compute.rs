@@ -34,6 +34,7 @@ pub(super) struct ComputeArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let bench = ComputeBench {
         guest: Guest {
             lightv: own_program(),

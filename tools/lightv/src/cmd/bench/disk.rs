@@ -48,6 +48,7 @@ pub(super) struct DiskArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &DiskArgs) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let report = report("disk", measure(args)?)?;
     args.output.show(&report, show_table)
 }

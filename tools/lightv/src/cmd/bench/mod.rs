@@ -4,16 +4,16 @@ mod api;
 mod compute;
 mod disk;
 mod net;
+mod output;
 mod sides;
 mod start;
 mod vsock;
 
-use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::exit;
 use lightv_api::host::HostReport;
@@ -22,15 +22,17 @@ use lightv_bench::compute::Suite;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::guest::GuestError;
 use lightv_bench::net::NetBenchError;
+use lightv_bench::plot::PlotError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
 use lightv_bench::vsock::VsockBenchError;
 use tempfile::TempDir;
 
+use self::output::OutputArgs;
 use crate::build::BuildError;
 use crate::cache::CacheError;
 use crate::cmd::run::own_program;
-use crate::cmd::{show, show_json};
+use crate::cmd::show;
 use crate::failure::{Coded, Failure};
 use crate::monitor::{self, MonitorError};
 use crate::table::Table;
@@ -70,6 +72,10 @@ pub(crate) enum BenchError {
         #[source]
         cause: io::Error,
     },
+    #[error("Cannot write {}: {} is no folder", path.display(), folder.display())]
+    NoFolder { path: PathBuf, folder: PathBuf },
+    #[error(transparent)]
+    Plot(#[from] PlotError),
     #[error(transparent)]
     Start(#[from] StartBenchError),
     #[error(transparent)]
@@ -100,6 +106,7 @@ impl Coded for BenchError {
     fn exit_code(&self) -> u8 {
         match self {
             Self::NoImage { .. } => exit::BAD_CONFIG,
+            Self::NoFolder { .. } => exit::BAD_ARGUMENTS,
             Self::Image(cause) => cause.exit_code(),
             Self::Monitor(cause) => cause.exit_code(),
             Self::BuildGuest { cause, .. } => cause.exit_code(),
@@ -162,45 +169,6 @@ fn report(bench: &str, cases: Vec<Case>) -> Result<Report, BenchError> {
         bench: bench.into(),
         host: (&host).into(),
         cases,
-    })
-}
-
-/// Where a report goes.
-#[derive(Debug, Args)]
-struct OutputArgs {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Write the JSON into a file too
-    #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-}
-
-impl OutputArgs {
-    /// Writes `report` where it was asked for, and shows it: as JSON, or by `table`.
-    fn show(
-        &self,
-        report: &Report,
-        table: fn(&Report) -> Result<ExitCode, Failure>,
-    ) -> Result<ExitCode, Failure> {
-        write_out(report, self.out.as_deref())?;
-        if self.json {
-            show_json(report)
-        } else {
-            table(report)
-        }
-    }
-}
-
-/// Writes the report into a file, if one is named.
-fn write_out(report: &Report, path: Option<&Path>) -> Result<(), BenchError> {
-    let Some(path) = path else {
-        return Ok(());
-    };
-    let json = serde_json::to_vec_pretty(report).unwrap_or_default();
-    fs::write(path, json).map_err(|cause| BenchError::File {
-        path: path.into(),
-        cause,
     })
 }
 

@@ -33,7 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 Examples:
   lightv bench net                       5 rounds of half a second each side
   lightv bench net --count 20 --time 2000
-  lightv bench net --json --out n.json   one JSON object on standard output, and in a file")]
+  lightv bench net --json --out n.json   one JSON object on standard output, and in a file
+  lightv bench net --plot n.svg          the table, and a picture of it")]
 pub(super) struct NetArgs {
     /// Rounds of each case that count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -47,6 +48,7 @@ pub(super) struct NetArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let report = report("net", measure(args)?)?;
     args.output.show(&report, show_sides)
 }

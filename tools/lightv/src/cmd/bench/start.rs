@@ -48,6 +48,7 @@ pub(super) struct StartArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &StartArgs) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let report = report("start", measure(args)?)?;
     args.output.show(&report, show_table)
 }

@@ -49,6 +49,7 @@ pub(super) struct VsockArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &VsockArgs) -> Result<ExitCode, Failure> {
+    args.output.check()?;
     let report = report("vsock", measure(args)?)?;
     args.output.show(&report, show_sides)
 }
