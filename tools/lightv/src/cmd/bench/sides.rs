@@ -69,7 +69,7 @@ pub(super) fn show_sides(report: &Report) -> Result<ExitCode, Failure> {
     for case in report.cases.iter().filter(is_guest) {
         let native = cases.get(case.reference.as_str()).copied().unwrap_or(case);
         let beside = |suffix: &str| match cases.get(format!("{}{suffix}", case.name).as_str()) {
-            Some(case) => format!("{:.1} {}", case.p50, case.unit.trim_start_matches("exits")),
+            Some(case) => format!("{:.2} {}", case.p50, case.unit.trim_start_matches("exits")),
             None => "-".to_owned(),
         };
         table.row([
