@@ -214,6 +214,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "--test",
             "linux_images",
             "--test",
+            "linux_io",
+            "--test",
             "linux_mmds",
             "--test",
             "linux_balloon",
