@@ -20,6 +20,10 @@ pub const BLOCK_SEGMENTS_MAX: u32 = 254;
 pub const BLOCK_REQUEST_BYTES_MAX: u64 = 64 << 20;
 /// Sectors of one discard or write of zeroes: 1 GiB. A driver splits what is longer.
 pub const BLOCK_DISCARD_SECTORS_MAX: u32 = 2 << 20;
+/// Bytes of a disk that can have an overlay: its maps have 128 MiB then, of which as much takes memory as is used.
+pub const OVERLAY_DISK_BYTES_MAX: u64 = 4 << 40;
+/// Blocks by which a delta knows the disk that it was made over: some 0.2 ms of reading.
+pub const OVERLAY_SAMPLES: u64 = 64;
 /// How long a start waits for a disk that another machine has: one that was killed has not gone at once.
 pub const DISK_LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Disk requests served before other devices have their turn.

@@ -8,6 +8,7 @@ mod agent;
 mod cpu;
 pub mod limiter;
 mod mmds;
+mod overlay;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,6 +25,7 @@ use lightv_devices::virtio::net::MacAddress;
 use lightv_devices::virtio::vsock::GUEST_CIDS;
 
 pub use self::mmds::MmdsConfig;
+pub use self::overlay::OverlayConfig;
 
 use crate::arch::host::cpu_template::CpuTemplate;
 use crate::limits;
@@ -112,6 +114,8 @@ pub struct DriveConfig {
     pub direct: bool,
     /// Whether what the guest discards is given back to the host.
     pub discard: bool,
+    /// A private layer over it.
+    pub overlay: Option<OverlayConfig>,
 }
 
 /// How the kernel finds the root file system.
@@ -523,11 +527,11 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
                 faults.add(field(name), "set", "nothing for a drive that is in_image");
             }
         }
-        if spec.in_image == Some(true) && !spec.is_read_only {
+        if spec.in_image == Some(true) && !spec.is_read_only && spec.overlay.is_none() {
             faults.add(
                 field("in_image"),
                 "true",
-                "false, or is_read_only: the guest cannot write into an image",
+                "false, or is_read_only, or an overlay: the guest cannot write into an image",
             );
         }
         let root = spec.is_root_device.then(|| {
@@ -551,6 +555,7 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
             },
             direct: spec.direct == Some(true),
             discard: spec.discard == Some(true),
+            overlay: overlay::prove(index, spec, faults),
         });
     }
     drives.sort_by_key(|drive| drive.root.is_none());

@@ -231,6 +231,7 @@ impl Drop for Control {
         if let Some(leash) = &self.leash {
             leash.terminal().restore();
         }
+        self.machine.devices.settle();
     }
 }
 

@@ -51,6 +51,23 @@ pub struct DriveSpec {
     /// that are read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_image: Option<bool>,
+    /// LightV's own: a private layer over the disk, which is opened for reading only and can be shared. The guest may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlaySpec>,
+}
+
+/// LightV's own: what of a disk is a machine's own (docs/overlay.md).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverlaySpec {
+    /// File with what the guest has written; made if it is not there. Without one that is kept in memory, and part of a
+    /// snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathBuf>,
+    /// MiB that the guest may have written, 1 or more. Without it: as many as the disk has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_mib: Option<u64>,
 }
 
 fn is_empty(path: &Path) -> bool {

@@ -128,16 +128,57 @@ impl GuestBuffers {
         (vectors, count(vectors))
     }
 
-    /// Reads from `file` at `offset` into the pieces. May stop early; 0 is the end of the file.
+    /// Gives the pieces of the first `bytes` to `call`: the piece in which they end is shorter meanwhile.
+    fn with_first<T>(
+        &mut self,
+        bytes: u64,
+        call: impl FnOnce(&[libc::iovec], libc::c_int) -> T,
+    ) -> T {
+        if bytes >= self.bytes {
+            let (vectors, count) = self.pending();
+            return call(vectors, count);
+        }
+        let vectors = self.vectors.get_mut(self.first..).unwrap_or_default();
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mut pieces = 0_usize;
+        let mut cut = None;
+        for (index, vector) in vectors.iter_mut().enumerate().take(PARTS_PER_CALL) {
+            if left == 0 {
+                break;
+            }
+            if vector.iov_len > left {
+                cut = Some((index, vector.iov_len));
+                vector.iov_len = left;
+            }
+            left = left.saturating_sub(vector.iov_len);
+            pieces = pieces.saturating_add(1);
+        }
+        let first = vectors.get(..pieces).unwrap_or_default();
+        let result = call(first, count(first));
+        if let Some((vector, length)) =
+            cut.and_then(|(index, length)| Some((vectors.get_mut(index)?, length)))
+        {
+            vector.iov_len = length;
+        }
+        result
+    }
+
+    /// Reads at most `bytes` from `file` at `offset` into the pieces. May stop early; 0 is the end of the file.
     ///
     /// # Errors
     /// The kernel's, EINTR included.
-    pub(crate) fn read_from(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+    pub(crate) fn read_from(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
-        let (vectors, count) = self.pending();
-        // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, and guest memory may be written at
-        // any time: no Rust reference to it exists. The kernel checks `file`.
-        let result = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        let result = self.with_first(bytes, |vectors, count| {
+            // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, or the beginning of one, and guest
+            // memory may be written at any time: no Rust reference to it exists. The kernel checks `file`.
+            unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+        });
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
@@ -154,16 +195,22 @@ impl GuestBuffers {
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Writes the pieces to `file` at `offset`. May stop early.
+    /// Writes at most `bytes` of the pieces to `file` at `offset`. May stop early.
     ///
     /// # Errors
     /// The kernel's, EINTR included.
-    pub(crate) fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+    pub(crate) fn write_to(
+        &mut self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
-        let (vectors, count) = self.pending();
-        // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive; the kernel copies it, whatever the
-        // guest does to it meanwhile.
-        let result = unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset) };
+        let result = self.with_first(bytes, |vectors, count| {
+            // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, or the beginning of one; the kernel
+            // copies it, whatever the guest does to it meanwhile.
+            unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+        });
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 

@@ -20,6 +20,8 @@ pub(crate) enum ArgFault {
     UnknownCache(String),
     #[error("engine is `sync` or `async`, not {0:?}")]
     UnknownEngine(String),
+    #[error("overlay-size is a number of MiB, not {0:?}")]
+    NotMib(String),
     #[error("expected NAME=VALUE or NAME")]
     NotEnv,
     #[error("{0} is not set in the environment, or not valid UTF-8")]
@@ -46,7 +48,7 @@ impl Replacement {
     }
 }
 
-/// `ID=PATH[,ro][,root][,in-image][,direct][,discard][,cache=writeback][,engine=async]`.
+/// `ID=PATH[,ro][,root][,in-image][,direct][,discard][,overlay[=DELTA]][,overlay-size=MIB][,cache=writeback][,engine=async]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiskArg(pub(crate) DriveSpec);
 
@@ -75,7 +77,11 @@ impl FromStr for DiskArg {
                 "engine=async" => drive.io_engine = Some(IoEngine::Async),
                 "direct" => drive.direct = Some(true),
                 "discard" => drive.discard = Some(true),
+                "overlay" => drive.overlay.get_or_insert_default().path = None,
                 other => {
+                    if overlay_option(&mut drive, other)? {
+                        continue;
+                    }
                     return Err(match other.split_once('=') {
                         Some(("cache", cache)) => ArgFault::UnknownCache(cache.into()),
                         Some(("engine", engine)) => ArgFault::UnknownEngine(engine.into()),
@@ -86,6 +92,21 @@ impl FromStr for DiskArg {
         }
         Ok(Self(drive))
     }
+}
+
+/// Whether `option` is one of an overlay, which is then in `drive`.
+fn overlay_option(drive: &mut DriveSpec, option: &str) -> Result<bool, ArgFault> {
+    match option.split_once('=') {
+        Some(("overlay", path)) if !path.is_empty() => {
+            drive.overlay.get_or_insert_default().path = Some(path.into());
+        }
+        Some(("overlay-size", mib)) => {
+            let size_mib = mib.parse().map_err(|_| ArgFault::NotMib(mib.into()))?;
+            drive.overlay.get_or_insert_default().size_mib = Some(size_mib);
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 /// `ID=TAP[,mac=…][,ip=a.b.c.d/p[,gw=…][,dns=…]]`.
@@ -171,11 +192,28 @@ mod tests {
     }
 
     #[test]
+    fn an_overlay_is_in_memory_or_in_a_file() {
+        let overlay = |text: &str| {
+            let disk = text.parse::<DiskArg>().expect("valid").0;
+            let overlay = disk.overlay.expect("it has one");
+            (overlay.path, overlay.size_mib)
+        };
+        assert_eq!(overlay("d=x,overlay"), (None, None));
+        assert_eq!(overlay("d=x,overlay-size=64,overlay"), (None, Some(64)));
+        let path = PathBuf::from("a.delta");
+        let both = (Some(path), Some(1));
+        assert_eq!(overlay("d=x,overlay=a.delta,overlay-size=1"), both);
+        let fault = "d=x,overlay-size=1G".parse::<DiskArg>();
+        assert_eq!(fault, Err(ArgFault::NotMib("1G".into())));
+    }
+
+    #[test]
     fn bad_disks_are_refused_by_name() {
         let cases = [
             ("d.img", ArgFault::NotIdPath),
             ("=d.img", ArgFault::NotIdPath),
             ("d=", ArgFault::NotIdPath),
+            ("d=x,overlay=", ArgFault::UnknownOption("overlay=".into())),
             ("d=x,rw", ArgFault::UnknownOption("rw".into())),
             ("d=x,cache=fast", ArgFault::UnknownCache("fast".into())),
         ];

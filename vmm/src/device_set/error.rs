@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lightv_devices::serial::RestoreSerialError;
 use lightv_devices::state::RestoreDeviceError;
-use lightv_devices::virtio::block::{LockDiskError, OpenDiskError};
+use lightv_devices::virtio::block::{LockDiskError, OpenDiskError, OverlayError};
 use lightv_devices::virtio::net::OpenTapError;
 use lightv_devices::virtio::transport_state::RestoreTransportError;
 
@@ -32,6 +32,15 @@ pub enum DeviceSetError {
         /// Why.
         #[source]
         cause: LockDiskError,
+    },
+    /// A disk gets no layer of its own.
+    #[error("Drive {id}: overlay")]
+    Overlay {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: OverlayError,
     },
     /// The host does not pass its page cache by for this disk.
     #[error("Drive {id}: {} cannot be read past the host's page cache (direct): choose another file system, or leave it out", path.display())]
@@ -158,6 +167,10 @@ impl DeviceSetError {
                 | Self::Streams(_)
                 | Self::BalloonTimer(_)
                 | Self::WatchVsock(_)
+                | Self::Overlay {
+                    cause: OverlayError::Memory(_),
+                    ..
+                }
         )
     }
 }

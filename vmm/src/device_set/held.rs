@@ -3,6 +3,7 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
+use lightv_devices::fault::HostFault;
 use lightv_devices::virtio::balloon::Balloon;
 use lightv_devices::virtio::block::Block;
 use lightv_devices::virtio::console::Console;
@@ -45,6 +46,17 @@ impl Held {
             Self::Vsock(vsock) => vsock.device.forget_driver(),
             Self::Balloon(balloon) => balloon.forget_driver(),
             _ => {}
+        }
+    }
+
+    /// Makes what is to outlive the machine safe.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn settle(&mut self) -> Result<(), HostFault> {
+        match self {
+            Self::Block(block) => block.settle(),
+            _ => Ok(()),
         }
     }
 

@@ -8,7 +8,7 @@ use lightv_api::contract::balloon::BalloonSpec;
 use lightv_devices::limits::DISK_LOCK_PATIENCE;
 use lightv_devices::state::{ConsoleStateV1, DeviceState};
 use lightv_devices::virtio::balloon::{Balloon, BalloonOptions, PAGES_PER_MIB};
-use lightv_devices::virtio::block::{Block, Disk};
+use lightv_devices::virtio::block::{Block, Delta, DeltaAccess, Disk, Overlay, OverlayOptions};
 use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, TerminalSize};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
 use lightv_devices::virtio::net::{Net, NetOptions, Tap};
@@ -17,7 +17,7 @@ use lightv_devices::virtio::vsock::Vsock;
 use super::error::DeviceSetError;
 use super::held::Held;
 use super::{Around, HeldBackends};
-use crate::config::{DriveConfig, MachineConfig, NetConfig, VsockConfig};
+use crate::config::{DriveConfig, MachineConfig, NetConfig, OverlayConfig, VsockConfig};
 use crate::image::disk::{ImageDisk, StoredDisk};
 use crate::limits;
 use crate::listen::{ListenError, SocketFile};
@@ -185,29 +185,20 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
     let found = in_image
         .iter()
         .find(|disk| Some(disk.index) == drive.in_image);
-    if let Some(found) = found {
-        return Disk::in_image(found.part.clone()).ok_or_else(|| DeviceSetError::DiskInImage {
-            id: drive.id.clone(),
-            bytes: found.part.len_bytes,
-        });
-    }
-    let disk = Disk::open(&drive.path, drive.read_only);
-    let disk = disk.map_err(|cause| DeviceSetError::Disk {
-        id: drive.id.clone(),
-        cause,
-    })?;
-    if disk.has_partial_sector() {
-        let (path, bytes) = (drive.path.display(), disk.len_bytes());
-        report::say(&format!(
-            "drive {}: disk {path} has {bytes} bytes; the guest does not see the last part of a sector of 512",
-            drive.id
-        ));
-    }
-    let locked = disk.locked(&drive.path, None, DISK_LOCK_PATIENCE);
-    let disk = locked.map_err(|cause| DeviceSetError::Lock {
-        id: drive.id.clone(),
-        cause,
-    })?;
+    let disk = match found {
+        Some(found) => {
+            let disk = Disk::in_image(found.part.clone());
+            disk.ok_or_else(|| DeviceSetError::DiskInImage {
+                id: drive.id.clone(),
+                bytes: found.part.len_bytes,
+            })?
+        }
+        None => open_file(drive)?,
+    };
+    let disk = match &drive.overlay {
+        Some(overlay) => lay_over(drive, overlay, disk)?,
+        None => disk,
+    };
     let disk = if drive.discard {
         disk.with_discard()
     } else {
@@ -221,6 +212,58 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
         path: drive.path.clone(),
         cause,
     })
+}
+
+/// The file or block device of `drive`, locked. What is under an overlay is only read.
+fn open_file(drive: &DriveConfig) -> Result<Disk, DeviceSetError> {
+    let disk = Disk::open(&drive.path, drive.read_only || drive.overlay.is_some());
+    let disk = disk.map_err(|cause| DeviceSetError::Disk {
+        id: drive.id.clone(),
+        cause,
+    })?;
+    if disk.has_partial_sector() {
+        let (path, bytes) = (drive.path.display(), disk.len_bytes());
+        report::say(&format!(
+            "drive {}: disk {path} has {bytes} bytes; the guest does not see the last part of a sector of 512",
+            drive.id
+        ));
+    }
+    let locked = disk.locked(&drive.path, None, DISK_LOCK_PATIENCE);
+    locked.map_err(|cause| DeviceSetError::Lock {
+        id: drive.id.clone(),
+        cause,
+    })
+}
+
+fn lay_over(
+    drive: &DriveConfig,
+    config: &OverlayConfig,
+    disk: Disk,
+) -> Result<Disk, DeviceSetError> {
+    let delta = match &config.path {
+        Some(path) => Delta::File {
+            path,
+            access: DeltaAccess::Create,
+            patience: DISK_LOCK_PATIENCE,
+        },
+        None => Delta::Memory(None),
+    };
+    let bytes_max = config.bytes_max;
+    let disk = disk.with_overlay(OverlayOptions { delta, bytes_max });
+    let disk = disk.map_err(|cause| DeviceSetError::Overlay {
+        id: drive.id.clone(),
+        cause,
+    })?;
+    let lost_blocks = disk.overlay().map_or(0, Overlay::lost_blocks);
+    if let (Some(path), 1..) = (&config.path, lost_blocks) {
+        report::say(&format!(
+            "drive {}: the host went down while delta {} was in use: {} KiB that were written after the last flush are lost",
+            drive.id,
+            path.display(),
+            lost_blocks.saturating_mul(4)
+        ));
+    }
+    Ok(disk)
 }
 
 fn open_tap(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Tap, DeviceSetError> {

@@ -371,6 +371,7 @@ impl DeviceSet {
         };
         for place in &mut self.places {
             place.device.finish(gives_up);
+            place.settle();
             let front = lock(&place.front);
             let queues = match place.resume.take() {
                 Some(waiting) => {
@@ -423,6 +424,11 @@ impl DeviceSet {
         for place in &mut self.places {
             place.device.flush_last(gives_up);
         }
+    }
+
+    /// Makes what is to outlive the machine safe, whatever the guest has asked for.
+    pub fn settle(&mut self) {
+        self.places.iter_mut().for_each(Place::settle);
     }
 
     /// Watches the backends that want it, and leaves the others.

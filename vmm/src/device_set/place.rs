@@ -66,6 +66,13 @@ impl Place {
         (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
     }
 
+    /// Makes what is to outlive the machine safe.
+    pub(super) fn settle(&mut self) {
+        if let Err(fault) = self.device.settle() {
+            self.report(&fault);
+        }
+    }
+
     /// Says it, a few times a device: a guest must not be able to fill a log.
     pub(super) fn report(&mut self, error: &dyn std::error::Error) {
         self.reports = self.reports.saturating_add(1);

@@ -36,6 +36,11 @@ impl<M: Machine> Controller<M> {
             }));
         }
         if let Some(path) = &patch.path_on_host {
+            if drive.overlay.is_some() {
+                return Err(fault(
+                    "path_on_host cannot change under an overlay, which belongs to the disk that it has.",
+                ));
+            }
             files::check_disk(path, drive.is_read_only)
                 .map_err(|cause| fault(&format!("{cause}.")))?;
             drive.path_on_host.clone_from(path);

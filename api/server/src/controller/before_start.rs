@@ -82,7 +82,9 @@ impl<M: Machine> Controller<M> {
         spec.drives.sort_by_key(|drive| !drive.is_root_device);
         rules::drive(&spec, drive).map_err(|fault| area.fault(fault))?;
         if drive.socket.is_none() {
-            files::check_disk(&drive.path_on_host, drive.is_read_only).map_err(|fault| {
+            // What is under an overlay is only read.
+            let is_read = drive.is_read_only || drive.overlay.is_some();
+            files::check_disk(&drive.path_on_host, is_read).map_err(|fault| {
                 area.fault(format!("Unable to create the block device: {fault}"))
             })?;
         }

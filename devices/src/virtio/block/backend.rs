@@ -1,10 +1,10 @@
-//! The host's side of a disk.
+//! The host's side of a disk: a file, a block device, or a stretch of an image.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -21,7 +21,7 @@ pub(super) const SECTOR_BYTES: u64 = 512;
 
 /// A raw file or block device that is open, or a stretch of an image.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct RawDisk {
     file: Arc<File>,
     read_only: bool,
     /// Where the disk begins in the file.
@@ -31,8 +31,6 @@ pub struct Disk {
     proof: Option<Proof>,
     /// The way past the host's page cache, if it was asked for.
     direct: Option<Direct>,
-    /// What the guest discards is given back to the host.
-    discards: bool,
     /// Holds the lock (flock(2)): as long as this is open, nobody of ours writes the file if we read it, nor has it at all if we
     /// write it. Another open of the same file by this machine has the same holder.
     lock: Option<Arc<File>>,
@@ -153,12 +151,12 @@ impl fmt::Display for NotADisk {
     }
 }
 
-impl Disk {
+impl RawDisk {
     /// Opens the disk at `path`, for reading only if `read_only`. Never waits: O_NONBLOCK keeps a FIFO from doing so.
     ///
     /// # Errors
     /// [`OpenDiskError`].
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenDiskError> {
+    pub(super) fn open(path: &Path, read_only: bool) -> Result<Self, OpenDiskError> {
         let path_buf = || path.to_owned();
         let opened = OpenOptions::new()
             .read(true)
@@ -207,14 +205,12 @@ impl Disk {
             len_bytes,
             proof: None,
             direct: None,
-            discards: false,
             lock: None,
         })
     }
 
     /// A read-only disk in an image. `None` when it is shorter than a sector, or there is not a checksum for each chunk.
-    #[must_use]
-    pub fn in_image(part: DiskPart) -> Option<Self> {
+    pub(super) fn in_image(part: DiskPart) -> Option<Self> {
         let DiskPart {
             file,
             base,
@@ -229,7 +225,6 @@ impl Disk {
             len_bytes,
             proof: Some(Proof::new(sums)),
             direct: None,
-            discards: false,
             lock: None,
         })
     }
@@ -240,7 +235,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`LockDiskError`].
-    pub fn locked(
+    pub(super) fn locked(
         mut self,
         path: &Path,
         before: Option<&Self>,
@@ -291,7 +286,7 @@ impl Disk {
     ///
     /// # Errors
     /// The kernel's: EINVAL for a file system that has no direct I/O.
-    pub fn into_direct(mut self) -> io::Result<Self> {
+    pub(super) fn into_direct(mut self) -> io::Result<Self> {
         // By the descriptor: the path may name another file by now.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = OpenOptions::new()
@@ -306,19 +301,6 @@ impl Disk {
             offset_bytes,
         });
         Ok(self)
-    }
-
-    /// The same disk; what the guest discards is given back to the host, unless it may not write.
-    #[must_use]
-    pub const fn with_discard(mut self) -> Self {
-        self.discards = !self.read_only;
-        self
-    }
-
-    /// Whether what the guest discards is given back to the host.
-    #[must_use]
-    pub const fn discards(&self) -> bool {
-        self.discards
     }
 
     /// Makes a stretch of the disk a hole of its file (fallocate(2)), which reads as zeroes.
@@ -344,8 +326,7 @@ impl Disk {
     }
 
     /// Whether the host's page cache is passed by.
-    #[must_use]
-    pub const fn is_direct(&self) -> bool {
+    pub(super) const fn is_direct(&self) -> bool {
         self.direct.is_some()
     }
 
@@ -364,52 +345,57 @@ impl Disk {
     }
 
     /// Where the disk begins in its file, in bytes.
-    #[must_use]
-    pub const fn base(&self) -> u64 {
+    pub(super) const fn base(&self) -> u64 {
         self.base
     }
 
     /// Length in bytes, as the host has it.
-    #[must_use]
-    pub const fn len_bytes(&self) -> u64 {
+    pub(super) const fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
 
-    /// Length in whole sectors: what the guest has.
-    #[must_use]
-    pub const fn capacity_sectors(&self) -> u64 {
-        self.len_bytes / SECTOR_BYTES
-    }
-
-    /// Whether the host's file ends with part of a sector, which the guest does not see.
-    #[must_use]
-    pub const fn has_partial_sector(&self) -> bool {
-        !self.len_bytes.is_multiple_of(SECTOR_BYTES)
-    }
-
     /// Whether the guest may only read.
-    #[must_use]
-    pub const fn is_read_only(&self) -> bool {
+    pub(super) const fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// The file, for locks and for what a save does with it.
-    #[must_use]
-    pub const fn file(&self) -> &Arc<File> {
+    /// The file, for what a save does with it.
+    pub(super) const fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// Reads into all of `buffers`. What was read before a failure has been taken from them.
-    pub(super) fn read(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
-        if let Some(proof) = &self.proof {
-            let disk = (&*self.file, self.base, self.len_bytes);
-            proof.ensure(disk, offset, buffers.bytes())?;
-        }
+    /// Reads the first `bytes` of `buffers`. What was read before a failure has been taken from them.
+    pub(super) fn read(
+        &self,
+        buffers: &mut GuestBuffers,
+        bytes: u64,
+        offset: u64,
+    ) -> io::Result<()> {
+        self.prove(offset, bytes)?;
         let (start, short) = (self.place(offset), ErrorKind::UnexpectedEof);
         let file = Arc::clone(self.file_for(buffers, start));
-        transfer(buffers, start, short, |buffers, offset| {
-            buffers.read_from(file.as_fd(), offset)
+        transfer(buffers, (bytes, start), short, |buffers, place, left| {
+            buffers.read_from(file.as_fd(), place, left)
         })
+    }
+
+    /// Reads for the host: what lies at `offset` of the disk.
+    pub(super) fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.prove(offset, bytes.len() as u64)?;
+        self.file.read_exact_at(bytes, self.place(offset))
+    }
+
+    /// Proves what is read, of a disk in an image.
+    pub(super) fn prove(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match &self.proof {
+            Some(proof) => proof.ensure((&self.file, self.base, self.len_bytes), offset, bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it is a stretch of an image.
+    pub(super) const fn is_in_image(&self) -> bool {
+        self.proof.is_some()
     }
 
     /// Reads what the host has in memory, as far as it has it without a gap; true if that is all. What it read has been taken
@@ -420,8 +406,9 @@ impl Disk {
         }
         let start = self.place(offset);
         let short = ErrorKind::UnexpectedEof;
-        let read = transfer(buffers, start, short, |buffers, offset| {
-            buffers.read_cached(self.file.as_fd(), offset)
+        let bytes = buffers.bytes();
+        let read = transfer(buffers, (bytes, start), short, |buffers, place, _| {
+            buffers.read_cached(self.file.as_fd(), place)
         });
         // Whatever the reason was, the way that waits will find it too.
         read.is_ok()
@@ -431,8 +418,9 @@ impl Disk {
     pub(super) fn write(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
         let (start, short) = (self.place(offset), ErrorKind::WriteZero);
         let file = Arc::clone(self.file_for(buffers, start));
-        transfer(buffers, start, short, |buffers, offset| {
-            buffers.write_to(file.as_fd(), offset)
+        let bytes = buffers.bytes();
+        transfer(buffers, (bytes, start), short, |buffers, place, left| {
+            buffers.write_to(file.as_fd(), place, left)
         })
     }
 
@@ -451,20 +439,22 @@ impl Disk {
     }
 }
 
-/// Repeats `call` until all is done: the kernel may stop early, or be interrupted. `short` is a call that does nothing.
-fn transfer(
+/// Repeats `call`, with a place and how much is left, until `bytes` from `place` on are done: the kernel may stop early, or be
+/// interrupted. `short` is a call that does nothing.
+pub(super) fn transfer(
     buffers: &mut GuestBuffers,
-    start: u64,
+    (bytes, place): (u64, u64),
     short: ErrorKind,
-    call: impl Fn(&mut GuestBuffers, u64) -> io::Result<usize>,
+    call: impl Fn(&mut GuestBuffers, u64, u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    let mut offset = start;
-    while buffers.bytes() > 0 {
-        match call(buffers, offset) {
+    let (mut left, mut place) = (bytes, place);
+    while left > 0 {
+        match call(buffers, place, left) {
             Ok(0) => return Err(short.into()),
             Ok(moved) => {
                 buffers.advance(moved);
-                offset = offset.saturating_add(moved as u64);
+                place = place.saturating_add(moved as u64);
+                left = left.saturating_sub(moved as u64);
             }
             Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
             Err(cause) => return Err(cause),

@@ -1,6 +1,6 @@
 //! Features and configuration of a disk (virtio 1.2 §5.2.3, §5.2.4).
 
-use super::backend::Disk;
+use super::disk::Disk;
 use crate::limits::{BLOCK_DISCARD_SECTORS_MAX, BLOCK_SEGMENTS_MAX};
 
 /// Whether a guest's flushes reach the disk.

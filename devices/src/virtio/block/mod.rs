@@ -2,6 +2,8 @@
 
 mod backend;
 mod config;
+mod disk;
+mod overlay;
 mod proved;
 mod request;
 pub mod state;
@@ -16,15 +18,20 @@ use std::time::Instant;
 
 use virtio_queue::Queue;
 
-pub use self::backend::{Disk, DiskPart, LockDiskError, NotADisk, OpenDiskError};
+pub use self::backend::{DiskPart, LockDiskError, NotADisk, OpenDiskError};
 pub use self::config::{CacheType, feature};
+pub use self::disk::{Delta, Disk, OverlayOptions};
+pub use self::overlay::{
+    DeltaAccess, HeaderFault, OpenDeltaError, Overlay, OverlayError, OverlayMapV1, OverlayRunV1,
+    SavedDelta, StoredDelta, StoredPiece,
+};
 pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::BlockStateV1;
 
 use self::config::config_space;
 use self::worker::{Desk, Pending, Worker};
 use crate::counters::Counters;
-use crate::fault::{ActivateError, HostFault, RestoreDeviceError};
+use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
 use crate::state::DeviceState;
@@ -147,6 +154,39 @@ impl Block {
         self.land_all();
         self.config = config_space(&disk);
         self.disk = disk;
+    }
+
+    /// Forgets all that was written into the disk's overlay; false when it has none. The driver is not asked: what it knows of
+    /// the disk's contents does not hold any more.
+    ///
+    /// # Errors
+    /// The kernel's; the disk then has what was written, or is its base, as a delta in a file says when it is opened next.
+    pub fn reset_overlay(&mut self) -> io::Result<bool> {
+        self.land_all();
+        match self.disk.overlay_mut() {
+            Some(overlay) => overlay.reset().map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes what a delta in a file has safe, also without a flush of the driver: it is to outlive the machine.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn settle(&mut self) -> Result<(), HostFault> {
+        if self.disk.overlay().is_none() {
+            return Ok(());
+        }
+        self.land_all();
+        let synced = self.disk.sync();
+        synced.map_err(|cause| {
+            self.counters.host_fault(&cause);
+            HostFault {
+                device: self.id.clone(),
+                operation: HostOperation::WriteDisk,
+                cause,
+            }
+        })
     }
 
     /// Changes what may be transferred, also while at work: when nothing waits any more, by

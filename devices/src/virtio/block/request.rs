@@ -3,7 +3,8 @@
 use crate::fault::GuestFault;
 use crate::limits::{BLOCK_DISCARD_SECTORS_MAX, BLOCK_REQUEST_BYTES_MAX};
 use crate::memory::GuestMem;
-use crate::virtio::block::backend::{Disk, SECTOR_BYTES};
+use crate::virtio::block::backend::SECTOR_BYTES;
+use crate::virtio::block::disk::Disk;
 use crate::virtio::chain::{Chain, read_at, total_bytes};
 
 /// Bytes of `struct virtio_blk_req` before the data: type, reserved, sector.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fault::RestoreDeviceError;
-use crate::virtio::block::backend::Disk;
 use crate::virtio::block::config::CacheType;
+use crate::virtio::block::disk::Disk;
 
 /// Saved virtio-blk, version 1. Never edit: add `BlockStateV2` and a `From` of this.
 ///

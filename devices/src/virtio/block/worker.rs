@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use super::backend::Disk;
+use super::disk::Disk;
 use super::request::{self, Action, Request};
 use crate::counters::Counters;
 use crate::fault::{GuestFault, HostFault, HostOperation};
@@ -135,7 +135,7 @@ impl Worker<'_> {
     /// Begins a request, unless the host has what it reads in memory.
     fn start(&self, pending: Pending, mut buffers: GuestBuffers, desk: &mut Desk<'_>) {
         if let Action::Read { offset } = pending.request.action
-            && self.disk.read_cached(&mut buffers, offset)
+            && self.disk.raw().read_cached(&mut buffers, offset)
         {
             self.settle(pending, buffers, Ok(()), desk);
             return;
@@ -149,10 +149,10 @@ impl Worker<'_> {
         let moved = data_bytes.saturating_sub(buffers.bytes());
         let operation = match action {
             Action::Read { offset } => Operation::Read {
-                offset: self.disk.place(offset.saturating_add(moved)),
+                offset: self.disk.raw().place(offset.saturating_add(moved)),
             },
             Action::Write { offset } if !pending.is_syncing => Operation::Write {
-                offset: self.disk.place(offset.saturating_add(moved)),
+                offset: self.disk.raw().place(offset.saturating_add(moved)),
             },
             _ => Operation::Sync,
         };
@@ -161,7 +161,7 @@ impl Worker<'_> {
             Operation::Sync => 0,
         };
         let flight = Flight {
-            file: Arc::clone(self.disk.file_for(&buffers, at)),
+            file: Arc::clone(self.disk.raw().file_for(&buffers, at)),
             buffers,
             payload: pending,
         };

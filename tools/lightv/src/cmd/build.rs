@@ -10,6 +10,7 @@ use clap::{ArgGroup, Parser};
 use lightv_api::config::{
     BootSource, DEFAULT_BOOT_ARGS, DriveSpec, EntropySpec, MachineSpec, Ready, RunSpec, VmSpec,
 };
+use lightv_api::contract::drive::OverlaySpec;
 use lightv_api::exit;
 
 use lightv_rootfs::{BuildFile, ReadBuildFileError};
@@ -55,7 +56,7 @@ pub(crate) struct BuildArgs {
     /// Add a disk
     #[arg(
         long,
-        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,cache=writeback][,engine=async]"
+        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,overlay[=DELTA][,overlay-size=MIB]][,cache=writeback][,engine=async]"
     )]
     disk: Vec<DiskArg>,
     /// Add a network interface; the address is told to the guest as `ip=…`, with --rootfs to its agent
@@ -331,16 +332,23 @@ impl BuildArgs {
 /// An image is run from other folders than the one in which it was built.
 fn absolute(disk: DiskArg) -> Result<DriveSpec, BuildArgsError> {
     let drive = disk.0;
-    match path::absolute(&drive.path_on_host) {
-        Ok(path_on_host) => Ok(DriveSpec {
-            path_on_host,
-            ..drive
+    let id = drive.drive_id.clone();
+    let absolute = |path: PathBuf| {
+        let id = id.clone();
+        path::absolute(path).map_err(|cause| BuildArgsError::DiskPath { id, cause })
+    };
+    let overlay = match drive.overlay {
+        Some(overlay) => Some(OverlaySpec {
+            path: overlay.path.map(absolute).transpose()?,
+            ..overlay
         }),
-        Err(cause) => Err(BuildArgsError::DiskPath {
-            id: drive.drive_id,
-            cause,
-        }),
-    }
+        None => None,
+    };
+    Ok(DriveSpec {
+        path_on_host: absolute(drive.path_on_host)?,
+        overlay,
+        ..drive
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,200 @@
+//! A private layer over a disk that many machines share (docs/overlay.md).
+
+use std::fs;
+use std::thread;
+
+use lightv_api::exit::{BAD_CONFIG, OK};
+use lightv_tests::api::Api;
+use lightv_tests::host::has_kvm;
+use lightv_tests::process::{Finished, Process, run};
+use lightv_tests::scratch::Scratch;
+use lightv_tests::{disk, machine};
+use serde_json::{Value, json};
+
+const BLOCKS: u64 = 512;
+/// What is on the base.
+const BASE_SEED: &str = "42";
+
+/// A folder with a disk `base` of [`BLOCKS`] blocks.
+fn scratch_with_base() -> Scratch {
+    let scratch = Scratch::new();
+    disk::create(&scratch.path("base"), BLOCKS * 4096);
+    let drive = machine::disk("d", "base", "Writeback");
+    let _ = blk(&scratch, "fill", &drive, &[BASE_SEED, "512"]).with_code(OK);
+    scratch
+}
+
+fn drive(overlay: &Value) -> Value {
+    let mut drive = machine::disk("d", "base", "Writeback");
+    drive["overlay"] = overlay.clone();
+    drive
+}
+
+fn in_file() -> Value {
+    json!({"path": "own.delta"})
+}
+
+/// A machine with `drive` that runs `app`.
+fn config(scratch: &Scratch, name: &str, drive: &Value, app: (&str, &[&str])) -> String {
+    let config = machine::config(&scratch.guest_kernel(), app.0);
+    let more = json!({"drives": [drive], "run": {"args": app.1}});
+    scratch.config(&format!("{name}.json"), &machine::with(&config, &more))
+}
+
+/// Runs the guest's `blk ARGS` on `drive`.
+fn blk(scratch: &Scratch, name: &str, drive: &Value, args: &[&str]) -> Finished {
+    let config = config(scratch, name, drive, ("blk", args));
+    run(&mut scratch.vmm(&["--config", &config]))
+}
+
+fn idle(scratch: &Scratch, name: &str, drive: &Value) -> (Api, Process) {
+    let config = config(scratch, name, drive, ("idle", &[]));
+    Api::start(scratch, name, &["--config", &config])
+}
+
+fn refused(scratch: &Scratch, drive: &Value, words: &[&str]) {
+    blk(scratch, "refused", drive, &["verify", BASE_SEED]).assert_refused(BAD_CONFIG, words);
+}
+
+#[test]
+fn twenty_machines_write_over_one_base_at_once() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let base = scratch.read("base");
+    let check = |number: u32| {
+        let (name, seed) = (format!("vm{number}"), (100 + number).to_string());
+        let is_kept = number.is_multiple_of(2);
+        let overlay = match is_kept {
+            true => json!({"path": format!("{number}.delta")}),
+            false => json!({}),
+        };
+        let drive = drive(&overlay);
+        let wrote = blk(&scratch, &name, &drive, &[&seed, "64"]).with_code(OK);
+        assert!(wrote.stdout.contains("blocks=64"), "{wrote:?}");
+        // A delta in a file outlives its machine, one in memory does not.
+        let seed = if is_kept { &seed } else { BASE_SEED };
+        let _ = blk(&scratch, &name, &drive, &["verify", seed, "64"]).with_code(OK);
+    };
+    thread::scope(|scope| {
+        for number in 0..20 {
+            scope.spawn({
+                let check = &check;
+                move || check(number)
+            });
+        }
+    });
+    assert!(scratch.read("base") == base);
+}
+
+#[test]
+fn what_is_not_written_comes_from_the_base() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    for overlay in [json!({}), in_file()] {
+        let drive = drive(&overlay);
+        let _ = blk(&scratch, "a", &drive, &["verify", BASE_SEED, "512"]).with_code(OK);
+        // The last sector alone is written, and what lies past the end is refused.
+        let _ = blk(&scratch, "b", &drive, &["edge"]).with_code(OK);
+        let _ = blk(&scratch, "c", &drive, &["verify", BASE_SEED, "511"]).with_code(OK);
+    }
+    // The last block is now another.
+    let drive = drive(&in_file());
+    let _ = blk(&scratch, "d", &drive, &["verify", BASE_SEED, "512"]).with_code(1);
+}
+
+#[test]
+fn a_delta_that_is_full_is_an_error_of_the_disk_and_named() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let small = drive(&json!({"size_mib": 1}));
+    let _ = blk(&scratch, "fits", &small, &["9", "256"]).with_code(OK);
+    let full = blk(&scratch, "full", &small, &["9", "257"]).with_code(1);
+    assert!(
+        full.stdout.contains("blk error write sector=2048"),
+        "{full:?}"
+    );
+    assert!(full.stderr.contains("overlay.size_mib"), "{full:?}");
+}
+
+#[test]
+fn a_delta_belongs_to_one_machine_and_one_base() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let own = drive(&in_file());
+    let (api, first) = idle(&scratch, "first", &own);
+    refused(&scratch, &own, &["Drive d", "own.delta", "in use"]);
+    // The base has readers: nobody writes it.
+    let writer = machine::disk("d", "base", "Writeback");
+    refused(&scratch, &writer, &["Drive d", "base", "in use"]);
+    let patch = json!({"drive_id": "d", "path_on_host": "base"});
+    let answer = api.call("PATCH", "/drives/d", &patch);
+    assert!(answer.fault().contains("under an overlay"), "{answer:?}");
+    assert_eq!(first.end().code, 143);
+    let _ = blk(&scratch, "a", &own, &["7", "8"]).with_code(OK);
+    let mut other = scratch.read("base");
+    other[0] ^= 1;
+    scratch.write("other", &other);
+    let mut elsewhere = own.clone();
+    elsewhere["path_on_host"] = json!("other");
+    refused(&scratch, &elsewhere, &["own.delta", "another disk"]);
+    scratch.write("own.delta", &[0; 4096]);
+    refused(&scratch, &own, &["own.delta", "not a delta"]);
+    assert!(scratch.read("own.delta") == [0; 4096]);
+    let folder = drive(&json!({"path": "missing/own.delta"}));
+    refused(&scratch, &folder, &["missing/own.delta", "No such file"]);
+    fs::remove_file(scratch.path("own.delta")).expect("it is there");
+    let _ = blk(&scratch, "b", &own, &["verify", BASE_SEED]).with_code(OK);
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_delta_behind() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let missing = machine::disk("e", "missing", "Unsafe");
+    let config = machine::config(&scratch.guest_kernel(), "idle");
+    let config = machine::with(&config, &json!({"drives": [drive(&in_file()), missing]}));
+    let config = scratch.config("vm.json", &config);
+    let failed = run(&mut scratch.vmm(&["--config", &config]));
+    failed.assert_refused(BAD_CONFIG, &["Drive e", "missing"]);
+    assert!(!scratch.path("own.delta").exists());
+}
+
+#[test]
+fn what_does_not_go_with_an_overlay_is_refused_by_name() {
+    let scratch = Scratch::new();
+    disk::create(&scratch.path("base"), 4096);
+    let check = |field: &str, value: Value, words: &[&str]| {
+        let mut drive = drive(&json!({}));
+        drive[field] = value;
+        refused(&scratch, &drive, words);
+    };
+    check("is_read_only", json!(true), &["drives[0].overlay is set"]);
+    check(
+        "io_engine",
+        json!("Async"),
+        &["drives[0].io_engine is Async", "Sync"],
+    );
+    check("direct", json!(true), &["drives[0].direct is set"]);
+    check(
+        "overlay",
+        json!({"path": ""}),
+        &["drives[0].overlay.path is empty"],
+    );
+    check(
+        "overlay",
+        json!({"size_mib": 0}),
+        &["drives[0].overlay.size_mib is 0"],
+    );
+    check("overlay", json!({"size": 1}), &["unknown field `size`"]);
+    check("overlay", json!("memory"), &["invalid type"]);
+}
