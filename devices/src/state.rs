@@ -11,6 +11,7 @@ pub use crate::fault::RestoreDeviceError;
 pub use crate::serial::SerialStateV1;
 pub use crate::virtio::balloon::state::{BalloonStateV1, HintingStateV1, StatV1};
 pub use crate::virtio::block::state::BlockStateV1;
+pub use crate::virtio::block::{OverlayMapV1, OverlayRunV1};
 pub use crate::virtio::console::state::{ConsoleStateV1, PortStateV1};
 pub use crate::virtio::entropy::state::EntropyStateV1;
 pub use crate::virtio::net::state::NetStateV1;
@@ -33,6 +34,11 @@ impl Section for TransportStateV1 {
 
 impl Section for BlockStateV1 {
     const KIND: &'static str = "virtio-blk";
+    const VERSION: u16 = 1;
+}
+
+impl Section for OverlayMapV1 {
+    const KIND: &'static str = "overlay-map";
     const VERSION: u16 = 1;
 }
 

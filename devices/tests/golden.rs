@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use lightv_devices::state::{
     BalloonStateV1, BlockStateV1, ConsoleStateV1, EntropyStateV1, HintingStateV1, NetStateV1,
-    PortPairV1, PortStateV1, QueueStateV1, Section, SerialStateV1, StatV1, TransportStateV1,
-    VsockStateV1,
+    OverlayMapV1, OverlayRunV1, PortPairV1, PortStateV1, QueueStateV1, Section, SerialStateV1,
+    StatV1, TransportStateV1, VsockStateV1,
 };
 
 fn path<S: Section>(case: &str) -> PathBuf {
@@ -46,6 +46,27 @@ fn check<S: Section + Debug + PartialEq>(case: &str, state: &S) {
             stored.len()
         );
     }
+}
+
+#[test]
+fn overlay_map() {
+    let run = |block, blocks, is_zero| OverlayRunV1 {
+        block,
+        blocks,
+        is_zero,
+    };
+    let over_a_file = OverlayMapV1 {
+        disk_bytes: (1 << 30) + 512,
+        base: Some(0x0123_4567_89ab_cdef),
+        runs: vec![run(0, 1, false), run(300, 70_000, true)],
+    };
+    check("over-a-file", &over_a_file);
+    let in_an_image = OverlayMapV1 {
+        disk_bytes: 4096,
+        base: None,
+        runs: vec![],
+    };
+    check("in-an-image", &in_an_image);
 }
 
 #[test]

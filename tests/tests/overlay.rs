@@ -198,3 +198,98 @@ fn what_does_not_go_with_an_overlay_is_refused_by_name() {
     check("overlay", json!({"size": 1}), &["unknown field `size`"]);
     check("overlay", json!("memory"), &["invalid type"]);
 }
+
+/// An image of `blk` with a drive `d` over the base.
+fn image(scratch: &Scratch, options: &str) -> String {
+    let disk = format!("d=base,cache=writeback,{options}");
+    scratch.build("blk", &["--disk", &disk])
+}
+
+fn run_image(scratch: &Scratch, image: &str, options: &[&str], args: &[&str]) -> Finished {
+    scratch.run(&[&["run", image], options, &["--"], args].concat())
+}
+
+#[test]
+fn clones_of_an_image_that_holds_the_base_each_have_a_delta_of_their_own() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let (base, image) = (scratch.read("base"), image(&scratch, "in-image,overlay"));
+    // All that they need is in the image.
+    fs::rename(scratch.path("base"), scratch.path("away")).expect("a free name");
+    let bytes = scratch.read(&image);
+    let check = |number: usize| {
+        let options: &[&str] = if number == 7 { &["--cold"] } else { &[] };
+        let seed = (100 + number).to_string();
+        let _ = run_image(&scratch, &image, options, &[&seed, "64"]).with_code(OK);
+    };
+    thread::scope(|scope| {
+        for number in 0..8 {
+            scope.spawn(move || check(number));
+        }
+    });
+    assert!(scratch.read(&image) == bytes && scratch.read("away") == base);
+    let verify = ["verify", BASE_SEED, "512"];
+    let _ = run_image(&scratch, &image, &[], &verify).with_code(OK);
+    let refused = run_image(&scratch, &image, &["--disk", "d=away"], &verify);
+    refused.assert_refused(BAD_CONFIG, &["Drive d", "another disk"]);
+    let refused = run_image(&scratch, &image, &["--delta", "d=x"], &verify);
+    refused.assert_refused(BAD_CONFIG, &["--delta is for `d`", "overlay.path"]);
+}
+
+#[test]
+fn a_delta_in_a_file_is_named_by_the_image_and_another_can_be_given() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let image = image(&scratch, "overlay=own.delta");
+    fs::copy(scratch.path("own.delta"), scratch.path("second.delta")).expect("a copy");
+    let _ = run_image(&scratch, &image, &[], &["7", "64"]).with_code(OK);
+    let _ = run_image(&scratch, &image, &[], &["verify", "7", "64"]).with_code(OK);
+    let other = ["--delta", "d=second.delta"];
+    let _ = run_image(&scratch, &image, &other, &["8", "64"]).with_code(OK);
+    let _ = run_image(&scratch, &image, &other, &["verify", "8", "64"]).with_code(OK);
+    let _ = run_image(&scratch, &image, &[], &["verify", "7", "64"]).with_code(OK);
+    // A machine that goes on needs what it wrote.
+    let missing = run_image(
+        &scratch,
+        &image,
+        &["--delta", "d=none.delta"],
+        &["verify", "7"],
+    );
+    missing.assert_refused(BAD_CONFIG, &["Drive d", "none.delta", "No such file"]);
+    assert!(!scratch.path("none.delta").exists());
+}
+
+#[test]
+fn a_snapshot_of_the_rest_api_has_the_delta_too() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let filled = config(&scratch, "a", &drive(&json!({})), ("idle", &[]));
+    let (api, process) = Api::start(&scratch, "a", &["--config", &filled]);
+    api.set_state("Paused");
+    let paths = json!({"snapshot_path": "s", "mem_file_path": "m"});
+    api.put("/snapshot/create", &paths);
+    assert_eq!(process.end().code, 143);
+    let shown = scratch.run(&["inspect", "--json", "s"]).with_code(OK);
+    assert!(shown.stdout.contains("overlay-map"), "{shown:?}");
+    let (api, process) = Api::start(&scratch, "b", &[]);
+    let load = |overrides: &Value| {
+        let backend = json!({"backend_type": "File", "backend_path": "m"});
+        let load =
+            json!({"snapshot_path": "s", "mem_backend": backend, "drive_overrides": [overrides]});
+        api.call("PUT", "/snapshot/load", &load)
+    };
+    let nothing = load(&json!({"drive_id": "d"}));
+    assert!(nothing.fault().contains("`overlay_path`"), "{nothing:?}");
+    let memory = load(&json!({"drive_id": "d", "overlay_path": "x"}));
+    assert!(memory.fault().contains("no drive has"), "{memory:?}");
+    fs::copy(scratch.path("base"), scratch.path("copy")).expect("a copy");
+    let same = load(&json!({"drive_id": "d", "path_on_host": "copy"}));
+    assert_eq!(same.status, 204, "{same:?}");
+    assert_eq!(process.end().code, 143);
+}

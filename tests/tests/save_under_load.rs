@@ -15,7 +15,7 @@ use lightv_tests::process::{Process, wait_for};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::{disk, machine};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const SEED: u64 = 11;
 const DISK_BYTES: u64 = 4 << 20;
@@ -32,20 +32,24 @@ struct Source {
     process: Process,
 }
 
+/// The engine that waits.
+fn sync() -> Value {
+    json!({"io_engine": "Sync"})
+}
+
 fn address(number: u8) -> SocketAddr {
     machine::guest_at(10 + number, 80)
 }
 
 impl Source {
     /// A machine with a disk and a tap, to be saved as `saved.lv` at SIGUSR1.
-    fn start(vcpus: u64, after_save: &str, io_engine: &str) -> Self {
+    fn start(vcpus: u64, after_save: &str, more: &Value) -> Self {
         let scratch = Scratch::new();
         let netns = Netns::with_tap();
         disk::create(&scratch.path("disk"), DISK_BYTES);
         let mut config = machine::config(&scratch.guest_kernel(), "server");
         config["machine-config"] = json!({"vcpu_count": vcpus});
-        let mut drive = machine::disk("data", "disk", "Writeback");
-        drive["io_engine"] = json!(io_engine);
+        let drive = machine::with(&machine::disk("data", "disk", "Writeback"), more);
         config["drives"] = json!([drive]);
         config["network-interfaces"] = machine::net();
         config["entropy"] = json!({});
@@ -108,7 +112,7 @@ fn a_machine_saved_under_load_goes_on_in_eight_clones_at_once() {
     if !has_kvm() {
         return;
     }
-    let source = Source::start(1, "end", "Sync");
+    let source = Source::start(1, "end", &sync());
     source.wait_for_work();
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     let stream = source.netns.connect(address(0));
@@ -256,8 +260,8 @@ fn check_clone(number: u8, netns: &Netns, before: DiskJob) -> [String; 2] {
 }
 
 /// Saves a machine that goes on, some times under load: no answer is lost, no connection, no block.
-fn check_continue(vcpus: u64, io_engine: &str) {
-    let source = Source::start(vcpus, "continue", io_engine);
+fn check_continue(vcpus: u64, drive: &Value) {
+    let source = Source::start(vcpus, "continue", drive);
     source.wait_for_work();
     let seed = get(&source.netns, address(0), "/seed");
     let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -304,34 +308,43 @@ fn check_continue(vcpus: u64, io_engine: &str) {
 #[test]
 fn a_machine_saved_under_load_goes_on_itself() {
     if has_kvm() {
-        check_continue(1, "Sync");
+        check_continue(1, &sync());
     }
 }
 
 #[test]
 fn a_machine_of_four_vcpus_saved_under_load_goes_on_itself() {
     if has_kvm() {
-        check_continue(4, "Async");
+        check_continue(4, &json!({"io_engine": "Async"}));
     }
 }
 
 #[test]
 fn saves_at_random_moments_lose_no_block() {
     if has_kvm() {
-        check_random_moments("Sync");
+        let _ = check_random_moments(&sync());
     }
 }
 
 #[test]
 fn saves_at_random_moments_lose_no_block_that_is_under_way() {
     if has_kvm() {
-        check_random_moments("Async");
+        let _ = check_random_moments(&json!({"io_engine": "Async"}));
     }
 }
 
-fn check_random_moments(io_engine: &str) {
+#[test]
+fn saves_at_random_moments_lose_no_block_of_a_delta_in_memory() {
+    if has_kvm() {
+        let scratch = check_random_moments(&json!({"overlay": {}}));
+        assert!(scratch.read("disk").iter().all(|byte| *byte == 0));
+    }
+}
+
+/// Gives the folder of the disk.
+fn check_random_moments(drive: &Value) -> Scratch {
     const ROUNDS: usize = 25;
-    let source = Source::start(1, "end", io_engine);
+    let source = Source::start(1, "end", drive);
     source.wait_for_work();
     let mut last = source.job();
     let Source {
@@ -371,4 +384,5 @@ fn check_random_moments(io_engine: &str) {
         last = job;
     }
     assert_eq!(process.end().code, 143);
+    scratch
 }

@@ -50,6 +50,9 @@ pub struct Cli {
     /// Use PATH for drive ID.
     #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
     disk: Vec<(String, String)>,
+    /// Use PATH for the delta of drive ID, which has an overlay.
+    #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
+    delta: Vec<(String, String)>,
     /// Use the tap TAP for network interface ID; a guest with LightV's agent is told the address.
     #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]", action = ArgAction::Append)]
     net: Vec<NetOverride>,
@@ -305,14 +308,10 @@ impl Cli {
             _ => return None,
         };
         let by_us = self.api.start_time_us.map(|us| us.saturating_mul(1000));
-        let disks = self
-            .disk
-            .into_iter()
-            .map(|(id, path)| (id, PathBuf::from(path)))
-            .collect();
         let overrides = Overrides {
             is_from_api: false,
-            disks,
+            disks: with_paths(self.disk),
+            deltas: with_paths(self.delta),
             nets: self.net,
             vsock: self.vsock,
             env: self.env,
@@ -372,6 +371,11 @@ pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
     is_named
 }
 
+fn with_paths(pairs: Vec<(String, String)>) -> Vec<(String, PathBuf)> {
+    let pairs = pairs.into_iter();
+    pairs.map(|(id, path)| (id, path.into())).collect()
+}
+
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -405,6 +409,8 @@ mod tests {
             "eth0=t",
             "--disk",
             "d=/p=q",
+            "--delta",
+            "d=x",
             "--vsock",
             "v.sock",
             "--env",
@@ -420,6 +426,8 @@ mod tests {
             run.overrides.disks,
             [("d".to_owned(), PathBuf::from("/p=q"))]
         );
+        let deltas = [("d".to_owned(), PathBuf::from("x"))];
+        assert_eq!(run.overrides.deltas, deltas);
         assert_eq!(run.overrides.vsock, Some("v.sock".into()));
         assert_eq!(run.overrides.env, [("A".to_owned(), String::new())]);
         assert_eq!(

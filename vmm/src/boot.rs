@@ -153,6 +153,7 @@ pub fn boot(
         ram: &ram,
         events: &sender,
         disks: &files.disks,
+        overlays: None,
         host,
         held: held.as_ref(),
         mmds: &mmds,

@@ -14,6 +14,8 @@ pub const KERNEL_BYTES_MAX: u64 = 512 << 20;
 pub const INITRD_BYTES_MAX: u64 = 2 << 30;
 /// Bytes of a section `disk-sums`: for a disk of 1 TiB.
 pub const DISK_SUMS_BYTES_MAX: u64 = 128 << 20;
+/// Bytes of a section `overlay-map`: four million stretches, of a delta of 16 GiB without two blocks side by side.
+pub const OVERLAY_MAP_BYTES_MAX: u64 = 32 << 20;
 /// Connections to the API that wait to be accepted.
 pub const API_BACKLOG: i32 = 128;
 /// Clients of the guest's sockets that wait until the guest has a driver: they come early, and all at once.

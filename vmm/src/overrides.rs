@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lightv_api::config::{RunSpec, VmSpec};
+use lightv_api::config::{DriveSpec, RunSpec, VmSpec};
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 
 use crate::cmdline;
@@ -16,6 +16,8 @@ pub struct Overrides {
     pub is_from_api: bool,
     /// New paths by drive id.
     pub disks: Vec<(String, PathBuf)>,
+    /// New files for deltas by drive id.
+    pub deltas: Vec<(String, PathBuf)>,
     /// New taps, and addresses for guests with LightV's agent.
     pub nets: Vec<NetOverride>,
     /// Another path for the socket of vsock.
@@ -43,10 +45,15 @@ impl Overrides {
     /// Ids that the configuration does not have, and what a restore cannot change.
     pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
         let mut faults = Vec::new();
-        let [disk_field, net_field, vsock_field] = if self.is_from_api {
-            ["drive_overrides", "network_overrides", "vsock_override"]
+        let [disk_field, delta_field, net_field, vsock_field] = if self.is_from_api {
+            [
+                "drive_overrides",
+                "drive_overrides.overlay_path",
+                "network_overrides",
+                "vsock_override",
+            ]
         } else {
-            ["--disk", "--net", "--vsock"]
+            ["--disk", "--delta", "--net", "--vsock"]
         };
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
@@ -60,6 +67,9 @@ impl Overrides {
                     spec.drives.iter().map(|drive| &drive.drive_id),
                 )),
             }
+        }
+        for (id, path) in self.deltas {
+            faults.extend(apply_delta(delta_field, &id, path, spec));
         }
         for net in self.nets {
             faults.extend(apply_net(net_field, net, spec));
@@ -103,6 +113,30 @@ impl Overrides {
             Err(ConfigFaults(faults))
         }
     }
+}
+
+/// Another file for a delta that is in one.
+fn apply_delta(field: &str, id: &str, path: PathBuf, spec: &mut VmSpec) -> Option<ConfigFault> {
+    let has_file = |drive: &&mut DriveSpec| {
+        let overlay = drive.overlay.as_ref();
+        overlay.is_some_and(|overlay| overlay.path.is_some())
+    };
+    let mut drives = spec.drives.iter_mut().filter(has_file);
+    if let Some(drive) = drives.find(|drive| drive.drive_id == id) {
+        drive.overlay.get_or_insert_default().path = Some(path);
+        return None;
+    }
+    let drives = spec.drives.iter_mut().filter(has_file);
+    let known: Vec<&str> = drives.map(|drive| drive.drive_id.as_str()).collect();
+    let allowed = match known.as_slice() {
+        [] => "nothing: no drive has its delta in a file (overlay.path)".to_owned(),
+        known => known.join(", "),
+    };
+    Some(ConfigFault {
+        field: field.to_owned(),
+        found: format!("for `{id}`"),
+        allowed,
+    })
 }
 
 /// Another tap, and another address where the guest has an agent that takes it.
@@ -217,6 +251,29 @@ mod tests {
         };
         let text = overrides.apply(&mut spec(), true).unwrap_err().to_string();
         assert!(text.contains("`data`") && text.contains("root"), "{text}");
+    }
+
+    #[test]
+    fn only_a_delta_in_a_file_gets_another_file() {
+        let overrides = Overrides {
+            deltas: vec![("root".into(), "new.delta".into())],
+            ..Overrides::default()
+        };
+        for overlay in [r#"{}"#, r#"{"path":"old.delta"}"#] {
+            let mut spec = spec();
+            spec.drives[0].overlay = serde_json::from_str(overlay).unwrap();
+            let applied = overrides.clone().apply(&mut spec, true);
+            let path = spec.drives[0].overlay.clone().unwrap().path;
+            if let Err(faults) = applied {
+                let text = faults.to_string();
+                assert!(text.starts_with("--delta is for `root`"), "{text}");
+                assert_eq!(path, None);
+            } else {
+                assert_eq!(path, Some("new.delta".into()));
+            }
+        }
+        let text = overrides.apply(&mut spec(), true).unwrap_err().to_string();
+        assert!(text.contains("no drive has its delta in a file"), "{text}");
     }
 
     #[test]

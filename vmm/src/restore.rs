@@ -75,6 +75,7 @@ pub fn restore(
         ram: &ram,
         events: &sender,
         disks: &saved.disks,
+        overlays: Some(&saved.overlays),
         host: site.host,
         held: site.held.as_ref(),
         mmds: &site.mmds,

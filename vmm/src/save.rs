@@ -153,6 +153,26 @@ fn add_disks(contents: &mut ImageContents, machine: &Machine) -> Result<(), Save
     for disk in machine.devices.stored_disks() {
         contents.add_disk(disk.clone()).map_err(SaveError::Write)?;
     }
+    for drive in machine.config.drives() {
+        let disk = machine.devices.disk(&drive.id);
+        let overlay = disk.and_then(|disk| Some((disk, disk.overlay()?)));
+        let (Some(config), Some((disk, overlay))) = (&drive.overlay, overlay) else {
+            continue;
+        };
+        let index = config.index;
+        // What is damaged in the image that it came from must not get new checksums.
+        overlay
+            .prove_saved()
+            .map_err(|cause| SaveError::Write(WriteImageError::Disk { index, cause }))?;
+        if let Some(mut delta) = overlay.stored(disk.len_bytes()) {
+            if drive.in_image.is_some() {
+                // What the image holds itself need not be recognised.
+                delta.map.base = None;
+            }
+            let added = contents.add_overlay(index, delta);
+            added.map_err(SaveError::Write)?;
+        }
+    }
     Ok(())
 }
 
@@ -232,5 +252,10 @@ pub fn ensure_target(config: &MachineConfig, path: &Path) -> Result<(), WriteIma
 
 fn disk_paths(config: &MachineConfig) -> Vec<&Path> {
     let drives = config.drives().iter();
-    drives.map(|drive| drive.path.as_path()).collect()
+    let deltas = drives.clone().filter_map(|drive| {
+        let overlay = drive.overlay.as_ref()?;
+        overlay.path.as_deref()
+    });
+    let disks = drives.map(|drive| drive.path.as_path());
+    disks.chain(deltas).collect()
 }

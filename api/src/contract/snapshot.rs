@@ -119,9 +119,14 @@ pub struct VsockOverride {
 pub struct DriveOverride {
     /// Which disk.
     pub drive_id: String,
-    /// Its file.
-    #[schema(value_type = String)]
-    pub path_on_host: PathBuf,
+    /// Its file; the base of one with an overlay. This, or `overlay_path`, or both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path_on_host: Option<PathBuf>,
+    /// The file of its overlay, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub overlay_path: Option<PathBuf>,
 }
 
 /// What guest memory is made of after a load.
@@ -174,6 +179,9 @@ pub enum LoadFieldsError {
     /// Differences that a process serves.
     #[error("mem_backend.diffs needs `mem_backend` of the type `File`")]
     DiffsOfUffd,
+    /// A drive that is to stay as it is.
+    #[error("drive_overrides needs `path_on_host` or `overlay_path`")]
+    NothingOverridden,
     /// Large pages of a file.
     #[error("huge_pages `2M` needs `mem_backend` of the type `Uffd`")]
     LargePagesOfFile,
@@ -203,6 +211,11 @@ impl TryFrom<SnapshotLoad> for LoadParams {
         };
         if !memory.diffs.is_empty() && memory.backend_type == MemBackendType::Uffd {
             return Err(LoadFieldsError::DiffsOfUffd);
+        }
+        let is_empty =
+            |drive: &DriveOverride| drive.path_on_host.is_none() && drive.overlay_path.is_none();
+        if load.drive_overrides.iter().any(is_empty) {
+            return Err(LoadFieldsError::NothingOverridden);
         }
         if load.huge_pages == LoadHugePages::Hugetlbfs2M
             && memory.backend_type == MemBackendType::File

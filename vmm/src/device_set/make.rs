@@ -18,7 +18,7 @@ use super::error::DeviceSetError;
 use super::held::Held;
 use super::{Around, HeldBackends};
 use crate::config::{DriveConfig, MachineConfig, NetConfig, OverlayConfig, VsockConfig};
-use crate::image::disk::{ImageDisk, StoredDisk};
+use crate::image::disk::{ImageOverlay, StoredDisk};
 use crate::limits;
 use crate::listen::{ListenError, SocketFile};
 use crate::output::GuestOutput;
@@ -87,9 +87,9 @@ fn singles(config: &MachineConfig) -> impl Iterator<Item = Single<'_>> {
 /// The disks of `config`, in order: those in the image, else the files that they name.
 pub(super) fn open_disks(
     config: &MachineConfig,
-    in_image: &[ImageDisk],
+    around: &Around<'_>,
 ) -> Result<Vec<Disk>, DeviceSetError> {
-    let open = |drive| open_disk(drive, in_image);
+    let open = |drive| open_disk(drive, around);
     config.drives().iter().map(open).collect()
 }
 
@@ -181,8 +181,9 @@ fn make_balloon(
     Balloon::new(options).map_err(DeviceSetError::BalloonTimer)
 }
 
-fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, DeviceSetError> {
-    let found = in_image
+fn open_disk(drive: &DriveConfig, around: &Around<'_>) -> Result<Disk, DeviceSetError> {
+    let found = around
+        .disks
         .iter()
         .find(|disk| Some(disk.index) == drive.in_image);
     let disk = match found {
@@ -196,7 +197,7 @@ fn open_disk(drive: &DriveConfig, in_image: &[ImageDisk]) -> Result<Disk, Device
         None => open_file(drive)?,
     };
     let disk = match &drive.overlay {
-        Some(overlay) => lay_over(drive, overlay, disk)?,
+        Some(overlay) => lay_over(drive, overlay, disk, around.overlays)?,
         None => disk,
     };
     let disk = if drive.discard {
@@ -239,14 +240,23 @@ fn lay_over(
     drive: &DriveConfig,
     config: &OverlayConfig,
     disk: Disk,
+    saved: Option<&[ImageOverlay]>,
 ) -> Result<Disk, DeviceSetError> {
     let delta = match &config.path {
         Some(path) => Delta::File {
             path,
-            access: DeltaAccess::Create,
+            // A machine that goes on needs what it has written.
+            access: match saved {
+                Some(_) => DeltaAccess::Continue,
+                None => DeltaAccess::Create,
+            },
             patience: DISK_LOCK_PATIENCE,
         },
-        None => Delta::Memory(None),
+        None => {
+            let saved = saved.unwrap_or_default().iter();
+            let mut saved = saved.filter(|overlay| overlay.index == config.index);
+            Delta::Memory(saved.next().map(|overlay| overlay.saved.clone()))
+        }
     };
     let bytes_max = config.bytes_max;
     let disk = disk.with_overlay(OverlayOptions { delta, bytes_max });

@@ -42,7 +42,7 @@ use crate::config::MachineConfig;
 use crate::config::limiter::{LimitsPatch, options};
 use crate::control_page::ControlPage;
 use crate::event::EventSender;
-use crate::image::disk::{ImageDisk, StoredDisk};
+use crate::image::disk::{ImageDisk, ImageOverlay, StoredDisk};
 use crate::lock::lock;
 use crate::memory::GuestRam;
 use crate::output::GuestOutput;
@@ -89,6 +89,8 @@ pub struct Around<'a> {
     pub events: &'a EventSender,
     /// Disks in the image that the machine is made of.
     pub disks: &'a [ImageDisk],
+    /// Deltas of the image that the machine is restored from; none for a boot.
+    pub overlays: Option<&'a [ImageOverlay]>,
     /// What of this process the guest is connected to.
     pub host: HostSide,
     /// What devices are given that is open already.
@@ -129,7 +131,7 @@ impl DeviceSet {
     /// [`DeviceSetError`].
     pub fn create(config: &MachineConfig, around: &Around<'_>) -> Result<Self, DeviceSetError> {
         let wiring = around.wiring();
-        let disks = make::open_disks(config, around.disks)?;
+        let disks = make::open_disks(config, around)?;
         let stored = make::stored_disks(config, &disks);
         let places = make::create(config, disks, around)?
             .into_iter()
@@ -158,7 +160,7 @@ impl DeviceSet {
             });
         }
         let wiring = around.wiring();
-        let disks = make::open_disks(config, around.disks)?;
+        let disks = make::open_disks(config, around)?;
         let stored = make::stored_disks(config, &disks);
         let mut disks = disks.into_iter();
         let mut places = Vec::with_capacity(expected);

@@ -35,6 +35,10 @@ pub mod kind {
     pub const DISK: &str = "disk";
     /// XXH3-64 of each 64 KiB of the disk with the same index, little-endian.
     pub const DISK_SUMS: &str = "disk-sums";
+    /// Blocks of a drive's delta, in the order of `overlay-map`. Proved like a disk.
+    pub const OVERLAY: &str = "overlay";
+    /// XXH3-64 of each 64 KiB of the delta with the same index, little-endian.
+    pub const OVERLAY_SUMS: &str = "overlay-sums";
     /// Their version.
     pub const BYTES_VERSION: u16 = 1;
 }

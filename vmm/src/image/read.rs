@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lightv_devices::state::Section;
+use lightv_devices::state::{OverlayMapV1, Section};
 use serde::de::DeserializeOwned;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -120,7 +120,7 @@ pub enum OpenImageError {
 }
 
 impl Image {
-    /// Opens `path` and proves header, table and all sections but disks: those are proved as the guest reads them.
+    /// Opens `path` and proves header, table and all sections but disks and deltas: those are proved as the guest reads them.
     ///
     /// # Errors
     /// [`OpenImageError`].
@@ -135,7 +135,8 @@ impl Image {
                 return Err(image.contents_error(&entry.name(), what));
             }
         }
-        let at_start = |entry: &&SectionEntry| entry.kind != kind::DISK;
+        let at_start =
+            |entry: &&SectionEntry| !matches!(entry.kind.as_str(), kind::DISK | kind::OVERLAY);
         for entry in image.entries.iter().filter(at_start) {
             if !image.is_intact(entry, &mut chunk)? {
                 return Err(OpenImageError::Checksum {
@@ -321,7 +322,7 @@ impl Image {
         let Some(entry) = self.take_entry(T::KIND, index, T::VERSION)? else {
             return Ok(None);
         };
-        let bytes = self.bytes_of(&entry, limits::STATE_SECTION_BYTES_MAX)?;
+        let bytes = self.bytes_of(&entry, bytes_max(T::KIND))?;
         match postcard::take_from_bytes::<T>(&bytes) {
             Ok((state, [])) => Ok(Some(state)),
             Ok((_, rest)) => {
@@ -409,8 +410,9 @@ fn bytes_max(kind: &str) -> u64 {
         kind::INITRD => limits::INITRD_BYTES_MAX,
         kind::MEMORY => host_memory_bytes(),
         // Never read as a whole.
-        kind::DISK => u64::MAX,
-        kind::DISK_SUMS => limits::DISK_SUMS_BYTES_MAX,
+        kind::DISK | kind::OVERLAY => u64::MAX,
+        kind::DISK_SUMS | kind::OVERLAY_SUMS => limits::DISK_SUMS_BYTES_MAX,
+        OverlayMapV1::KIND => limits::OVERLAY_MAP_BYTES_MAX,
         _ => limits::STATE_SECTION_BYTES_MAX,
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
 use lightv_devices::state::Section;
-use lightv_devices::virtio::block::chunk_sums;
+use lightv_devices::virtio::block::{StoredDelta, StoredPiece, chunk_sums};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
 use xxhash_rust::xxh3::Xxh3;
@@ -18,6 +18,7 @@ use super::disk::StoredDisk;
 use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind};
 use super::manifest::MemoryRunV1;
 use super::read::Image;
+use crate::limits;
 use crate::publish::{NewFile, PublishError};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::signal::waiting_end;
@@ -58,6 +59,16 @@ pub enum WriteImageError {
         /// The kernel's reason.
         #[source]
         cause: io::Error,
+    },
+    /// A delta of very many stretches.
+    #[error(
+        "The delta of drives[{index}] has {stretches} stretches, too many for an image: give it a file (overlay.path)"
+    )]
+    Scattered {
+        /// Its number in the configuration.
+        index: u32,
+        /// How many.
+        stretches: usize,
     },
     /// State could not be encoded; a bug in us.
     #[error("Cannot encode section {kind}")]
@@ -100,6 +111,8 @@ enum Body {
     Copy(SectionEntry),
     /// A disk.
     Disk(StoredDisk),
+    /// Stretches of files.
+    Pieces(Vec<StoredPiece>),
 }
 
 /// What sections are copied from.
@@ -167,6 +180,36 @@ impl ImageContents {
         Ok(())
     }
 
+    /// Adds the delta of drive `index`, with a checksum for each chunk of it.
+    ///
+    /// # Errors
+    /// [`WriteImageError`].
+    pub fn add_overlay(&mut self, index: u32, delta: StoredDelta) -> Result<(), WriteImageError> {
+        self.add(index, &delta.map)?;
+        if let Some((_, Body::Bytes(bytes))) = self.sections.last()
+            && bytes.len() as u64 > limits::OVERLAY_MAP_BYTES_MAX
+        {
+            let stretches = delta.map.runs.len();
+            return Err(WriteImageError::Scattered { index, stretches });
+        }
+        if delta.pieces.is_empty() {
+            return Ok(());
+        }
+        let bytes = delta.pieces.iter().map(|piece| piece.bytes).sum();
+        // Chunk after chunk, as the section is written.
+        let mut reader = PieceReader::new(&delta.pieces);
+        let sums = chunk_sums(bytes, |chunk, _| reader.read(chunk));
+        let sums = sums.map_err(|cause| WriteImageError::Disk { index, cause })?;
+        let sums = sums.into_iter().flat_map(u64::to_le_bytes).collect();
+        let version = kind::BYTES_VERSION;
+        let sums_entry = entry(kind::OVERLAY_SUMS, index, version);
+        self.sections.push((sums_entry, Body::Bytes(sums)));
+        let overlay_entry = entry(kind::OVERLAY, index, version);
+        self.sections
+            .push((overlay_entry, Body::Pieces(delta.pieces)));
+        Ok(())
+    }
+
     /// Adds a section of another image.
     pub fn add_copy(&mut self, from: &SectionEntry) {
         self.sections.push((from.clone(), Body::Copy(from.clone())));
@@ -199,7 +242,7 @@ pub fn write_image(
     let mut entries = Vec::with_capacity(contents.sections.len());
     for (mut entry, body) in contents.sections {
         let alignment = match entry.kind.as_str() {
-            kind::MEMORY | kind::DISK => PAGE_BYTES as u64,
+            kind::MEMORY | kind::DISK | kind::OVERLAY => PAGE_BYTES as u64,
             _ => ALIGNMENT,
         };
         entry.offset = end.next_multiple_of(alignment);
@@ -213,6 +256,7 @@ pub fn write_image(
             Body::Ram(runs) => section.write_ram(&runs, source)?,
             Body::Copy(from) => section.write_copy(&from, source)?,
             Body::Disk(disk) => section.write_disk(&disk)?,
+            Body::Pieces(pieces) => section.write_pieces(&pieces, entry.index)?,
         }
         end = section.position;
         entry.bytes = end - entry.offset;
@@ -267,6 +311,44 @@ fn is_image(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
     let read = File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
     read.is_ok() && magic == MAGIC
+}
+
+/// Reads stretches of files one after the other.
+struct PieceReader<'a> {
+    pieces: std::slice::Iter<'a, StoredPiece>,
+    current: Option<&'a StoredPiece>,
+    /// Bytes of it that are read.
+    done: u64,
+}
+
+impl<'a> PieceReader<'a> {
+    fn new(pieces: &'a [StoredPiece]) -> Self {
+        let mut pieces = pieces.iter();
+        let current = pieces.next();
+        Self {
+            pieces,
+            current,
+            done: 0,
+        }
+    }
+
+    /// Fills `chunk` with what follows.
+    fn read(&mut self, chunk: &mut [u8]) -> io::Result<()> {
+        let mut rest = chunk;
+        while !rest.is_empty() {
+            let piece = self.current.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let left = usize::try_from(piece.bytes - self.done).unwrap_or(usize::MAX);
+            let (part, after) = rest.split_at_mut(left.min(rest.len()));
+            piece.file.read_exact_at(part, piece.offset + self.done)?;
+            self.done += part.len() as u64;
+            rest = after;
+            if self.done == piece.bytes {
+                self.current = self.pieces.next();
+                self.done = 0;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Writes one section and takes its checksum.
@@ -332,6 +414,15 @@ impl SectionWriter<'_> {
                 index: disk.index,
                 cause,
             })
+        })
+    }
+
+    fn write_pieces(&mut self, pieces: &[StoredPiece], index: u32) -> Result<(), WriteImageError> {
+        let mut reader = PieceReader::new(pieces);
+        let bytes = pieces.iter().map(|piece| piece.bytes).sum();
+        self.write_chunks(bytes, |chunk, _| {
+            let read = reader.read(chunk);
+            read.map_err(|cause| WriteImageError::Disk { index, cause })
         })
     }
 

@@ -425,7 +425,11 @@ fn overrides_of(params: &LoadParams) -> Overrides {
     Overrides {
         is_from_api: true,
         disks: drives
-            .map(|drive| (drive.drive_id.clone(), drive.path_on_host.clone()))
+            .clone()
+            .filter_map(|drive| Some((drive.drive_id.clone(), drive.path_on_host.clone()?)))
+            .collect(),
+        deltas: drives
+            .filter_map(|drive| Some((drive.drive_id.clone(), drive.overlay_path.clone()?)))
             .collect(),
         vsock: params
             .vsock_override

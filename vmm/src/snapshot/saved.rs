@@ -11,7 +11,7 @@ use super::memory_file::{self, MemoryFileV1};
 use super::vcpu_state::VcpuStateV1;
 use super::working_set::WorkingSetV1;
 use crate::arch::host::layout;
-use crate::image::disk::{ImageDisk, take_disks};
+use crate::image::disk::{ImageDisk, ImageOverlay, take_disks, take_overlays};
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1, MemoryRunV1};
 use crate::image::read::{Image, OpenImageError};
@@ -58,6 +58,8 @@ pub struct SavedMachine {
     pub memory_file: Option<MemoryFileV1>,
     /// Disks in the image.
     pub disks: Vec<ImageDisk>,
+    /// Deltas in memory.
+    pub overlays: Vec<ImageOverlay>,
     /// Pages that the guest wrote in a run that was watched.
     pub working_set: WorkingSetV1,
 }
@@ -88,6 +90,7 @@ impl SavedMachine {
         };
         let working_set = take_working_set(image, manifest.ram_bytes)?;
         let disks = take_disks(image, &manifest.config)?;
+        let overlays = take_overlays(image, &manifest.config)?;
         for kind in [kind::KERNEL, kind::INITRD] {
             image.take_entry(kind, 0, kind::BYTES_VERSION)?;
         }
@@ -101,6 +104,7 @@ impl SavedMachine {
             runs,
             memory_file,
             disks,
+            overlays,
             working_set,
         })
     }

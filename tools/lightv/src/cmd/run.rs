@@ -40,6 +40,9 @@ pub(crate) struct RunArgs {
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
     disk: Vec<Replacement>,
+    /// Use another file for the delta of disk ID, which has an overlay
+    #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
+    delta: Vec<Replacement>,
     /// Use another path for the socket of vsock
     #[arg(long, value_name = "PATH")]
     vsock: Option<PathBuf>,
@@ -173,6 +176,9 @@ impl RunArgs {
         for disk in &self.disk {
             option("--disk", disk.0.clone().into());
         }
+        for delta in &self.delta {
+            option("--delta", delta.0.clone().into());
+        }
         if let Some(vsock) = &self.vsock {
             option("--vsock", vsock.into());
         }
@@ -206,6 +212,7 @@ impl RunArgs {
         let args = self.args.into_iter().map(utf8).collect::<Result<_, _>>()?;
         let overrides = Overrides {
             disks: self.disk.iter().map(Replacement::pair).collect(),
+            deltas: self.delta.iter().map(Replacement::pair).collect(),
             nets: self.net,
             vsock: self.vsock,
             env: self
@@ -363,8 +370,8 @@ mod tests {
             "--boot a.lv --memory 64 --vcpus 2",
         );
         check(
-            "run a.lv --net tap1 --disk d=x --vsock v -e A=b --env C=",
-            "--restore a.lv --net eth0=tap1 --disk d=x --vsock v --env A=b --env C=",
+            "run a.lv --net tap1 --disk d=x --delta d=y --vsock v -e A=b --env C=",
+            "--restore a.lv --net eth0=tap1 --disk d=x --delta d=y --vsock v --env A=b --env C=",
         );
     }
 }

@@ -43,6 +43,9 @@ pub(super) struct LoadArgs {
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
     disk: Vec<Replacement>,
+    /// Use another file for the delta of disk ID, which has an overlay
+    #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
+    delta: Vec<Replacement>,
     /// Use another path for the socket of vsock
     #[arg(long, value_name = "PATH")]
     vsock: Option<PathBuf>,
@@ -85,7 +88,6 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
 }
 
 fn body(args: &LoadArgs) -> SnapshotLoad {
-    let drives = args.disk.iter().map(Replacement::pair);
     let nets = args.net.iter();
     SnapshotLoad {
         snapshot_path: absolute(&args.state),
@@ -109,11 +111,22 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
         }),
         clock_realtime: args.advance_clock,
         huge_pages: LoadHugePages::Snapshot,
-        drive_overrides: drives
-            .map(|(drive_id, path)| DriveOverride {
-                drive_id,
-                path_on_host: absolute(&path),
-            })
-            .collect(),
+        drive_overrides: drive_overrides(args),
     }
+}
+
+fn drive_overrides(args: &LoadArgs) -> Vec<DriveOverride> {
+    let disks = args.disk.iter().map(Replacement::pair);
+    let disks = disks.map(|(drive_id, path)| DriveOverride {
+        drive_id,
+        path_on_host: Some(absolute(&path)),
+        overlay_path: None,
+    });
+    let deltas = args.delta.iter().map(Replacement::pair);
+    let deltas = deltas.map(|(drive_id, path)| DriveOverride {
+        drive_id,
+        path_on_host: None,
+        overlay_path: Some(absolute(&path)),
+    });
+    disks.chain(deltas).collect()
 }
