@@ -15,7 +15,7 @@ use crate::contract::actions::Action;
 use crate::contract::balloon::{BalloonPatch, BalloonSpec, BalloonStatsPatch, HintingStart};
 use crate::contract::boot_source::BootSource;
 use crate::contract::cpu::CpuSpec;
-use crate::contract::drive::{DrivePatch, DriveSpec};
+use crate::contract::drive::{DrivePatch, DriveSpec, OverlayOrder};
 use crate::contract::entropy::EntropySpec;
 use crate::contract::logger::LoggerSpec;
 use crate::contract::machine::{MachinePatch, MachineSpec};
@@ -55,6 +55,8 @@ pub enum Request {
     PutDrive(DriveSpec),
     PatchDrive(DrivePatch),
     DeleteDrive(String),
+    /// LightV's own: something for the overlay of this drive.
+    OrderOverlay(String, OverlayOrder),
     PutPmem(PmemSpec),
     PatchPmem(PmemPatch),
     DeletePmem(String),

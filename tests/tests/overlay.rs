@@ -3,7 +3,7 @@
 use std::fs;
 use std::thread;
 
-use lightv_api::exit::{BAD_CONFIG, OK};
+use lightv_api::exit::{BAD_CONFIG, OK, SAVE_FAILED};
 use lightv_tests::api::Api;
 use lightv_tests::host::has_kvm;
 use lightv_tests::process::{Finished, Process, run};
@@ -292,4 +292,81 @@ fn a_snapshot_of_the_rest_api_has_the_delta_too() {
     let same = load(&json!({"drive_id": "d", "path_on_host": "copy"}));
     assert_eq!(same.status, 204, "{same:?}");
     assert_eq!(process.end().code, 143);
+}
+
+/// Looks whether `name` is the base with 64 blocks of seed 7 at its beginning.
+fn check_exported(scratch: &Scratch, name: &str) {
+    let (found, base) = (scratch.read(name), scratch.read("base"));
+    let (written, rest) = found.split_at(64 * 4096);
+    assert_eq!(disk::blocks_of(written, 7), (0..64).collect::<Vec<_>>());
+    assert!(*rest == base[64 * 4096..]);
+}
+
+#[test]
+fn a_disk_is_exported_and_reset_while_its_machine_lives() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let own = drive(&in_file());
+    let _ = blk(&scratch, "a", &own, &["7", "64"]).with_code(OK);
+    let (api, process) = idle(&scratch, "vm", &own);
+    let vm = process.pid().to_string();
+    let path = "/drives/d/overlay";
+    let export = json!({"action": "Export", "path": "x.img"});
+    let running = api.call("PUT", path, &export);
+    assert!(running.fault().contains("pause it"), "{running:?}");
+    for (body, word) in [
+        (json!({"action": "Export"}), "needs `path`"),
+        (json!({"action": "Reset", "path": "x"}), "`Export` alone"),
+        (json!({"action": "Grow"}), "unknown variant"),
+    ] {
+        let answer = api.call("PUT", path, &body);
+        assert!(answer.fault().contains(word), "{answer:?}");
+    }
+    let other = api.call("PUT", "/drives/e/overlay", &json!({"action": "Reset"}));
+    assert!(other.fault().contains("Device not found"), "{other:?}");
+    let run = |args: &[&str]| scratch.run(&[&["disk"], args].concat());
+    let _ = run(&["export", &vm, "d", "-o", "live.img"]).with_code(OK);
+    check_exported(&scratch, "live.img");
+    for in_use in ["base", "own.delta"] {
+        let refused = run(&["export", &vm, "d", "-o", in_use]).with_code(1);
+        assert!(refused.stderr.contains("made of"), "{refused:?}");
+    }
+    // It goes on, was told, and is at its beginning again.
+    assert_eq!(api.get("/")["state"], "Running");
+    let _ = run(&["reset", &vm, "d"]).with_code(OK);
+    let _ = run(&["export", &vm, "d", "-o", "live.img"]).with_code(OK);
+    assert!(scratch.read("live.img") == scratch.read("base"));
+    api.set_state("Paused");
+    api.put(path, &json!({"action": "Reset"}));
+    api.put(path, &export);
+    api.set_state("Resumed");
+    assert_eq!(process.end().code, 143);
+    let _ = blk(&scratch, "b", &own, &["verify", BASE_SEED, "512"]).with_code(OK);
+}
+
+#[test]
+fn a_base_and_its_delta_are_made_one_without_a_machine() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = scratch_with_base();
+    let own = drive(&in_file());
+    let _ = blk(&scratch, "a", &own, &["7", "64"]).with_code(OK);
+    let delta = scratch.read("own.delta");
+    let merge = |base: &str, delta: &str, out: &str| {
+        scratch.run(&["disk", "merge", base, delta, "-o", out])
+    };
+    let _ = merge("base", "own.delta", "one.img").with_code(OK);
+    check_exported(&scratch, "one.img");
+    assert!(scratch.read("own.delta") == delta);
+    let (_api, process) = idle(&scratch, "vm", &own);
+    merge("base", "own.delta", "x").assert_refused(BAD_CONFIG, &["own.delta", "in use"]);
+    assert_eq!(process.end().code, 143);
+    merge("one.img", "own.delta", "x").assert_refused(BAD_CONFIG, &["own.delta", "another disk"]);
+    merge("base", "one.img", "x").assert_refused(BAD_CONFIG, &["one.img", "not a delta"]);
+    merge("base", "own.delta", "base").assert_refused(SAVE_FAILED, &["base", "made of"]);
+    merge("base", "own.delta", "no/x").assert_refused(SAVE_FAILED, &["no/x", "No such file"]);
+    assert!(!scratch.path("x").exists());
 }

@@ -22,6 +22,7 @@ pub mod control_thread;
 pub mod describe;
 pub mod device_set;
 pub mod event;
+pub mod export;
 pub mod feed;
 pub mod foreground;
 pub mod host_check;

@@ -26,6 +26,18 @@ pub enum Order {
         /// Path of the disk.
         path: PathBuf,
     },
+    /// Forget what was written into the overlay of a drive.
+    ResetOverlay {
+        /// Id of the drive.
+        id: String,
+    },
+    /// Write the disk of a drive into a file. The machine is paused.
+    ExportDisk {
+        /// Id of the drive.
+        id: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// Limit a device otherwise.
     ChangeLimits(LimitsPatch),
     /// Press Ctrl-Alt-Del.

@@ -250,7 +250,9 @@ pub fn ensure_target(config: &MachineConfig, path: &Path) -> Result<(), WriteIma
     check_target(path, &disk_paths(config))
 }
 
-fn disk_paths(config: &MachineConfig) -> Vec<&Path> {
+/// Files that are disks of the machine, or deltas over them.
+#[must_use]
+pub fn disk_paths(config: &MachineConfig) -> Vec<&Path> {
     let drives = config.drives().iter();
     let deltas = drives.clone().filter_map(|drive| {
         let overlay = drive.overlay.as_ref()?;

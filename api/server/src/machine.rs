@@ -5,7 +5,7 @@ use std::fmt;
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::balloon::{BalloonPatch, BalloonStatsPatch, HintingStart};
-use lightv_api::contract::drive::DrivePatch;
+use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
 use lightv_api::contract::logger::LoggerSpec;
 use lightv_api::contract::memory_hotplug::MemoryHotplugPatch;
 use lightv_api::contract::metrics::MetricsSpec;
@@ -163,6 +163,8 @@ pub enum Output<'a> {
 #[expect(missing_docs, reason = "each is named like its operation")]
 pub enum DeviceCall<'a> {
     PatchDrive(&'a DrivePatch),
+    /// Something for the overlay of this drive, which has one. An export comes while the machine stands still.
+    OrderOverlay(&'a str, &'a OverlayOrder),
     PatchNet(&'a NetPatch),
     PatchPmem(&'a PmemPatch),
     PatchBalloon(BalloonPatch),

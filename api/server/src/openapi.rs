@@ -45,6 +45,8 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, 
         drive::DrivePatch,
         drive::DriveSpec,
         drive::IoEngine,
+        drive::OverlayAction,
+        drive::OverlayCall,
         drive::OverlaySpec,
         entropy::EntropySpec,
         event::Happening,
@@ -129,6 +131,7 @@ const OPERATIONS: &[Row] = &[
     (Put, "/drives/{id}", "putGuestDriveByID", "Adds or replaces a disk. Before the start.", Of("DriveSpec"), Nothing),
     (Patch, "/drives/{id}", "patchGuestDriveByID", "Changes a disk's file or limits. After the start.", Of("DrivePatch"), Nothing),
     (Delete, "/drives/{id}", "deleteGuestDriveByID", "Unplugs a disk. After the start, on PCI.", Nothing, Nothing),
+    (Put, "/drives/{id}/overlay", "putDriveOverlay", "LightV's own: resets the overlay of a disk, or exports the disk. After the start.", Of("OverlayCall"), Nothing),
     (Put, "/entropy", "putEntropyDevice", "Gives the guest random bytes. Before the start.", Of("EntropySpec"), Nothing),
     (Get, "/events", "getEvents", "LightV's own: what happens, as server-sent events; the data of each is a VmEvent.", Nothing, Text("text/event-stream")),
     (Get, "/hotplug/memory", "getMemoryHotplug", "How much memory is plugged. After the start.", Nothing, Of("MemoryHotplugStatus")),
@@ -317,6 +320,6 @@ mod tests {
             }
         }
         // One each: lightv-api's own test counts the variants of Request.
-        assert_eq!(names.len(), 43);
+        assert_eq!(names.len(), 44);
     }
 }

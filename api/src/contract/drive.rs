@@ -70,6 +70,60 @@ pub struct OverlaySpec {
     pub size_mib: Option<u64>,
 }
 
+/// LightV's own: `PUT /drives/{id}/overlay`, as it is written; [`OverlayOrder`] is the same, proved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverlayCall {
+    /// What is to be done.
+    pub action: OverlayAction,
+    /// For `Export`: the file to be made. What is there is replaced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathBuf>,
+}
+
+/// What can be done with an overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum OverlayAction {
+    /// Forget all that was written: the disk is its base again, also under a guest that runs.
+    Reset,
+    /// Write the disk as the guest sees it into a file of its own. While the machine is paused.
+    Export,
+}
+
+/// An [`OverlayCall`] without what contradicts itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is named like its action")]
+pub enum OverlayOrder {
+    Reset,
+    Export { path: PathBuf },
+}
+
+/// Why [`OverlayCall`] is no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OverlayFieldsError {
+    /// A file for nothing.
+    #[error("`path` goes with the action `Export` alone")]
+    PathOfReset,
+    /// Nowhere to export to.
+    #[error("missing field: the action `Export` needs `path`")]
+    PathMissing,
+}
+
+impl TryFrom<OverlayCall> for OverlayOrder {
+    type Error = OverlayFieldsError;
+
+    fn try_from(call: OverlayCall) -> Result<Self, OverlayFieldsError> {
+        let path = call.path.filter(|path| !is_empty(path));
+        match (call.action, path) {
+            (OverlayAction::Reset, None) => Ok(Self::Reset),
+            (OverlayAction::Reset, Some(_)) => Err(OverlayFieldsError::PathOfReset),
+            (OverlayAction::Export, Some(path)) => Ok(Self::Export { path }),
+            (OverlayAction::Export, None) => Err(OverlayFieldsError::PathMissing),
+        }
+    }
+}
+
 fn is_empty(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }

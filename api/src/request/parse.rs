@@ -2,7 +2,7 @@
 
 use crate::contract::actions::ActionSpec;
 use crate::contract::balloon::HintingStart;
-use crate::contract::drive::{DrivePatch, DriveSpec};
+use crate::contract::drive::{DrivePatch, DriveSpec, OverlayCall, OverlayOrder};
 use crate::contract::machine::{MachinePatch, MachineSpec};
 use crate::contract::mmds::{MmdsConfig, MmdsVersion};
 use crate::contract::net::{NetPatch, NetSpec};
@@ -104,6 +104,11 @@ fn put(first: &str, rest: Rest<'_>, body: &[u8]) -> Result<Parsed, Fault> {
 
 fn put_drive(rest: Rest<'_>, body: &[u8]) -> Result<Request, Fault> {
     let id = id(rest.second)?;
+    if rest.third == Some("overlay") {
+        let call: OverlayCall = read(body)?;
+        let order = OverlayOrder::try_from(call).map_err(json_fault)?;
+        return Ok(Request::OrderOverlay(id.to_owned(), order));
+    }
     let drive: DriveSpec = read_with(body, &["is_root_device"])?;
     same_id(id, &drive.drive_id)?;
     Ok(Request::PutDrive(drive))

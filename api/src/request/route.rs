@@ -43,6 +43,7 @@ impl Request {
             Self::PutCpu(_) => Route::new("PUT", "/cpu-config"),
             Self::PutDrive(_) => Route::new("PUT", "/drives/{id}"),
             Self::PatchDrive(_) => Route::new("PATCH", "/drives/{id}"),
+            Self::OrderOverlay(..) => Route::new("PUT", "/drives/{id}/overlay"),
             Self::DeleteDrive(_) => Route::new("DELETE", "/drives/{id}"),
             Self::PutPmem(_) => Route::new("PUT", "/pmem/{id}"),
             Self::PatchPmem(_) => Route::new("PATCH", "/pmem/{id}"),

@@ -474,6 +474,11 @@ impl MmioFront {
             return;
         }
         self.parts.profile.config = config.to_vec();
+        self.announce_change();
+    }
+
+    /// Says that the configuration has changed, or what it stands for, to a driver that is at work.
+    pub fn announce_change(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         self.show();
         if self.status.has(bits::DRIVER_OK) {

@@ -12,6 +12,7 @@ use crate::cmd::api::ApiArgs;
 use crate::cmd::bench::BenchArgs;
 use crate::cmd::build::BuildArgs;
 use crate::cmd::completions::CompletionsArgs;
+use crate::cmd::disk::DiskArgs;
 use crate::cmd::doctor::DoctorArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
@@ -24,8 +25,8 @@ use crate::cmd::run::RunArgs;
 use crate::cmd::snapshot::SnapshotArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::{
-    api, bench, build, completions, doctor, images, inspect, kernel, logs, man, pause, ps, run,
-    snapshot, stop,
+    api, bench, build, completions, disk, doctor, images, inspect, kernel, logs, man, pause, ps,
+    run, snapshot, stop,
 };
 use crate::failure::Failure;
 
@@ -62,6 +63,7 @@ enum Command {
     Stop(StopArgs),
     Logs(LogsArgs),
     Snapshot(SnapshotArgs),
+    Disk(DiskArgs),
     Api(ApiArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
@@ -88,6 +90,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Stop(args) => stop::run(&args),
         Command::Logs(args) => logs::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
+        Command::Disk(args) => disk::run(&args),
         Command::Api(args) => api::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),

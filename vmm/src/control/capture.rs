@@ -67,7 +67,7 @@ impl Control {
         let reply = match purpose {
             Purpose::Plan => return self.finish_plan(Err(SaveFailure::ParkTimeout)),
             Purpose::Pause(reply) => reply,
-            Purpose::ReplaceDisk(_, reply) => Some(reply),
+            Purpose::ReplaceDisk(_, reply) | Purpose::ResetOverlay(_, reply) => Some(reply),
         };
         self.release_parked();
         if let Some(reply) = reply {
@@ -104,6 +104,11 @@ impl Control {
             }
             Purpose::ReplaceDisk(change, reply) => {
                 let done = self.replace_disk(change);
+                self.release_parked();
+                let _ = reply.send(done);
+            }
+            Purpose::ResetOverlay(id, reply) => {
+                let done = self.reset_overlay(&id);
                 self.release_parked();
                 let _ = reply.send(done);
             }

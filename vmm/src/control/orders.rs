@@ -1,7 +1,7 @@
 //! Orders of the REST API. They come one after the other; one that comes while vCPUs are on their way out of the guest
 //! waits until they are there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
@@ -11,9 +11,11 @@ use super::phase::{DiskChange, Phase, Purpose, SaveFor};
 use super::{Control, gives_up};
 use crate::buttons::{self, Button};
 use crate::config::limiter::LimitsPatch;
+use crate::export;
 use crate::feed;
 use crate::limits;
 use crate::orders::{BalloonOrder, Order, OrderError, OrderReply};
+use crate::save::disk_paths;
 
 impl Control {
     /// Carries out `order`, or begins to; the answer goes to `reply`.
@@ -30,6 +32,12 @@ impl Control {
                 Ok(change) => return self.park_all(Purpose::ReplaceDisk(change, reply)),
                 Err(error) => Err(error),
             },
+            Order::ResetOverlay { id } if is_paused => self.reset_overlay(&id),
+            Order::ResetOverlay { id } => {
+                return self.park_all(Purpose::ResetOverlay(id, reply));
+            }
+            Order::ExportDisk { id, path } if is_paused => self.export_disk(&id, &path),
+            Order::ExportDisk { .. } => Err(OrderError::new("the machine is running")),
             Order::Save(target) if is_paused => {
                 self.begin_capture(SaveFor::Order(target, reply));
                 return;
@@ -113,6 +121,26 @@ impl Control {
             disk = disk.into_direct().map_err(OrderError::new)?;
         }
         Ok(DiskChange { id, path, disk })
+    }
+
+    /// The machine stands still, and its devices: nothing is written meanwhile.
+    fn export_disk(&self, id: &str, path: &Path) -> Result<(), OrderError> {
+        let disk = self.machine.devices.disk(id);
+        let disk = disk.ok_or_else(|| OrderError::new("Device not found"))?;
+        export::export(disk, path, &disk_paths(&self.machine.config)).map_err(OrderError::new)
+    }
+
+    /// All vCPUs are parked: no register front is locked by one that waits for us.
+    pub(super) fn reset_overlay(&mut self, id: &str) -> Result<(), OrderError> {
+        let done = self.machine.devices.reset_overlay(id);
+        if let Phase::Paused { .. } = self.phase {
+            // A save keeps what the driver has still to be told.
+            self.enter_pause();
+        }
+        match done.map_err(OrderError::new)? {
+            true => Ok(()),
+            false => Err(OrderError::new("Device not found")),
+        }
     }
 
     fn change_limits(&mut self, patch: &LimitsPatch) -> Result<(), OrderError> {

@@ -45,6 +45,8 @@ pub(super) enum Purpose {
     Pause(Option<OrderReply>),
     /// Another disk for a drive.
     ReplaceDisk(DiskChange, OrderReply),
+    /// The overlay of the drive with this id is emptied.
+    ResetOverlay(String, OrderReply),
 }
 
 /// Who asked for a save.

@@ -15,6 +15,7 @@ mod place;
 mod taps;
 mod wiring;
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -335,6 +336,25 @@ impl DeviceSet {
             return true;
         }
         false
+    }
+
+    /// Empties the overlay of drive `id`, and tells its driver that something has changed; false when there is none. The vCPUs
+    /// are parked.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn reset_overlay(&mut self, id: &str) -> io::Result<bool> {
+        for place in self.places.iter_mut().filter(|place| place.id == id) {
+            let Held::Block(block) = &mut place.device else {
+                continue;
+            };
+            let is_reset = block.reset_overlay()?;
+            if is_reset {
+                lock(&place.front).announce_change();
+            }
+            return Ok(is_reset);
+        }
+        Ok(false)
     }
 
     /// Changes the limits of a drive or a network interface; false when there is none of this name.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use lightv_api::config::VmSpec;
 use lightv_api::contract::balloon::HintingStart;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
-use lightv_api::contract::drive::DrivePatch;
+use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::snapshot::{
@@ -236,6 +236,18 @@ impl Monitor {
         Ok(Reply::Done)
     }
 
+    fn order_overlay(&self, id: &str, order: &OverlayOrder) -> Result<Reply, Refusal> {
+        let id = id.to_owned();
+        self.order(match order {
+            OverlayOrder::Reset => Order::ResetOverlay { id },
+            OverlayOrder::Export { path } => Order::ExportDisk {
+                id,
+                path: path.clone(),
+            },
+        })?;
+        Ok(Reply::Done)
+    }
+
     fn patch_net(&self, patch: &NetPatch) -> Result<Reply, Refusal> {
         self.order(Order::ChangeLimits(LimitsPatch::Net {
             id: patch.iface_id.clone(),
@@ -369,6 +381,7 @@ impl Machine for Monitor {
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {
         match call {
             DeviceCall::PatchDrive(patch) => self.patch_drive(patch),
+            DeviceCall::OrderOverlay(id, order) => self.order_overlay(id, order),
             DeviceCall::PatchNet(patch) => self.patch_net(patch),
             DeviceCall::PatchBalloon(patch) => self.order_balloon(BalloonOrder::SetAmount {
                 mib: patch.amount_mib,

@@ -2,7 +2,8 @@
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::balloon::{BalloonPatch, BalloonStatsPatch};
-use lightv_api::contract::drive::DrivePatch;
+use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
+use lightv_api::contract::instance::InstanceState;
 use lightv_api::contract::limiter::patched;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::pmem::PmemPatch;
@@ -47,6 +48,22 @@ impl<M: Machine> Controller<M> {
         }
         drive.rate_limiter = patched(drive.rate_limiter, patch.rate_limiter);
         self.update(area, spec, DeviceCall::PatchDrive(patch))
+    }
+
+    pub(super) fn order_overlay(&mut self, id: &str, order: &OverlayOrder) -> Answer {
+        let area = Area::Drive;
+        let state = self.started()?;
+        let spec = self.started_spec()?;
+        let Some(drive) = spec.drives.iter().find(|drive| drive.drive_id == id) else {
+            return Err(area.fault("Unable to change the overlay: Device not found"));
+        };
+        if drive.overlay.is_none() {
+            return Err(area.fault(format!("Drive {id} has no overlay.")));
+        }
+        if let (OverlayOrder::Export { .. }, InstanceState::Running) = (order, state) {
+            return Err(area.fault("Cannot export a disk while its machine runs: pause it."));
+        }
+        self.call(area, DeviceCall::OrderOverlay(id, order))
     }
 
     pub(super) fn patch_net(&mut self, patch: &NetPatch) -> Answer {

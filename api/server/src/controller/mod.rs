@@ -150,6 +150,7 @@ impl<M: Machine> Controller<M> {
             Request::PatchDrive(patch) => self.patch_drive(&patch),
             Request::PatchNet(patch) => self.patch_net(&patch),
             Request::PatchPmem(patch) => self.patch_pmem(&patch),
+            Request::OrderOverlay(id, order) => self.order_overlay(&id, &order),
             Request::DeleteDrive(id) => self.delete(Area::Drive, &id),
             Request::DeletePmem(id) => self.delete(Area::Pmem, &id),
             Request::DeleteNet(id) => self.delete(Area::Network, &id),

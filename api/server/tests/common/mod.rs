@@ -122,6 +122,7 @@ impl Machine for FakeMachine {
 
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {
         self.record.note(match call {
+            DeviceCall::OrderOverlay(id, order) => format!("overlay {id} {order:?}"),
             DeviceCall::PatchDrive(patch) => format!("patch drive {}", patch.drive_id),
             DeviceCall::PatchNet(patch) => format!("patch net {}", patch.iface_id),
             other => format!("{other:?}"),

@@ -160,7 +160,7 @@ impl Block {
     /// the disk's contents does not hold any more.
     ///
     /// # Errors
-    /// The kernel's; the disk then has what was written, or is its base, as a delta in a file says when it is opened next.
+    /// The kernel's; the disk is its base then too, and cannot be written to until a reset succeeds.
     pub fn reset_overlay(&mut self) -> io::Result<bool> {
         self.land_all();
         match self.disk.overlay_mut() {

@@ -129,10 +129,12 @@ fn write_config(out: &mut impl Write, config: &VmSpec) -> io::Result<()> {
     }
     for drive in &config.drives {
         let root = if drive.is_root_device { ", root" } else { "" };
-        let access = if drive.is_read_only {
-            "read-only"
-        } else {
-            "read-write"
+        let overlay = drive.overlay.as_ref().map(|overlay| &overlay.path);
+        let access = match overlay {
+            Some(Some(delta)) => format!("overlay in {}", delta.display()),
+            Some(None) => "overlay in memory".to_owned(),
+            None if drive.is_read_only => "read-only".to_owned(),
+            None => "read-write".to_owned(),
         };
         let path = drive.path_on_host.display();
         facts.push((

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod build;
 mod build_rootfs;
 pub(crate) mod completions;
+pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod images;
 pub(crate) mod inspect;

@@ -231,8 +231,19 @@ impl DeltaFile {
         self.file.write_all_at(&self.header.encode(), 0)
     }
 
+    /// What is written after a reset that failed would be void when the file is opened next.
+    fn ensure_whole(&self) -> io::Result<()> {
+        match self.header.condition {
+            Condition::Whole => Ok(()),
+            Condition::Resetting => Err(io::Error::other(
+                "the reset of the delta has failed; nothing is written until one succeeds",
+            )),
+        }
+    }
+
     /// `range` of the disk has become part of `owned`.
     pub(super) fn note(&mut self, owned: &BlockSet, range: Range<u64>) -> io::Result<()> {
+        self.ensure_whole()?;
         let pages = range.start / BLOCKS_PER_PAGE..range.end.div_ceil(BLOCKS_PER_PAGE);
         self.unsafe_pages.extend(pages);
         let words = range.start / 64 * 8..range.end.div_ceil(64).saturating_mul(8);
@@ -243,6 +254,7 @@ impl DeltaFile {
 
     /// Returns when all that was written is on the disk, and the safe map says so.
     pub(super) fn settle(&mut self, owned: &BlockSet) -> io::Result<()> {
+        self.ensure_whole()?;
         self.file.sync_data()?;
         if self.is_new {
             // What is safe must also be found.
@@ -275,8 +287,13 @@ impl DeltaFile {
         self.file.set_len(self.layout.file_bytes)?;
         self.file.sync_data()?;
         self.unsafe_pages.clear();
-        self.header.condition = Condition::Whole;
-        self.write_header()
+        let whole = Header {
+            condition: Condition::Whole,
+            ..self.header
+        };
+        self.file.write_all_at(&whole.encode(), 0)?;
+        self.header = whole;
+        Ok(())
     }
 
     /// Nothing was written by the guest: a file that we made for it is not left behind.

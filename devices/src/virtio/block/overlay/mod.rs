@@ -390,25 +390,25 @@ impl Overlay {
         }
     }
 
-    /// Forgets all that was written: the disk is its base again.
+    /// Forgets all that was written: the disk is its base again. After a failure it is that too, but nothing can be written.
     pub(super) fn reset(&mut self) -> io::Result<()> {
         let Map {
             owned,
             stored,
             kept,
         } = self.map.get_mut();
-        match kept {
-            Some(kept) => kept.reset()?,
+        let done = match kept {
+            Some(kept) => kept.reset(),
             None => {
-                self.file.set_len(0)?;
                 let data_bytes = self.blocks.saturating_mul(BLOCK_BYTES);
-                self.file.set_len(data_bytes)?;
+                let emptied = self.file.set_len(0);
+                emptied.and_then(|()| self.file.set_len(data_bytes))
             }
-        }
+        };
         owned.clear();
         stored.clear();
         self.saved = None;
-        Ok(())
+        done
     }
 }
 

@@ -434,6 +434,45 @@ fn a_delta_that_nobody_wrote_is_not_left_behind() {
 }
 
 #[test]
+fn damage_in_a_saved_delta_is_found_when_it_is_read() {
+    let bench = Bench::new();
+    let disk = bench.in_memory(None);
+    bench.write(&disk, 4096, &[1; 512]).unwrap();
+    let stored = disk.overlay().unwrap().stored(disk.len_bytes()).unwrap();
+    let part = DiskPart {
+        sums: [7].into(),
+        ..bench.section(&[1; 4096])
+    };
+    let saved = SavedDelta {
+        map: stored.map,
+        part: Some(part),
+    };
+    let disk = bench.in_memory(Some(saved));
+    let damaged = disk.read(&mut bench.buffers(512), 4096).unwrap_err();
+    assert!(damaged.to_string().contains("damaged"), "{damaged}");
+    // Not even a part of it is copied up, or saved again.
+    assert!(bench.write(&disk, 4096, &[2; 512]).is_err());
+    assert!(disk.overlay().unwrap().prove_saved().is_err());
+    bench.write(&disk, 4096, &[2; 4096]).unwrap();
+    assert_eq!(bench.read(&disk, 4096, 4096), [2; 4096]);
+    assert!(bench.read(&disk, 0, 4096) == base()[..4096]);
+}
+
+#[test]
+fn nothing_is_written_after_a_reset_that_failed() {
+    let bench = Bench::new();
+    drop(bench.in_file());
+    fs::write(bench.path("delta"), b"").unwrap();
+    drop(bench.in_file());
+    // Opened for reading only, as if the host's disk failed.
+    let mut disk = bench.open(DeltaAccess::Read).unwrap();
+    assert!(disk.overlay_mut().unwrap().reset().is_err());
+    assert!(bench.all(&disk) == base());
+    assert!(bench.write(&disk, 0, &[1; 512]).is_err());
+    assert!(disk.sync().is_err());
+}
+
+#[test]
 fn a_saved_delta_that_does_not_fit_is_refused() {
     let bench = Bench::new();
     let disk = bench.in_memory(None);

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Parser, Subcommand};
 use lightv_api::contract::snapshot::{SnapshotCreate, SnapshotType};
 use lightv_api::exit;
+use lightv_api_client::{Client, ClientError};
 use lightv_vmm::snapshot::memory_file::{self, MergeError};
 
 use super::inspect;
@@ -102,9 +103,26 @@ pub(crate) fn run(args: &SnapshotArgs) -> Result<ExitCode, Failure> {
 }
 
 fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
+    let client = vms::client(&args.vm)?;
+    let target = SnapshotCreate {
+        snapshot_path: absolute(&args.state),
+        mem_file_path: absolute(&args.memory),
+        snapshot_type: if args.diff {
+            SnapshotType::Diff
+        } else {
+            SnapshotType::Full
+        },
+    };
+    while_paused(&client, || client.put("/snapshot/create", &target))
+}
+
+/// Does `work` with a microVM that stands still; one that ran goes on afterwards.
+pub(super) fn while_paused(
+    client: &Client,
+    work: impl FnOnce() -> Result<(), ClientError>,
+) -> Result<ExitCode, Failure> {
     use lightv_api::contract::instance::{InstanceInfo, InstanceState};
     use lightv_api::contract::vm::{VmState, VmStatePatch};
-    let client = vms::client(&args.vm)?;
     let info: InstanceInfo = client.get("/").map_err(VmError::Client)?;
     let set_state = |state| {
         let done = client.patch("/vm", &VmStatePatch { state });
@@ -116,20 +134,11 @@ fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
     if was_running {
         set_state(VmState::Paused)?;
     }
-    let target = SnapshotCreate {
-        snapshot_path: absolute(&args.state),
-        mem_file_path: absolute(&args.memory),
-        snapshot_type: if args.diff {
-            SnapshotType::Diff
-        } else {
-            SnapshotType::Full
-        },
-    };
-    let saved = client.put("/snapshot/create", &target);
+    let done = work();
     if was_running {
         set_state(VmState::Resumed)?;
     }
-    saved.map_err(VmError::Client)?;
+    done.map_err(VmError::Client)?;
     if is_over.load(Ordering::SeqCst) {
         return Ok(ExitCode::from(exit::by_signal(INTERRUPT)));
     }
@@ -160,6 +169,6 @@ impl Coded for SignalError {
 }
 
 /// The monitor may have another working directory than we.
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
