@@ -47,6 +47,44 @@ fn a_shell_command_says_what_it_says_where_it_says_it() {
     assert_eq!(finished.stderr, "again\n");
 }
 
+#[test]
+fn clones_write_over_one_ext4_that_was_mounted_before_the_save() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let _ = busybox(&scratch, "root");
+    lightv_tests::disk::create(&scratch.path("data"), 16 << 20);
+    let mut mkfs = scratch.command("mkfs.ext4", &["-q", "-F", "data"]);
+    let _ = run(&mut mkfs).with_code(OK);
+    let data = scratch.read("data");
+    let command = "read name; test -e /mine && echo stale; echo $name > /mine; sync; cat /mine";
+    let options = [
+        "--rootfs",
+        "root",
+        "--writable",
+        "/dev/vdb",
+        "--cmd",
+        command,
+    ];
+    let disk = ["--disk", "data=data,overlay,cache=writeback"];
+    let _ = build(&scratch, "ext4.lv", &[&options[..], &disk].concat());
+    let clone = &|name: &str| {
+        let finished = run_with(&scratch, &["ext4.lv"], name.as_bytes()).with_code(OK);
+        assert_eq!(finished.stdout, name, "{finished:?}");
+        assert_eq!(finished.stderr, "", "{finished:?}");
+    };
+    std::thread::scope(|scope| {
+        for name in ["one\n", "two\n", "three\n"] {
+            scope.spawn(move || clone(name));
+        }
+    });
+    // The mount before the save has written to the delta, which is in the image.
+    let shown = scratch.run(&["inspect", "--json", "ext4.lv"]).with_code(OK);
+    assert!(shown.stdout.contains("overlay-sums"), "{shown:?}");
+    assert!(scratch.read("data") == data);
+}
+
 /// Its first act is to draw random bytes; then it says who it is.
 const PROGRAM: &str = r#"
 use std::io::Read;

@@ -145,7 +145,7 @@ fn a_delta_belongs_to_one_machine_and_one_base() {
     let mut elsewhere = own.clone();
     elsewhere["path_on_host"] = json!("other");
     refused(&scratch, &elsewhere, &["own.delta", "another disk"]);
-    scratch.write("own.delta", &[0; 4096]);
+    scratch.write("own.delta", [0; 4096]);
     refused(&scratch, &own, &["own.delta", "not a delta"]);
     assert!(scratch.read("own.delta") == [0; 4096]);
     let folder = drive(&json!({"path": "missing/own.delta"}));

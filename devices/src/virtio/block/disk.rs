@@ -15,7 +15,7 @@ use crate::sys::guest_buffers::GuestBuffers;
 pub struct Disk {
     raw: RawDisk,
     /// What the guest writes goes there.
-    overlay: Option<Overlay>,
+    overlay: Option<Box<Overlay>>,
     /// What the guest discards is given back to the host.
     discards: bool,
 }
@@ -108,7 +108,7 @@ impl Disk {
                 patience,
             } => Overlay::in_file(&self.raw, path, access, patience)?,
         };
-        self.overlay = Some(overlay.with_limit(options.bytes_max));
+        self.overlay = Some(Box::new(overlay.with_limit(options.bytes_max)));
         Ok(self)
     }
 
@@ -132,13 +132,13 @@ impl Disk {
 
     /// The layer over it.
     #[must_use]
-    pub const fn overlay(&self) -> Option<&Overlay> {
-        self.overlay.as_ref()
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.overlay.as_deref()
     }
 
     /// The same, to be reset.
-    pub(super) const fn overlay_mut(&mut self) -> Option<&mut Overlay> {
-        self.overlay.as_mut()
+    pub(super) fn overlay_mut(&mut self) -> Option<&mut Overlay> {
+        self.overlay.as_deref_mut()
     }
 
     /// Whether the host's page cache is passed by.

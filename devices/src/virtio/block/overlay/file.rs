@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::blocks::BlockSet;
 use super::error::OpenDeltaError;
-use super::format::{BaseId, Condition, HEADER_BYTES, Header, Layout, MAP_PAGE_BYTES};
+use super::format::{BaseId, Condition, HEADER_BYTES, Header, Layout, MAP_PAGE, MAP_PAGE_BYTES};
 
 /// How often a delta that is in use is looked at again.
 const LOCK_STEP: Duration = Duration::from_millis(5);
@@ -208,7 +208,7 @@ impl DeltaFile {
         let mut set = BlockSet::new(self.layout.blocks);
         let end = at.saturating_add(self.layout.map_bytes);
         let mut position = at;
-        let mut page = [0; MAP_PAGE_BYTES as usize];
+        let mut page = [0; MAP_PAGE];
         while position < end {
             position = match seek(&*self.file, SeekFrom::Data(position)) {
                 Ok(data) => position.max(data / MAP_PAGE_BYTES * MAP_PAGE_BYTES),

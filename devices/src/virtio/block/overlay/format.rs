@@ -19,6 +19,8 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 pub(super) const BLOCK: usize = 4096;
 /// Bytes of a page of a map.
 pub(super) const MAP_PAGE_BYTES: u64 = 4096;
+/// The same, for buffers.
+pub(super) const MAP_PAGE: usize = 4096;
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 512;
 /// First bytes of every delta.
