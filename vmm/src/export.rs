@@ -1,8 +1,6 @@
 //! A disk with its overlay as a file of its own.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use lightv_devices::virtio::block::{
     Delta, DeltaAccess, Disk, LockDiskError, OpenDiskError, Overlay, OverlayError, OverlayOptions,
 };
 
-use crate::publish::{NewFile, PublishError};
+use crate::publish::{self, NewFile, PublishError};
 use crate::report;
 use crate::sys::signal::waiting_end;
 
@@ -146,26 +144,9 @@ pub fn merge(base: &Path, delta: &Path, output: &Path) -> Result<(), MergeDiskEr
 
 /// Proves that `path` can take a disk: it is free, or a regular file that is none of `in_use`.
 fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), ExportError> {
-    let refused = |what| ExportError::Target {
+    let found = publish::check_target(path, in_use, "it is what it would be made of");
+    found.map(|_| ()).map_err(|what| ExportError::Target {
         path: path.into(),
         what,
-    };
-    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        return Err(refused("it is no file name"));
-    }
-    // What cannot be looked at is found when the file is made.
-    let Ok(found) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !found.is_file() {
-        return Err(refused("it exists and is not a regular file"));
-    }
-    let is_same = |other: &&Path| {
-        let other = fs::metadata(other);
-        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
-    };
-    if in_use.iter().any(is_same) {
-        return Err(refused("it is what it would be made of"));
-    }
-    Ok(())
+    })
 }

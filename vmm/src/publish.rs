@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::sys::file::{link_unnamed, open_unnamed};
@@ -22,6 +22,39 @@ pub struct PublishError {
     /// The kernel's reason.
     #[source]
     pub cause: io::Error,
+}
+
+/// What stands at a path that a file is to be published as: nothing that can be looked at, or a regular file, of this length in
+/// bytes.
+///
+/// # Errors
+/// Why no file can be published there; `in_use` is one of `used`, which must stay.
+pub fn check_target(
+    path: &Path,
+    used: &[&Path],
+    in_use: &'static str,
+) -> Result<Option<u64>, &'static str> {
+    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err("it is no file name");
+    }
+    // What cannot be looked at is found when the file is made.
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(None);
+    };
+    if found.is_dir() {
+        return Err("it is a directory, not a regular file");
+    }
+    if !found.is_file() {
+        return Err("it exists and is not a regular file");
+    }
+    let is_same = |other: &&Path| {
+        let other = fs::metadata(other);
+        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
+    };
+    if used.iter().any(is_same) {
+        return Err(in_use);
+    }
+    Ok(Some(found.size()))
 }
 
 /// A file that is being written.

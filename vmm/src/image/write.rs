@@ -2,9 +2,9 @@
 //!
 //! A file that is published when it is complete ([`crate::publish`]): header and table last, then sync and name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
@@ -19,7 +19,7 @@ use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind
 use super::manifest::MemoryRunV1;
 use super::read::Image;
 use crate::limits;
-use crate::publish::{NewFile, PublishError};
+use crate::publish::{self, NewFile, PublishError};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::signal::waiting_end;
 
@@ -278,28 +278,10 @@ pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteImageError
         path: path.into(),
         what,
     };
-    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        return Err(refused("it is no file name"));
-    }
-    // What cannot be looked at is found when the file is made.
-    let Ok(found) = fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if found.is_dir() {
-        return Err(refused("it is a directory"));
-    }
-    if !found.is_file() {
-        return Err(refused("it exists and is not a regular file"));
-    }
-    let is_same = |other: &&Path| {
-        let other = fs::metadata(other);
-        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
-    };
-    if in_use.iter().any(is_same) {
-        return Err(refused("it is a disk of the machine"));
-    }
+    let found = publish::check_target(path, in_use, "it is a disk of the machine");
+    let bytes = found.map_err(refused)?;
     // An empty file is what tools reserve a name with.
-    if found.size() > 0 && !is_image(path) {
+    if bytes.is_some_and(|bytes| bytes > 0) && !is_image(path) {
         return Err(refused(
             "it exists and is not a LightV image; remove it, or choose another name",
         ));

@@ -23,7 +23,7 @@ use crate::arch::host::layout;
 use crate::image::manifest::MemoryRunV1;
 use crate::limits;
 use crate::memory::{GuestRam, RamRun};
-use crate::publish::{NewFile, PublishError};
+use crate::publish::{self, NewFile, PublishError};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::process::wall_clock_ns;
 use crate::sys::signal::waiting_end;
@@ -136,28 +136,11 @@ pub enum OpenMemoryError {
 /// # Errors
 /// [`WriteMemoryError::Target`].
 pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteMemoryError> {
-    let refused = |what| WriteMemoryError::Target {
+    let found = publish::check_target(path, in_use, "it is a disk of the machine");
+    found.map(|_| ()).map_err(|what| WriteMemoryError::Target {
         path: path.into(),
         what,
-    };
-    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
-        return Err(refused("it is no file name"));
-    }
-    // What cannot be looked at is found when the file is made.
-    let Ok(found) = std::fs::symlink_metadata(path) else {
-        return Ok(());
-    };
-    if !found.is_file() {
-        return Err(refused("it exists and is not a regular file"));
-    }
-    let is_same = |other: &&Path| {
-        let other = std::fs::metadata(other);
-        other.is_ok_and(|other| (other.dev(), other.ino()) == (found.dev(), found.ino()))
-    };
-    if in_use.iter().any(is_same) {
-        return Err(refused("it is a disk of the machine"));
-    }
-    Ok(())
+    })
 }
 
 /// Writes `runs` of `ram` as the memory file `path`; all else of it is holes. The guest is paused.
