@@ -367,6 +367,7 @@ fn short(value: f64) -> String {
 }
 
 /// How a text looks.
+#[derive(Clone, Copy)]
 struct Look<'a> {
     size: f64,
     color: &'a RGBColor,
@@ -396,7 +397,7 @@ struct Pen<'a> {
 }
 
 impl Pen<'_> {
-    fn write(&self, text: &str, at: (i32, i32), look: &Look<'_>, anchor: HPos) -> Drawn {
+    fn write(&self, text: &str, at: (i32, i32), look: Look<'_>, anchor: HPos) -> Drawn {
         let style = TextStyle::from(("sans-serif", look.size, look.style).into_font())
             .color(look.color)
             .pos(Pos::new(anchor, VPos::Center));
@@ -405,22 +406,22 @@ impl Pen<'_> {
 
     /// From its left end on.
     fn text(&self, text: &str, at: (i32, i32), look: Look<'_>) -> Drawn {
-        self.write(text, at, &look, HPos::Left)
+        self.write(text, at, look, HPos::Left)
     }
 
     /// A value at an axis.
     fn centered(&self, text: &str, at: (i32, i32)) -> Drawn {
-        self.write(text, at, &Look::new(11.0, &FAINT), HPos::Center)
+        self.write(text, at, Look::new(11.0, &FAINT), HPos::Center)
     }
 
     /// A case's name.
     fn name(&self, name: &str, y: i32) -> Drawn {
-        self.write(name, (NAME_END, y), &Look::new(13.0, &INK), HPos::Right)
+        self.write(name, (NAME_END, y), Look::new(13.0, &INK), HPos::Right)
     }
 
     /// A number, or the name of its column.
     fn column(&self, text: &str, end: i32, y: i32, color: &RGBColor) -> Drawn {
-        self.write(text, (end, y), &Look::new(12.0, color), HPos::Right)
+        self.write(text, (end, y), Look::new(12.0, color), HPos::Right)
     }
 
     fn line(&self, from: (i32, i32), to: (i32, i32), color: &RGBColor, width: u32) -> Drawn {
