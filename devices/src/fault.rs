@@ -105,9 +105,9 @@ pub struct HostFault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HostOperation {
-    /// Take a frame from a tap.
+    /// Take a frame from a tap or a network in user space.
     ReceiveFrame,
-    /// Give a frame to a tap.
+    /// Give a frame to a tap or a network in user space.
     SendFrame,
     /// Tell a tap which offloads the guest accepted.
     SetOffload,
@@ -136,8 +136,8 @@ pub enum HostOperation {
 impl std::fmt::Display for HostOperation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::ReceiveFrame => "receive a frame from its tap",
-            Self::SendFrame => "send a frame to its tap",
+            Self::ReceiveFrame => "receive a frame from its network",
+            Self::SendFrame => "send a frame to its network",
             Self::SetOffload => "set the offloads of its tap",
             Self::ReadDisk => "read from its disk",
             Self::WriteDisk => "write to its disk",

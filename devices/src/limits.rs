@@ -33,6 +33,8 @@ pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
 /// Bytes of a network frame with its header: what a tap accepts, 65,535 bytes of IP packet, 15 of Ethernet and VLAN,
 /// 12 of header.
 pub const FRAME_BYTES_MAX: usize = 65_562;
+/// Bytes kept of what a network in user space has sent: one frame of the longest with its length, and some more.
+pub const STREAM_INBOX_BYTES: usize = 128 << 10;
 /// Frames sent or received before other devices have their turn.
 pub const NET_FRAMES_PER_TURN: usize = 64;
 /// Bytes of a frame to the metadata service. A driver that leaves segmentation to the device sends up to a window at once.

@@ -3,6 +3,8 @@
 
 #[path = "subjects/balloon.rs"]
 mod balloon_subject;
+#[path = "subjects/stream.rs"]
+mod stream_subject;
 #[path = "subjects/vsock.rs"]
 mod subject_vsock;
 mod support;
@@ -135,7 +137,7 @@ impl Subject for NetSubject {
         let (tap, mac) = (self.tap(), MacAddress::from_id("eth0"));
         Box::new(Net::new(NetOptions {
             id: "eth0".into(),
-            tap,
+            backend: tap.into(),
             mac,
             mtu: Some(1500),
         }))
@@ -672,6 +674,7 @@ macro_rules! conformance {
 
 conformance!(block, BlockSubject::new());
 conformance!(net, NetSubject { host: None });
+conformance!(net_in_user_space, stream_subject::StreamSubject::default());
 conformance!(balloon, balloon_subject::BalloonSubject);
 conformance!(entropy, EntropySubject);
 conformance!(console, ConsoleSubject::default());

@@ -2,8 +2,11 @@
 //! code, nothing left behind.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::time::Duration;
 
 use lightv_api::exit::{BAD_CONFIG, HOST_FAILURE, OK, SAVE_FAILED};
 use lightv_tests::host::{binary, has_kvm};
@@ -238,6 +241,33 @@ fn a_user_needs_no_privilege_but_kvm() {
         &as_nobody,
     ));
     assert_eq!(finished.with_code(0).stdout, "Hello, world!\n");
+}
+
+#[test]
+fn a_user_has_a_network_without_privileges() {
+    if !has_kvm() {
+        return;
+    }
+    let netns = Netns::with_tap();
+    netns.ip("link set lo up");
+    netns.ip("route add default via 10.0.0.254");
+    let (_vm, as_nobody) = as_nobody(&json!({
+        "boot-source": machine::config("kernel", "echo")["boot-source"],
+        "network-interfaces": [{"iface_id": "lan", "user": {"publish": ["8080:7"]}}],
+        "run": {"env": {"LIGHTV_IP": "10.0.2.15/24,10.0.2.2"}},
+    }));
+    let mut command = after_script(&MOUNT_NAME_SPACE, &private_dev(Some("666")), &as_nobody);
+    let process = netns.start(&mut command);
+    let address = SocketAddr::from(([127, 0, 0, 1], 8080));
+    wait_for("the guest's answer", || {
+        let mut stream = netns.try_connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        stream.write_all(b"echo").ok()?;
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).ok()?;
+        (answer == *b"echo").then_some(())
+    });
+    assert_eq!(process.end().code, 143);
 }
 
 #[test]

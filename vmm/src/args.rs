@@ -53,8 +53,8 @@ pub struct Cli {
     /// Use PATH for the delta of drive ID, which has an overlay.
     #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
     delta: Vec<(String, String)>,
-    /// Use the tap TAP for network interface ID; a guest with LightV's agent is told the address.
-    #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]", action = ArgAction::Append)]
+    /// Use a tap, or a network in user space, for network interface ID; a guest with LightV's agent is told the address.
+    #[arg(long, value_name = "[ID=]TAP|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]", action = ArgAction::Append)]
     net: Vec<NetOverride>,
     /// Use PATH for the socket of vsock.
     #[arg(long, value_name = "PATH")]

@@ -8,6 +8,7 @@ mod agent;
 mod cpu;
 pub mod limiter;
 mod mmds;
+mod net;
 mod overlay;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ use lightv_devices::virtio::net::MacAddress;
 use lightv_devices::virtio::vsock::GUEST_CIDS;
 
 pub use self::mmds::MmdsConfig;
+pub use self::net::{BadPublish, NetHost, Protocol, Publish, UserNetConfig};
 pub use self::overlay::OverlayConfig;
 
 use crate::arch::host::cpu_template::CpuTemplate;
@@ -132,8 +134,8 @@ pub enum RootBy {
 pub struct NetConfig {
     /// Its id.
     pub id: String,
-    /// Name of the tap.
-    pub tap: String,
+    /// What it is connected to.
+    pub host: NetHost,
     /// Address that the guest is told.
     pub mac: MacAddress,
     /// MTU that the guest is told.
@@ -590,16 +592,12 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
                 "an address that no other interface has",
             );
         }
-        if nets.iter().any(|net| net.tap == spec.host_dev_name) {
-            faults.add(
-                field("host_dev_name"),
-                &spec.host_dev_name,
-                "a tap that no other interface has",
-            );
-        }
+        let Some(host) = net::prove_host(index, spec, &nets, faults) else {
+            continue;
+        };
         nets.push(NetConfig {
             id: spec.iface_id.clone(),
-            tap: spec.host_dev_name.clone(),
+            host,
             mac,
             mtu,
             receive_limits: limiter::options(spec.rx_rate_limiter),

@@ -62,6 +62,7 @@ pub mod stop_text;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod terminal;
+pub mod user_net;
 pub mod vcpu;
 pub mod vm;
 pub mod vsock_socket;

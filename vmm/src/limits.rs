@@ -27,6 +27,14 @@ pub const VSOCK_PORT_BYTES_MAX: usize = 11;
 /// Descriptors that a process may have whose machine has vsock: a connection takes one, the API half as many, and some are
 /// left. Only if the host lets it.
 pub const FILES_WITH_VSOCK: u64 = 4096;
+/// Ports of the host that lead to one guest: each is a socket of passt's, and a word of its command line.
+pub const PUBLISHED_PORTS_MAX: usize = 64;
+/// Least number of a descriptor that is passed on purpose: those below are the standard streams.
+pub const INHERITED_FD_MIN: i32 = 3;
+/// How long passt may take to be ready, in milliseconds: 10 to 50 are usual.
+pub const PASST_START_MS_MAX: u64 = 10_000;
+/// Bytes of what passt says that are looked at, from the end.
+pub const PASST_TEXT_BYTES_MAX: usize = 4096;
 /// Length of an id of a drive or network interface.
 pub const ID_BYTES_MAX: usize = 64;
 /// Length of a guest's host name: Linux's own limit is 64 bytes with the NUL byte.

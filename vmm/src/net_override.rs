@@ -1,21 +1,27 @@
-//! `--net` as it is typed: `ID=TAP[,ip=ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]…]`.
+//! `--net` as it is typed: `ID=TAP[,ip=ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]…]`, `ID=fd=N` with the same, or
+//! `ID=user[,publish=[ADDRESS:]PORT:GUEST_PORT[/udp]]…[,host-loopback]`; without `ID=` for `eth0`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use lightv_api::config::InterfaceSpec;
+use lightv_api::contract::net::{NetHost, UserNet};
+
+use crate::config::{BadPublish, Publish};
+use crate::limits;
+use crate::user_net;
 
 /// Id of the interface when only its tap is named.
 const DEFAULT_INTERFACE: &str = "eth0";
 
-/// A tap for an interface of the machine, and what the guest is told of its address.
+/// What an interface of the machine is connected to, and what the guest is told of its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetOverride {
     /// Id of the interface; `eth0` when it was left out.
     pub id: String,
-    /// Name of the tap.
-    pub tap: String,
+    /// The host's end.
+    pub host: NetHost,
     /// What the guest is told.
     pub address: Option<NetAddress>,
 }
@@ -37,10 +43,25 @@ pub struct NetAddress {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetFault {
     /// No tap, or an empty id.
-    #[error("expected ID=TAP or TAP")]
+    #[error("expected TAP, user or fd=N, or one of them after ID=")]
     NotIdTap,
+    /// Text that is no descriptor.
+    #[error("{0:?} is no number of a descriptor of 3 or more")]
+    NotFd(String),
+    /// Text that is no port to publish.
+    #[error(transparent)]
+    Publish(#[from] BadPublish),
+    /// An option of another kind of network.
+    #[error("{0} is for --net user")]
+    OnlyUser(&'static str),
+    /// An address for a network that has its own.
+    #[error("{0} is not for --net user: its guest has {address}/{prefix}, gateway {gateway}, name server {dns}",
+        address = user_net::GUEST, prefix = user_net::PREFIX, gateway = user_net::GATEWAY, dns = user_net::NAME_SERVER)]
+    NotUser(&'static str),
     /// An option that does not exist.
-    #[error("unknown option {0:?}; there are ip, gw and dns")]
+    #[error(
+        "unknown option {0:?}; there are ip, gw and dns, and for user publish and host-loopback"
+    )]
     UnknownOption(String),
     /// Text that is no address.
     #[error("{0:?} is no IPv4 address")]
@@ -62,36 +83,81 @@ impl FromStr for NetOverride {
     fn from_str(text: &str) -> Result<Self, NetFault> {
         let mut parts = text.split(',');
         let first = parts.next().unwrap_or_default();
-        let (id, tap) = first.split_once('=').unwrap_or((DEFAULT_INTERFACE, first));
-        if id.is_empty() || tap.is_empty() {
+        let (id, host) = match first.split_once('=') {
+            Some(("fd", _)) | None => (DEFAULT_INTERFACE, first),
+            Some(pair) => pair,
+        };
+        if id.is_empty() || host.is_empty() {
             return Err(NetFault::NotIdTap);
         }
-        let (mut network, mut gateway, mut dns) = (None, None, Vec::new());
-        for option in parts {
-            match option.split_once('=') {
-                Some(("ip", value)) => network = Some(parse_network(value)?),
-                Some(("gw", value)) => gateway = Some(parse_ipv4(value)?),
-                Some(("dns", value)) => {
-                    dns.push(value.parse().map_err(|_| NetFault::NotIp(value.into()))?);
-                }
-                _ => return Err(NetFault::UnknownOption(option.into())),
+        let (host, address) = match host.strip_prefix("fd=") {
+            _ if host == "user" => parse_user(parts)?,
+            None => (NetHost::Tap(host.to_owned()), parse_address(parts)?),
+            Some(number) => {
+                let fd = number.parse().ok();
+                let fd = fd.filter(|fd| *fd >= limits::INHERITED_FD_MIN);
+                let fd = fd.ok_or_else(|| NetFault::NotFd(number.into()))?;
+                (NetHost::Fd(fd), parse_address(parts)?)
             }
-        }
-        if network.is_none() && (gateway.is_some() || !dns.is_empty()) {
-            return Err(NetFault::NoAddress);
-        }
-        let address = network.map(|(address, prefix)| NetAddress {
-            address,
-            prefix,
-            gateway,
-            dns,
-        });
+        };
         Ok(Self {
             id: id.to_owned(),
-            tap: tap.to_owned(),
+            host,
             address,
         })
     }
+}
+
+type Options<'a> = std::str::Split<'a, char>;
+
+/// What stands after a tap.
+fn parse_address(options: Options<'_>) -> Result<Option<NetAddress>, NetFault> {
+    let (mut network, mut gateway, mut dns) = (None, None, Vec::new());
+    for option in options {
+        match option.split_once('=') {
+            Some(("ip", value)) => network = Some(parse_network(value)?),
+            Some(("gw", value)) => gateway = Some(parse_ipv4(value)?),
+            Some(("dns", value)) => {
+                dns.push(value.parse().map_err(|_| NetFault::NotIp(value.into()))?);
+            }
+            Some(("publish", _)) => return Err(NetFault::OnlyUser("publish")),
+            None if option == "host-loopback" => return Err(NetFault::OnlyUser("host-loopback")),
+            _ => return Err(NetFault::UnknownOption(option.into())),
+        }
+    }
+    if network.is_none() && (gateway.is_some() || !dns.is_empty()) {
+        return Err(NetFault::NoAddress);
+    }
+    Ok(network.map(|(address, prefix)| NetAddress {
+        address,
+        prefix,
+        gateway,
+        dns,
+    }))
+}
+
+/// What stands after `user`.
+fn parse_user(options: Options<'_>) -> Result<(NetHost, Option<NetAddress>), NetFault> {
+    let mut user = UserNet::default();
+    for option in options {
+        match option.split_once('=') {
+            Some(("publish", value)) => {
+                user.publish.push(value.parse::<Publish>()?.to_string());
+            }
+            None if option == "host-loopback" => user.host_loopback = true,
+            Some(("ip", _)) => return Err(NetFault::NotUser("ip")),
+            Some(("gw", _)) => return Err(NetFault::NotUser("gw")),
+            Some(("dns", _)) => return Err(NetFault::NotUser("dns")),
+            _ => return Err(NetFault::UnknownOption(option.into())),
+        }
+    }
+    let address = NetAddress {
+        address: user_net::GUEST,
+        prefix: user_net::PREFIX,
+        gateway: Some(user_net::GATEWAY),
+        dns: vec![IpAddr::V4(user_net::NAME_SERVER)],
+    };
+    Ok((NetHost::User(user), Some(address)))
 }
 
 fn parse_network(text: &str) -> Result<(Ipv4Addr, u32), NetFault> {
@@ -106,8 +172,8 @@ fn parse_ipv4(text: &str) -> Result<Ipv4Addr, NetFault> {
 
 impl fmt::Display for NetOverride {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}={}", self.id, self.tap)?;
-        let Some(address) = &self.address else {
+        write!(out, "{}={}", self.id, self.host)?;
+        let (Some(address), NetHost::Tap(_) | NetHost::Fd(_)) = (&self.address, &self.host) else {
             return Ok(());
         };
         write!(out, ",ip={}/{}", address.address, address.prefix)?;
@@ -145,12 +211,22 @@ mod tests {
             "lan=tap7,ip=10.0.0.2/24",
             "lan=tap7,ip=10.0.0.2/24,gw=10.0.0.1",
             "lan=tap7,ip=10.0.0.2/24,gw=10.0.0.1,dns=1.1.1.1,dns=fd00::1",
+            "lan=fd=3,ip=10.0.0.2/24",
+            "eth0=user",
+            "lan=user,publish=8080:80,publish=127.0.0.1:53:53/udp,host-loopback",
         ] {
             let net: NetOverride = text.parse().expect(text);
             assert_eq!(net.to_string(), text);
         }
         let net: NetOverride = "tap7".parse().expect("a tap");
-        assert_eq!((net.id.as_str(), net.tap.as_str()), ("eth0", "tap7"));
+        assert_eq!(net.to_string(), "eth0=tap7");
+        let net: NetOverride = "fd=12".parse().expect("a descriptor");
+        assert_eq!((net.id.as_str(), net.host), ("eth0", NetHost::Fd(12)));
+        let net: NetOverride = "user".parse().expect("a network in user space");
+        let address = net.address.expect("an address").for_agent(0);
+        assert_eq!(address.address, "10.0.2.15/24");
+        assert_eq!(address.gateway.as_deref(), Some("10.0.2.2"));
+        assert_eq!(address.dns, ["10.0.2.3"]);
     }
 
     #[test]
@@ -166,6 +242,12 @@ mod tests {
             ("tap0,ip=10.0.0/8", NetFault::NotIpv4("10.0.0".into())),
             ("tap0,ip=10.0.0.2/8,dns=x", NetFault::NotIp("x".into())),
             ("tap0,mtu=1", NetFault::UnknownOption("mtu=1".into())),
+            ("tap0,publish=1:2", NetFault::OnlyUser("publish")),
+            ("fd=3,host-loopback", NetFault::OnlyUser("host-loopback")),
+            ("fd=2", NetFault::NotFd("2".into())),
+            ("lan=fd=x", NetFault::NotFd("x".into())),
+            ("user,ip=10.0.0.2/24", NetFault::NotUser("ip")),
+            ("user,publish=80", NetFault::Publish(BadPublish)),
         ];
         for (text, expected) in cases {
             assert_eq!(text.parse::<NetOverride>(), Err(expected), "{text}");

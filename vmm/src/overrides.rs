@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use lightv_api::config::{DriveSpec, RunSpec, VmSpec};
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
+use lightv_api::contract::net::NetHost;
 
 use crate::cmdline;
 use crate::config::{ConfigFault, ConfigFaults};
@@ -141,16 +142,21 @@ fn apply_delta(field: &str, id: &str, path: PathBuf, spec: &mut VmSpec) -> Optio
 
 /// Another tap, and another address where the guest has an agent that takes it.
 fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
-    let NetOverride { id, tap, address } = change;
+    let NetOverride { id, host, address } = change;
+    let is_user = matches!(host, NetHost::User(_));
     let ids = || spec.network_interfaces.iter().map(|net| &net.iface_id);
     let Some(index) = ids().position(|known| *known == id) else {
         return Some(unknown(field, &id, ids()));
     };
     if let Some(net) = spec.network_interfaces.get_mut(index) {
-        net.host_dev_name = tap;
+        net.set_host(host);
     }
     let address = address?;
     let Some(agent) = spec.run.as_mut().and_then(|run| run.agent.as_mut()) else {
+        // The address is not asked for, but the one that such a network has: it gives it by DHCP too.
+        if is_user {
+            return None;
+        }
         return Some(ConfigFault {
             field: field.to_owned(),
             found: format!("an address for `{id}`"),
@@ -234,7 +240,10 @@ mod tests {
         };
         overrides.apply(&mut changed, true).unwrap();
         assert_eq!(changed.drives[0].path_on_host, PathBuf::from("new"));
-        assert_eq!(changed.network_interfaces[0].host_dev_name, "tap9");
+        assert_eq!(
+            changed.network_interfaces[0].host(),
+            NetHost::Tap("tap9".into())
+        );
         let run = changed.run.unwrap();
         assert!(run.args.is_empty());
         assert_eq!(

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::net::NetworkOverride;
+
 /// `PUT /snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -94,15 +96,6 @@ pub enum MemBackendType {
     File,
     /// A process, by userfaultfd.
     Uffd,
-}
-
-/// Another tap for an interface. Unknown fields are passed over, as in Firecracker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NetworkOverride {
-    /// Which interface.
-    pub iface_id: String,
-    /// Its tap.
-    pub host_dev_name: String,
 }
 
 /// Another socket for vsock. Unknown fields are passed over, as in Firecracker.

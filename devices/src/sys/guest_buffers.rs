@@ -237,6 +237,38 @@ impl GuestBuffers {
         result
     }
 
+    /// Sends `start` and then the pieces by a stream socket, which may take a part of that. It never waits, and no signal comes
+    /// of an end that is closed.
+    ///
+    /// # Errors
+    /// The kernel's, EINTR and EAGAIN included.
+    pub(crate) fn send_bytes(&mut self, socket: BorrowedFd<'_>, start: &[u8]) -> io::Result<usize> {
+        if let Some(slot) = self.vectors.first_mut() {
+            *slot = libc::iovec {
+                iov_base: start.as_ptr().cast_mut().cast::<libc::c_void>(),
+                iov_len: start.len(),
+            };
+        }
+        let message = libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: self.vectors.as_mut_ptr(),
+            msg_iovlen: self.vectors.len().min(PARTS_PER_CALL),
+            msg_control: std::ptr::null_mut(),
+            msg_controllen: 0,
+            msg_flags: 0,
+        };
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: `message` has no name and no control data; slot 0 of its vectors is `start`, borrowed over the call and
+        // only read by it, the others are pieces of mappings that `self.mem` keeps alive; there are as many as it says.
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        if let Some(slot) = self.vectors.first_mut() {
+            *slot = EMPTY;
+        }
+        result
+    }
+
     /// Receives one frame into the pieces, and what does not fit in them into `rest`.
     ///
     /// # Errors

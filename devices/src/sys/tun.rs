@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 /// Bytes of an interface name with its NUL byte.
 const NAME_BYTES: usize = libc::IFNAMSIZ;
@@ -43,6 +43,52 @@ pub(crate) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: `request` has the size of `struct ifreq` (asserted above), is initialised and borrowed exclusively; its
     // name ends with a NUL byte, since it is shorter than the field.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// What an attached descriptor is.
+pub(crate) struct Identity {
+    /// The interface.
+    pub(crate) name: String,
+    /// `IFF_*`, as it was attached.
+    pub(crate) flags: libc::c_short,
+}
+
+/// What `tap` is attached to.
+///
+/// # Errors
+/// The kernel's: ENOTTY and others when it is none.
+pub(crate) fn identity(tap: BorrowedFd<'_>) -> io::Result<Identity> {
+    let mut request = InterfaceRequest {
+        name: [0; NAME_BYTES],
+        flags: 0,
+        rest: [0; 22],
+    };
+    // SAFETY: the kernel writes a `struct ifreq`, whose size `request` has (asserted above), and which is borrowed exclusively.
+    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+    let name = request.name.split(|byte| *byte == 0).next();
+    Ok(Identity {
+        name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+        flags: request.flags,
+    })
+}
+
+/// Another descriptor, closed at exec, of what this process has inherited as `number`. Those that it has opened itself are
+/// closed at exec, so that none of them is taken for an inherited one.
+///
+/// # Errors
+/// EBADF when there is no such descriptor, or when it is one of our own.
+pub(crate) fn duplicate_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and follows no pointer.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    check(flags)?;
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the call takes three numbers and follows no pointer.
+    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    check(duplicate)?;
+    // SAFETY: the kernel has just made it for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(duplicate) })
 }
 
 /// Sets the length of the header before each frame in bytes.

@@ -51,7 +51,9 @@ pub enum RestoreTransportError {
         status: u8,
     },
     /// Features were accepted that the device does not offer now, or without VERSION_1.
-    #[error("Saved features {acked:#x} are not a legal choice of those offered, {offered:#x}")]
+    #[error(
+        "Saved features {acked:#x} are not a legal choice of those offered, {offered:#x}: what the device is connected to can do less than where it was saved (a network in user space in place of a tap, an older kernel)"
+    )]
     Features {
         /// What the driver accepted.
         acked: u64,

@@ -132,14 +132,14 @@ impl FromStr for NetArg {
     fn from_str(text: &str) -> Result<Self, NetFault> {
         let (macs, others): (Vec<&str>, Vec<&str>) =
             text.split(',').partition(|part| part.starts_with("mac="));
-        let NetOverride { id, tap, address } = others.join(",").parse()?;
+        let NetOverride { id, host, address } = others.join(",").parse()?;
         let mac = macs.last().and_then(|mac| mac.strip_prefix("mac="));
-        let spec = NetSpec {
+        let mut spec = NetSpec {
             iface_id: id,
-            host_dev_name: tap,
             guest_mac: mac.map(str::to_owned),
             ..NetSpec::default()
         };
+        spec.set_host(host);
         Ok(Self { spec, address })
     }
 }

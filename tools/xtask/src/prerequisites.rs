@@ -55,6 +55,11 @@ const PREREQUISITES: &[Prerequisite] = &[
         is_present: || is_installed("setfattr"),
     },
     Prerequisite {
+        what: "passt (networks in user space, in tests)",
+        package: "passt",
+        is_present: || is_installed("passt"),
+    },
+    Prerequisite {
         what: "python3 (rootfs/recipes)",
         package: "python3",
         is_present: || is_installed("python3"),

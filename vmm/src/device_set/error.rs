@@ -10,6 +10,7 @@ use lightv_devices::virtio::net::OpenTapError;
 use lightv_devices::virtio::transport_state::RestoreTransportError;
 
 use crate::listen::ListenError;
+use crate::user_net::UserNetError;
 use crate::vm::VmError;
 
 /// Why devices could not be made. Nothing is left behind.
@@ -82,6 +83,15 @@ pub enum DeviceSetError {
         /// Why.
         #[source]
         cause: OpenTapError,
+    },
+    /// A network in user space could not be started.
+    #[error("Network interface {id}")]
+    UserNet {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        cause: UserNetError,
     },
     /// The image has other devices than its configuration.
     #[error("The image holds {found} devices and its configuration names {expected}")]

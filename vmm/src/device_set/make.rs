@@ -11,13 +11,13 @@ use lightv_devices::virtio::balloon::{Balloon, BalloonOptions, PAGES_PER_MIB};
 use lightv_devices::virtio::block::{Block, Delta, DeltaAccess, Disk, Overlay, OverlayOptions};
 use lightv_devices::virtio::console::{Console, Input, OnLost, Output, Streams, TerminalSize};
 use lightv_devices::virtio::entropy::{Entropy, EntropyStateV1};
-use lightv_devices::virtio::net::{Net, NetOptions, Tap};
+use lightv_devices::virtio::net::{Backend, Net, NetOptions, Tap};
 use lightv_devices::virtio::vsock::Vsock;
 
 use super::error::DeviceSetError;
 use super::held::Held;
 use super::{Around, HeldBackends};
-use crate::config::{DriveConfig, MachineConfig, NetConfig, OverlayConfig, VsockConfig};
+use crate::config::{DriveConfig, MachineConfig, NetConfig, NetHost, OverlayConfig, VsockConfig};
 use crate::image::disk::{ImageOverlay, StoredDisk};
 use crate::limits;
 use crate::listen::{ListenError, SocketFile};
@@ -26,6 +26,7 @@ use crate::reclaim::Reclaimer;
 use crate::report;
 use crate::sys::process;
 use crate::terminal;
+use crate::user_net;
 use crate::vsock_socket;
 
 /// Id of the entropy source.
@@ -122,7 +123,7 @@ pub(super) fn create(
     for net in config.nets() {
         let card = Net::new(NetOptions {
             id: net.id.clone(),
-            tap: open_tap(net, around.held)?,
+            backend: open_network(net, around.held)?,
             mac: net.mac,
             mtu: net.mtu,
         });
@@ -276,14 +277,23 @@ fn lay_over(
     Ok(disk)
 }
 
-fn open_tap(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Tap, DeviceSetError> {
-    if let Some(tap) = held.and_then(|held| held.taps.take(&net.tap)) {
-        return Ok(tap);
+/// The host's end of an interface: a tap that is held, one that is opened, or a new network in user space.
+fn open_network(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Backend, DeviceSetError> {
+    if let Some(tap) = held.and_then(|held| held.taps.take(&net.host)) {
+        return Ok(tap.into());
     }
-    Tap::open(&net.tap).map_err(|cause| DeviceSetError::Tap {
-        id: net.id.clone(),
-        cause,
-    })
+    let id = net.id.clone();
+    match &net.host {
+        NetHost::Tap(name) => Tap::open(name)
+            .map(Backend::from)
+            .map_err(|cause| DeviceSetError::Tap { id, cause }),
+        NetHost::Fd(number) => Tap::inherit(*number)
+            .map(Backend::from)
+            .map_err(|cause| DeviceSetError::Tap { id, cause }),
+        NetHost::User(user) => user_net::start(user, net.mtu)
+            .map(Backend::from)
+            .map_err(|cause| DeviceSetError::UserNet { id, cause }),
+    }
 }
 
 /// The standard streams as the console's. Of a run with a terminal they are the terminal's; else there is no terminal, and
@@ -411,7 +421,7 @@ fn restore_net(
     let DeviceState::Net(state) = state else {
         return Err(wrong_kind(place, &net.id));
     };
-    let card = Net::from_state(net.id.clone(), state, open_tap(net, held)?);
+    let card = Net::from_state(net.id.clone(), state, open_network(net, held)?);
     card.map_err(|cause| DeviceSetError::Restore {
         id: net.id.clone(),
         cause,

@@ -25,7 +25,7 @@ use crate::args::{Origin, RunJob};
 use crate::boot::Site;
 use crate::builder::{Builder, MemoryFrom, PrepareError, SnapshotFiles};
 use crate::config::limiter::LimitsPatch;
-use crate::config::{ConfigFaults, MachineConfig};
+use crate::config::{ConfigFaults, MachineConfig, NetHost};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldBackends, HostSide};
 use crate::event::{Event, EventSender};
@@ -290,8 +290,8 @@ impl Machine for Monitor {
         if let Part::Net(id) = change.part
             && let Some(net) = config.nets().iter().find(|net| net.id == id)
         {
-            let names: Vec<&str> = config.nets().iter().map(|net| net.tap.as_str()).collect();
-            let held = self.held.taps.hold(&net.tap, &names);
+            let hosts: Vec<&NetHost> = config.nets().iter().map(|net| &net.host).collect();
+            let held = self.held.taps.hold(&net.host, &hosts);
             held.map_err(|error| Refusal::of(&error))?;
         }
         if let (Part::Vsock, Some(vsock)) = (change.part, config.vsock()) {
@@ -451,7 +451,7 @@ fn overrides_of(params: &LoadParams) -> Overrides {
         nets: nets
             .map(|net| NetOverride {
                 id: net.iface_id.clone(),
-                tap: net.host_dev_name.clone(),
+                host: net.host(),
                 address: None,
             })
             .collect(),

@@ -8,7 +8,7 @@ use lightv_api::contract::drive::DriveSpec;
 use lightv_api::contract::machine::HugePages;
 use lightv_api::contract::memory_hotplug::MemoryHotplugSpec;
 use lightv_api::contract::mmds::MmdsConfig;
-use lightv_api::contract::net::NetSpec;
+use lightv_api::contract::net::{NetHost, NetSpec};
 
 use crate::limits;
 
@@ -128,8 +128,9 @@ pub(super) fn net(spec: &VmSpec, net: &NetSpec) -> Result<(), RuleFault> {
         {
             return Err(RuleFault::MacInUse(mac.clone()));
         }
-        if other.host_dev_name == net.host_dev_name {
-            return Err(RuleFault::TapInUse(net.host_dev_name.clone()));
+        let host = net.host();
+        if !matches!(host, NetHost::User(_)) && other.host() == host {
+            return Err(RuleFault::TapInUse(host.to_string()));
         }
     }
     Ok(())

@@ -23,24 +23,41 @@ pub mod feature {
     pub const HOST_TSO6: u64 = 1 << 12;
     /// A frame for the guest may be spread over several chains.
     pub const MRG_RXBUF: u64 = 1 << 15;
+    /// The guest takes several UDP datagrams over IPv4 in one piece.
+    pub const GUEST_USO4: u64 = 1 << 54;
+    /// The guest takes several UDP datagrams over IPv6 in one piece.
+    pub const GUEST_USO6: u64 = 1 << 55;
+    /// The device takes several UDP datagrams in one piece.
+    pub const HOST_USO: u64 = 1 << 56;
+    /// Checksums, and all that cut TCP.
+    pub const TSO: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6;
+    /// All that cut UDP.
+    pub const USO: u64 = GUEST_USO4 | GUEST_USO6 | HOST_USO;
 }
 
 /// Least MTU that IPv4 allows.
 pub const MTU_MIN: u16 = 68;
 
+/// What the host can do of a guest's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offloads {
+    /// Nothing: each frame is sent and received as it is on the wire.
+    None,
+    /// Checksums, and cutting TCP.
+    Tcp,
+    /// UDP too.
+    TcpAndUdp,
+}
+
 /// What a card offers.
-pub(super) const fn features(mtu: Option<u16>) -> u64 {
+pub(super) const fn features(mtu: Option<u16>, offloads: Offloads) -> u64 {
     let mtu = if mtu.is_some() { feature::MTU } else { 0 };
-    crate::virtio::feature::COMMON
-        | feature::CSUM
-        | feature::GUEST_CSUM
-        | feature::MAC
-        | feature::GUEST_TSO4
-        | feature::GUEST_TSO6
-        | feature::HOST_TSO4
-        | feature::HOST_TSO6
-        | feature::MRG_RXBUF
-        | mtu
+    let offloads = match offloads {
+        Offloads::None => 0,
+        Offloads::Tcp => feature::TSO,
+        Offloads::TcpAndUdp => feature::TSO | feature::USO,
+    };
+    crate::virtio::feature::COMMON | feature::MAC | feature::MRG_RXBUF | offloads | mtu
 }
 
 /// `struct virtio_net_config` up to `mtu`: address at 0, MTU at 10; what belongs to features not offered is 0.

@@ -19,6 +19,8 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 /// `gso_type`: TCP over IPv6.
 const GSO_TCPV6: u8 = 4;
+/// `gso_type`: datagrams of UDP, over either.
+const GSO_UDP_L4: u8 = 5;
 
 /// A header of the guest's that agrees with itself, its frame, and the accepted features.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl TransmitHeader {
             GSO_NONE => true,
             GSO_TCPV4 => acked_features & feature::HOST_TSO4 != 0 && gso_bytes != 0 && needs_csum,
             GSO_TCPV6 => acked_features & feature::HOST_TSO6 != 0 && gso_bytes != 0 && needs_csum,
+            GSO_UDP_L4 => acked_features & feature::HOST_USO != 0 && gso_bytes != 0 && needs_csum,
             _ => false,
         };
         let length_is_good = frame_bytes >= ETHERNET_BYTES

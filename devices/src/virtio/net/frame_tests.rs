@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ALL: u64 = feature::CSUM | feature::HOST_TSO4 | feature::HOST_TSO6;
+const ALL: u64 = feature::CSUM | feature::HOST_TSO4 | feature::HOST_TSO6 | feature::HOST_USO;
 
 /// Fields of a header, in order.
 #[derive(Clone, Copy, Default)]
@@ -91,8 +91,16 @@ fn segmentation_needs_its_feature_a_size_and_a_checksum() {
             ..segmented()
         }
         .is_taken(60_000, ALL);
-        assert_eq!(is_taken, [0, 1, 4].contains(&gso_type), "{gso_type:#x}");
+        assert_eq!(is_taken, [0, 1, 4, 5].contains(&gso_type), "{gso_type:#x}");
     }
+    let datagrams = Fields {
+        gso_type: 5,
+        csum_offset: 6,
+        ..segmented()
+    };
+    assert!(datagrams.is_taken(60_000, ALL));
+    assert!(!datagrams.is_taken(60_000, ALL & !feature::HOST_USO));
+    assert!(!datagrams.is_taken(60_000, ALL & !feature::CSUM));
 }
 
 #[test]

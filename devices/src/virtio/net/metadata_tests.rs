@@ -44,7 +44,7 @@ impl Bench {
         let mmds = Mmds::default();
         let mut net = Net::new(NetOptions {
             id: "eth0".into(),
-            tap: Tap::from_frame_socket(OwnedFd::from(tap)),
+            backend: Tap::from_frame_socket(OwnedFd::from(tap)).into(),
             mac: "06:00:ac:10:00:02".parse().unwrap(),
             mtu: None,
         });

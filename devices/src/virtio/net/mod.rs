@@ -1,10 +1,12 @@
-//! The network card (virtio 1.2 §5.1): a tap of the host as the guest's Ethernet card, and the way to the metadata service
-//! if the guest may ask it.
+//! The network card (virtio 1.2 §5.1): a tap of the host, or a network in user space, as the guest's Ethernet card, and the
+//! way to the metadata service if the guest may ask it.
 
+mod backend;
 mod config;
 mod frame;
 mod receive;
 pub mod state;
+mod stream;
 mod tap;
 mod transmit;
 
@@ -15,12 +17,14 @@ use std::time::Instant;
 
 use virtio_queue::Queue;
 
+pub use self::backend::Backend;
 pub use self::config::{MTU_MIN, MacAddress, ParseMacError, feature};
 pub use self::state::NetStateV1;
+pub use self::stream::{FrameStream, StreamPeer};
 pub use self::tap::{OpenTapError, Tap};
 
 use self::receive::{Given, Receiver};
-use self::transmit::Transmitter;
+use self::transmit::{Transmitter, Ways};
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
@@ -42,7 +46,7 @@ pub struct NetOptions {
     /// Id in the VM's configuration.
     pub id: String,
     /// The host's side.
-    pub tap: Tap,
+    pub backend: Backend,
     /// Address that the guest is told.
     pub mac: MacAddress,
     /// MTU that the guest is told.
@@ -56,9 +60,12 @@ pub struct Net {
     mac: MacAddress,
     mtu: Option<u16>,
     config: [u8; 12],
-    tap: Tap,
-    /// The tap was deleted, or broke: it is not watched until a frame can be sent again.
-    is_tap_gone: bool,
+    backend: Backend,
+    /// The tap was deleted, or broke: it is not watched until a frame can be sent again. A network in user space does not come
+    /// back.
+    is_gone: bool,
+    /// Since when there is more to do, that a turn has left over and nobody will say.
+    more_since: Option<Instant>,
     counters: Arc<Counters>,
     /// Of frames for the guest.
     receive_limiter: Limiter,
@@ -87,7 +94,12 @@ impl Net {
     /// A network card, idle.
     #[must_use]
     pub fn new(options: NetOptions) -> Self {
-        let NetOptions { id, tap, mac, mtu } = options;
+        let NetOptions {
+            id,
+            backend,
+            mac,
+            mtu,
+        } = options;
         let config = config::config_space(mac, mtu);
         let counters = Arc::default();
         Self {
@@ -95,8 +107,9 @@ impl Net {
             mac,
             mtu,
             config,
-            tap,
-            is_tap_gone: false,
+            backend,
+            is_gone: false,
+            more_since: None,
             counters,
             receive_limiter: Limiter::default(),
             transmit_limiter: Limiter::default(),
@@ -113,17 +126,23 @@ impl Net {
         });
     }
 
-    /// A network card as it was saved, on a tap that the caller has found for it; idle.
+    /// A network card as it was saved, on a host's side that the caller has found for it; idle.
     ///
     /// # Errors
     /// [`RestoreDeviceError::Mac`], [`RestoreDeviceError::Mtu`].
     pub fn from_state(
         id: String,
         state: &NetStateV1,
-        tap: Tap,
+        backend: impl Into<Backend>,
     ) -> Result<Self, RestoreDeviceError> {
         let (mac, mtu) = state.check(&id)?;
-        Ok(Self::new(NetOptions { id, tap, mac, mtu }))
+        let backend = backend.into();
+        Ok(Self::new(NetOptions {
+            id,
+            backend,
+            mac,
+            mtu,
+        }))
     }
 
     /// Address that the guest is told.
@@ -134,8 +153,8 @@ impl Net {
 
     /// The host's side.
     #[must_use]
-    pub const fn tap(&self) -> &Tap {
-        &self.tap
+    pub const fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// Changes what the guest may receive and send, also while at work.
@@ -147,27 +166,96 @@ impl Net {
     /// Tells the tap what the guest has accepted. True if the tap has been deleted: the guest then has a card without
     /// a cable.
     fn settle_offload(&mut self, acked_features: u64) -> io::Result<bool> {
-        match self.tap.set_offload(acked_features) {
+        match self.backend.set_offload(acked_features) {
             Err(cause) if cause.raw_os_error() == Some(libc::EBADFD) => Ok(true),
             result => result.map(|()| false),
         }
     }
 
-    fn transmit(&mut self) -> Progress {
+    fn transmit(&mut self) -> Result<Progress, HostFault> {
         let Some(active) = &mut self.active else {
-            return Progress::Done;
+            return Ok(Progress::Done);
         };
-        let detour = self.metadata.as_mut().map(|metadata| &mut metadata.detour);
-        let turn = active.transmitter.serve_turn(
-            self.tap.as_fd(),
-            &self.counters,
-            &mut self.transmit_limiter,
-            detour,
-        );
+        let ways = Ways {
+            backend: &mut self.backend,
+            is_gone: self.is_gone,
+            detour: self.metadata.as_mut().map(|metadata| &mut metadata.detour),
+        };
+        let turn = active
+            .transmitter
+            .serve_turn(ways, &self.counters, &mut self.transmit_limiter);
         // It works again: it was only away.
-        self.is_tap_gone &= !turn.has_sent;
+        self.is_gone &= !turn.has_sent;
         self.serve_metadata();
-        turn.progress
+        match turn.gone {
+            Some(cause) => {
+                // What is still in the ring is lost too, and its driver does not ring again before that.
+                self.more_since = Some(Instant::now());
+                Err(self.note_gone(HostOperation::SendFrame, cause))
+            }
+            None => Ok(turn.progress),
+        }
+    }
+
+    /// Gives the guest what has come from the host.
+    fn receive(&mut self) -> Result<(), HostFault> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let (receiver, limiter) = (&mut active.receiver, &mut self.receive_limiter);
+        let served = match &mut self.backend {
+            Backend::Tap(tap) => receiver.serve_turn(tap.as_fd(), &self.counters, limiter),
+            Backend::Stream(stream) => receiver
+                .serve_stream(stream, &self.counters, limiter)
+                .map(|has_more| self.more_since = has_more.then(Instant::now)),
+        };
+        served.map_err(|cause| self.note_gone(HostOperation::ReceiveFrame, cause))
+    }
+
+    /// A network in user space: what has come of it may have waited for buffers, and for the limiter.
+    fn receive_stream(&mut self) -> Result<(), HostFault> {
+        let is_served = matches!(self.backend, Backend::Stream(_)) && self.wants_frames();
+        if is_served { self.receive() } else { Ok(()) }
+    }
+
+    fn note_gone(&mut self, operation: HostOperation, cause: io::Error) -> HostFault {
+        self.is_gone = true;
+        self.counters.host_fault(&cause);
+        HostFault {
+            device: self.id.clone(),
+            operation,
+            cause,
+        }
+    }
+
+    /// Whether a frame of the host could be given to the guest now.
+    fn wants_frames(&self) -> bool {
+        let has_buffers = self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.receiver.has_buffers());
+        has_buffers && !self.is_gone && self.receive_limiter.blocked_until().is_none()
+    }
+
+    /// Has a network in user space watched for what is waited for now.
+    fn settle_watch(&self) {
+        if let Backend::Stream(stream) = &self.backend {
+            stream.watch(self.wants_frames());
+        }
+    }
+
+    fn serve_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
+        match (index, &mut self.active) {
+            (RECEIVE_QUEUE, Some(active)) => {
+                active.receiver.buffers_came();
+                // Looks again, when the wait is over.
+                let _ = self.receive_limiter.is_blocked();
+                self.serve_metadata();
+                self.receive_stream().map(|()| Progress::Done)
+            }
+            (TRANSMIT_QUEUE, Some(_)) => self.transmit(),
+            _ => Ok(Progress::Done),
+        }
     }
 
     /// Lets the metadata service work, and gives the guest what it says.
@@ -202,7 +290,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.mtu)
+        config::features(self.mtu, self.backend.offloads())
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -216,7 +304,7 @@ impl VirtioDevice for Net {
     fn activate(&mut self, env: Activation) -> Result<(), ActivateError> {
         ActivateError::unless_idle(&self.id, self.active.is_some())?;
         let acked_features = env.acked_features;
-        self.is_tap_gone = self.settle_offload(acked_features).map_err(|cause| {
+        let is_gone = self.settle_offload(acked_features).map_err(|cause| {
             self.counters.host_fault(&cause);
             let device = self.id.clone();
             ActivateError::Host(HostFault {
@@ -225,6 +313,8 @@ impl VirtioDevice for Net {
                 cause,
             })
         })?;
+        // A tap may have come back; a network in user space has not.
+        self.is_gone = is_gone || (self.is_gone && matches!(self.backend, Backend::Stream(_)));
         let [receive, transmit] = env.into_rings(&self.id, &self.counters)?;
         let receiver = Receiver::new(receive, acked_features);
         let transmitter = Transmitter::new(transmit, acked_features);
@@ -232,16 +322,19 @@ impl VirtioDevice for Net {
             receiver,
             transmitter,
         });
+        self.settle_watch();
         Ok(())
     }
 
-    /// Frames are sent or received whole within a call: none waits for the host.
+    /// Frames are sent or received whole within a call, but for one that a network in user space is about to take: none
+    /// waits for the host in the guest's memory.
     fn finish(&mut self, _gives_up: &dyn Fn() -> bool) {}
 
     fn deactivate(&mut self) -> Vec<Queue> {
         // Frames are sent or received whole within a call, so none is under way here.
         self.receive_limiter.forget_wait();
         self.transmit_limiter.forget_wait();
+        self.more_since = None;
         let Some(Active {
             receiver,
             transmitter,
@@ -249,52 +342,45 @@ impl VirtioDevice for Net {
         else {
             return Vec::new();
         };
+        self.settle_watch();
         vec![receiver.into_queue(), transmitter.into_queue()]
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        match (index, &mut self.active) {
-            (RECEIVE_QUEUE, Some(active)) => {
-                active.receiver.buffers_came();
-                // Looks again, when the wait is over.
-                let _ = self.receive_limiter.is_blocked();
-                self.serve_metadata();
-                Ok(Progress::Done)
-            }
-            (TRANSMIT_QUEUE, Some(_)) => Ok(self.transmit()),
-            _ => Ok(Progress::Done),
+        if index == RECEIVE_QUEUE {
+            self.more_since = None;
         }
+        let served = self.serve_queue(index);
+        self.settle_watch();
+        served
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.tap.as_fd())
+        Some(self.backend.as_fd())
     }
 
     fn wants_backend(&self) -> bool {
-        let has_buffers = self
-            .active
-            .as_ref()
-            .is_some_and(|active| active.receiver.has_buffers());
-        has_buffers && !self.is_tap_gone && self.receive_limiter.blocked_until().is_none()
+        match &self.backend {
+            Backend::Stream(stream) if stream.has_unsent() => self.active.is_some(),
+            _ => self.wants_frames(),
+        }
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
-        let Some(active) = &mut self.active else {
-            return Ok(());
+        // There is room again: what waits in the ring comes after what was kept.
+        let sent = match &self.backend {
+            Backend::Stream(stream) if stream.has_unsent() => self.transmit(),
+            _ => Ok(Progress::Done),
         };
-        active
-            .receiver
-            .serve_turn(self.tap.as_fd(), &self.counters, &mut self.receive_limiter)
-            .map_err(|cause| {
-                self.is_tap_gone = true;
-                self.counters.host_fault(&cause);
-                let device = self.id.clone();
-                HostFault {
-                    device,
-                    operation: HostOperation::ReceiveFrame,
-                    cause,
-                }
-            })
+        let received = match &self.backend {
+            Backend::Tap(_) => self.receive(),
+            Backend::Stream(_) => self.receive_stream(),
+        };
+        if matches!(sent, Ok(Progress::More)) {
+            self.more_since = Some(Instant::now());
+        }
+        self.settle_watch();
+        sent.and(received)
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -304,6 +390,7 @@ impl VirtioDevice for Net {
             receive.blocked_until(),
             transmit.blocked_until(),
             metadata.and_then(|metadata| metadata.serve_by),
+            self.more_since,
         ];
         waits.into_iter().flatten().min()
     }

@@ -14,6 +14,7 @@ use crate::sys::guest_buffers::GuestBuffers;
 use crate::virtio::chain::{Chain, lie_in_ram, total_bytes, write_at};
 use crate::virtio::net::config::feature;
 use crate::virtio::net::frame::{HEADER_BYTES, NUM_BUFFERS_AT};
+use crate::virtio::net::stream::FrameStream;
 use crate::virtio::ring::{Popped, Ring};
 
 /// Bytes that are gathered for a frame when the guest takes no large ones: more is rare, and copied.
@@ -57,7 +58,8 @@ pub(super) enum Given {
 
 impl Receiver {
     pub(super) fn new(ring: Ring, acked_features: u64) -> Self {
-        let large = feature::GUEST_TSO4 | feature::GUEST_TSO6;
+        let large =
+            feature::GUEST_TSO4 | feature::GUEST_TSO6 | feature::GUEST_USO4 | feature::GUEST_USO6;
         let is_large = acked_features & large != 0;
         let buffers = GuestBuffers::new(Arc::clone(ring.mem()));
         let mut receiver = Self {
@@ -147,6 +149,48 @@ impl Receiver {
         }
         self.ring.notify();
         result
+    }
+
+    /// The same from a network in user space. True if a frame has come that the limit of a turn has left over.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub(super) fn serve_stream(
+        &mut self,
+        stream: &mut FrameStream,
+        counters: &Counters,
+        limiter: &mut Limiter,
+    ) -> io::Result<bool> {
+        let result = self.take_frames(stream, counters, limiter);
+        self.ring.notify();
+        result
+    }
+
+    fn take_frames(
+        &mut self,
+        stream: &mut FrameStream,
+        counters: &Counters,
+        limiter: &mut Limiter,
+    ) -> io::Result<bool> {
+        for _ in 0..NET_FRAMES_PER_TURN {
+            if limiter.is_blocked() {
+                Counters::add_one(&counters.throttled_to_guest);
+                return Ok(false);
+            }
+            // No buffers, no frame: what has not been read holds the other end up.
+            self.gather();
+            if self.gathered_chains == 0 {
+                return Ok(false);
+            }
+            let Some(frame) = stream.peek()? else {
+                return Ok(false);
+            };
+            if self.give(frame, counters) == Given::Now {
+                limiter.charge((frame.len() as u64).saturating_add(HEADER_BYTES as u64));
+            }
+            stream.pass();
+        }
+        Ok(stream.has_frame())
     }
 
     /// Gives the guest a frame of ours, without header.

@@ -17,6 +17,7 @@ const TUN_PATH: &str = "/dev/net/tun";
 pub struct Tap {
     fd: OwnedFd,
     source: Source,
+    has_uso: bool,
     offload: u32,
 }
 
@@ -90,6 +91,36 @@ pub enum OpenTapError {
         #[source]
         cause: io::Error,
     },
+    /// There is no such descriptor.
+    #[error(
+        "Descriptor {number} is not one that was passed to this process: open the tap, and let its descriptor be inherited (no FD_CLOEXEC) under that number"
+    )]
+    Inherit {
+        /// The descriptor.
+        number: i32,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is of something else.
+    #[error("Descriptor {number} is no tap")]
+    NoTap {
+        /// The descriptor.
+        number: i32,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is a tap that cannot be used.
+    #[error("Descriptor {number}, interface {name}: {what}")]
+    InheritedKind {
+        /// The descriptor.
+        number: i32,
+        /// The interface.
+        name: String,
+        /// What is wrong, and what to do.
+        what: &'static str,
+    },
     /// Something else.
     #[error("Cannot attach to tap {name}")]
     Attach {
@@ -102,6 +133,15 @@ pub enum OpenTapError {
     /// It cannot carry virtio headers.
     #[error("Cannot set up the header of tap {name}")]
     Header {
+        /// The tap.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// It cannot even do without offloads.
+    #[error("Cannot set up the offloads of tap {name}")]
+    Offload {
         /// The tap.
         name: String,
         /// The kernel's reason.
@@ -143,15 +183,49 @@ impl Tap {
         Self::set_up(fd, name)
     }
 
+    /// The tap that the process has inherited as descriptor `number`: somebody with the rights has attached it, with
+    /// IFF_VNET_HDR, and passed it on. It stays open until the process ends, and can be inherited again.
+    ///
+    /// # Errors
+    /// [`OpenTapError`].
+    pub fn inherit(number: i32) -> Result<Self, OpenTapError> {
+        let failed = |cause| OpenTapError::Inherit { number, cause };
+        let fd = tun::duplicate_inherited(number).map_err(failed)?;
+        let found =
+            tun::identity(fd.as_fd()).map_err(|cause| OpenTapError::NoTap { number, cause })?;
+        let refused = |what| OpenTapError::InheritedKind {
+            number,
+            name: found.name.clone(),
+            what,
+        };
+        let flags = libc::c_int::from(found.flags);
+        if flags & libc::IFF_TAP == 0 {
+            return Err(refused("it is a tun: attach it with IFF_TAP"));
+        }
+        if flags & libc::IFF_NO_PI == 0 {
+            return Err(refused("it is attached without IFF_NO_PI"));
+        }
+        if flags & libc::IFF_VNET_HDR == 0 {
+            return Err(refused("it is attached without IFF_VNET_HDR"));
+        }
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|cause| failed(cause.into()))?;
+        Self::set_up(fd, &found.name)
+    }
+
     fn set_up(fd: OwnedFd, name: &str) -> Result<Self, OpenTapError> {
         let header_bytes = i32::try_from(HEADER_BYTES).unwrap_or(i32::MAX);
         tun::set_header_bytes(fd.as_fd(), header_bytes).map_err(|cause| OpenTapError::Header {
             name: name.to_owned(),
             cause,
         })?;
+        let has_uso = probe_uso(fd.as_fd()).map_err(|cause| OpenTapError::Offload {
+            name: name.to_owned(),
+            cause,
+        })?;
         Ok(Self {
             fd,
             source: Source::Tun,
+            has_uso,
             offload: 0,
         })
     }
@@ -163,6 +237,7 @@ impl Tap {
         Self {
             fd,
             source: Source::FrameSocket,
+            has_uso: false,
             offload: 0,
         }
     }
@@ -175,6 +250,12 @@ impl Tap {
         }
         self.offload = offload;
         Ok(())
+    }
+
+    /// Whether the kernel cuts UDP for the guest, and leaves it whole for a guest that takes that: from Linux 6.2 on.
+    #[must_use]
+    pub const fn has_uso(&self) -> bool {
+        self.has_uso
     }
 
     /// What was set last: `TUN_F_*`.
@@ -190,6 +271,20 @@ impl AsFd for Tap {
     }
 }
 
+/// Both together: the kernel takes neither alone.
+const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Asks the kernel whether it knows of USO, which it says in no other way. The tap is then without offloads: what comes
+/// before the guest's driver is for no driver yet.
+fn probe_uso(tap: BorrowedFd<'_>) -> io::Result<bool> {
+    let has_uso = tun::set_offload(tap, libc::TUN_F_CSUM | USO).is_ok();
+    match tun::set_offload(tap, 0) {
+        // Deleted since it was opened: the guest has then a card without a cable.
+        Err(cause) if cause.raw_os_error() == Some(libc::EBADFD) => Ok(has_uso),
+        result => result.map(|()| has_uso),
+    }
+}
+
 /// The kernel takes segmentation only together with checksums.
 const fn offload_for(acked_features: u64) -> u32 {
     if acked_features & feature::GUEST_CSUM == 0 {
@@ -201,6 +296,10 @@ const fn offload_for(acked_features: u64) -> u32 {
     }
     if acked_features & feature::GUEST_TSO6 != 0 {
         offload |= libc::TUN_F_TSO6;
+    }
+    let uso = feature::GUEST_USO4 | feature::GUEST_USO6;
+    if acked_features & uso == uso {
+        offload |= USO;
     }
     offload
 }
@@ -259,7 +358,7 @@ mod tests {
 
     #[test]
     fn offloads_are_those_accepted_and_none_without_checksums() {
-        use feature::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6};
+        use feature::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6};
         for (features, offload) in [
             (0, 0),
             (GUEST_TSO4 | GUEST_TSO6, 0),
@@ -267,6 +366,9 @@ mod tests {
             (GUEST_CSUM | GUEST_TSO4, 3),
             (GUEST_CSUM | GUEST_TSO6, 5),
             (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6, 7),
+            (GUEST_USO4 | GUEST_USO6, 0),
+            (GUEST_CSUM | GUEST_USO4, 1),
+            (GUEST_CSUM | GUEST_USO4 | GUEST_USO6, 0x61),
         ] {
             assert_eq!(offload_for(features), offload, "{features:#x}");
         }

@@ -28,7 +28,7 @@ fn card(mtu: Option<u16>) -> (Net, UnixDatagram) {
     (
         Net::new(NetOptions {
             id: "eth0".into(),
-            tap,
+            backend: tap.into(),
             mac,
             mtu,
         }),
@@ -440,7 +440,7 @@ fn a_tap_that_goes_away_is_not_watched_any_more() {
     let mac = MacAddress::from_id("eth0");
     let net = Net::new(NetOptions {
         id: "eth0".into(),
-        tap,
+        backend: tap.into(),
         mac,
         mtu: None,
     });
@@ -462,7 +462,12 @@ fn a_tap_that_goes_away_is_not_watched_any_more() {
 fn offloads_are_set_at_each_start_to_what_was_accepted() {
     let (mut net, _host) = card(None);
     let mem = crate::test_support::guest_mem();
-    for (acked_features, offload) in [(LARGE, 7), (PLAIN, 0), (PLAIN | feature::GUEST_CSUM, 1)] {
+    for (acked_features, offload) in [
+        (LARGE, 7),
+        (PLAIN, 0),
+        (LARGE | feature::USO, 0x67),
+        (PLAIN | feature::GUEST_CSUM, 1),
+    ] {
         let queues = (0..2).map(|_| {
             crate::virtio::queue_state::QueueStateV1::unused(256)
                 .to_queue(256, &mem)
@@ -478,7 +483,10 @@ fn offloads_are_set_at_each_start_to_what_was_accepted() {
             acked_features,
         })
         .unwrap();
-        assert_eq!(net.tap().offload(), offload, "{acked_features:#x}");
+        let Backend::Tap(tap) = net.backend() else {
+            panic!("a tap")
+        };
+        assert_eq!(tap.offload(), offload, "{acked_features:#x}");
         assert_eq!(net.deactivate().len(), 2);
     }
 }

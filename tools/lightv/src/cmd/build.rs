@@ -59,8 +59,12 @@ pub(crate) struct BuildArgs {
         value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,overlay[=DELTA][,overlay-size=MIB]][,cache=writeback][,engine=async]"
     )]
     disk: Vec<DiskArg>,
-    /// Add a network interface; the address is told to the guest as `ip=…`, with --rootfs to its agent
-    #[arg(long, value_name = "ID=TAP[,mac=M][,ip=A/P[,gw=A][,dns=A]]")]
+    /// Add a network interface: on a tap, on an inherited one (fd=N), or on a network in user space that needs no privileges
+    /// (user); the address is told to the guest as `ip=…`, with --rootfs to its agent
+    #[arg(
+        long,
+        value_name = "[ID=]TAP|fd=N[,mac=M][,ip=A/P[,gw=A][,dns=A]]|user[,mac=M][,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
+    )]
     net: Vec<NetArg>,
     /// Add a source of random bytes (default with --kernel)
     #[arg(long, conflicts_with = "no_entropy")]

@@ -1,12 +1,12 @@
 //! `lightv doctor`: whether microVMs run here, and what to do where they do not.
 
-use std::env;
 use std::fs;
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use lightv_api::host::{HostCheck, HostReport, Verdict};
+use lightv_vmm::user_net;
 
 use super::{show, show_json};
 use crate::failure::Failure;
@@ -121,16 +121,37 @@ fn check_static() -> HostCheck {
     }
 }
 
-/// Only told: a network without privileges can be had with it.
+/// Networks without privileges are had with it; machines run without.
 fn check_passt() -> HostCheck {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let is_there = env::split_paths(&path).any(|folder| folder.join("passt").is_file());
-    let text = if is_there {
-        "installed"
-    } else {
-        "not installed; nothing needs it"
-    };
-    found("passt", Verdict::Ok, text, "")
+    let remedy =
+        "for networks without privileges (--net user): apt-get install passt, or dnf install passt";
+    let name = user_net::PROGRAM;
+    match Command::new(name).arg("--version").output() {
+        Ok(told) if told.status.success() => {
+            let text = String::from_utf8_lossy(&told.stdout);
+            // Packages do not always know their version: `passt unknown version`.
+            let version = text.lines().next().unwrap_or_default().trim();
+            let version = version.strip_prefix("passt ").unwrap_or(version);
+            found(name, Verdict::Ok, &format!("installed, {version}"), "")
+        }
+        Ok(told) => {
+            let text = format!(
+                "does not work: `passt --version` ended with {}",
+                told.status
+            );
+            found(name, Verdict::Warning, &text, remedy)
+        }
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => found(
+            name,
+            Verdict::Ok,
+            "not installed; only --net user needs it",
+            remedy,
+        ),
+        Err(cause) => {
+            let text = format!("cannot be started: {cause}");
+            found(name, Verdict::Warning, &text, remedy)
+        }
+    }
 }
 
 fn found(name: &str, verdict: Verdict, found: &str, remedy: &str) -> HostCheck {

@@ -146,7 +146,7 @@ fn write_config(out: &mut impl Write, config: &VmSpec) -> io::Result<()> {
         let mac = net.guest_mac.as_deref().unwrap_or("MAC from its id");
         facts.push((
             "Network",
-            format!("{}={} ({mac})", net.iface_id, net.host_dev_name),
+            format!("{}={} ({mac})", net.iface_id, net.host()),
         ));
     }
     if config.entropy.is_some() {

@@ -34,8 +34,12 @@ use crate::{cache, embedded, monitor};
 pub(crate) struct RunArgs {
     /// An image file (.lv), or the name of an embedded app (hello-world)
     pub(crate) image: PathBuf,
-    /// Connect interface ID to a tap; ID is eth0 when left out. A Linux guest is told the address
-    #[arg(long, value_name = "ID=TAP[,ip=A/P[,gw=A][,dns=A]]")]
+    /// Connect interface ID to a tap, to an inherited one (fd=N), or to a network in user space that needs no privileges
+    /// (user); ID is eth0 when left out. A Linux guest is told the address
+    #[arg(
+        long,
+        value_name = "[ID=]TAP|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
+    )]
     net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
@@ -90,6 +94,7 @@ Examples:
   lightv run hello-world                   an embedded app; its image is built once and kept
   lightv run hello.lv -- everyone          arguments for the guest
   lightv run web.lv --net tap7 -e TOKEN    another tap; TOKEN from our environment
+  lightv run web.lv --net user,publish=8080:80   a network without privileges, by passt
   lightv run hello.lv --timings            where the time went, after the run
   lightv run --cold --memory 256 hello.lv  boot instead of restore
   lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running

@@ -73,7 +73,7 @@ fn guest(work: &Path, wire: Wire) -> Result<Guest, BenchError> {
     let boot_args = format!("app={APP} net.offload=on ip={address}::{gateway}:{NETMASK}::eth0:off");
     let interface = NetSpec {
         iface_id: "eth0".into(),
-        host_dev_name: wire.tap.into(),
+        host_dev_name: Some(wire.tap.into()),
         mtu: Some(wire.mtu.into()),
         ..NetSpec::default()
     };

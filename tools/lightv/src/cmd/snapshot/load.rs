@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use lightv_api::contract::net::NetworkOverride;
 use lightv_api::contract::snapshot::{
-    DriveOverride, LoadHugePages, MemBackend, MemBackendType, NetworkOverride, SnapshotLoad,
-    VsockOverride,
+    DriveOverride, LoadHugePages, MemBackend, MemBackendType, SnapshotLoad, VsockOverride,
 };
 use lightv_api::exit;
 use lightv_vmm::net_override::NetOverride;
@@ -37,8 +37,11 @@ pub(super) struct LoadArgs {
     /// Name of the microVM: 1–64 letters, digits and `-` [default: from the state's name]
     #[arg(long)]
     name: Option<String>,
-    /// Use another tap for an interface
-    #[arg(long, value_name = "ID=TAP")]
+    /// Use another tap, or a network in user space, for an interface
+    #[arg(
+        long,
+        value_name = "[ID=]TAP|fd=N|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
+    )]
     net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
@@ -101,10 +104,7 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
         enable_diff_snapshots: false,
         resume_vm: !args.paused,
         network_overrides: nets
-            .map(|net| NetworkOverride {
-                iface_id: net.id.clone(),
-                host_dev_name: net.tap.clone(),
-            })
+            .map(|net| NetworkOverride::new(net.id.clone(), net.host.clone()))
             .collect(),
         vsock_override: args.vsock.as_ref().map(|path| VsockOverride {
             uds_path: absolute(path),
