@@ -53,6 +53,19 @@ pub fn has_kvm() -> bool {
     false
 }
 
+/// Whether this kernel's taps cut UDP and leave it whole: since Linux 6.2.
+///
+/// # Panics
+/// When the kernel has no version.
+#[must_use]
+pub fn has_uso() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    let mut number = || numbers.next().and_then(Result::ok);
+    (number(), number()) >= (Some(6), Some(2))
+}
+
 /// Command lines of the processes whose working folder is `folder`, this process left out.
 #[must_use]
 pub fn processes_in(folder: &Path) -> Vec<String> {

@@ -419,6 +419,11 @@ fn doctor_tells_what_kvm_there_is() {
     );
     let text = scratch.run(&["doctor"]);
     assert_eq!(text.code, finished.code);
+    let without = run(scratch.lightv(&["doctor"]).env("PATH", "/nowhere"));
+    assert_eq!(without.code, finished.code);
+    for words in ["not installed", "apt-get install passt"] {
+        assert!(without.stdout.contains(words), "{without:?}");
+    }
     if report.kvm == "software" {
         // With what is done about it for a Linux kernel, and how to turn that off.
         for words in ["software KVM", "options", "--no-software-kvm-options"] {

@@ -83,6 +83,11 @@ impl Network {
         self.announce(setup.address);
     }
 
+    /// Data of a datagram that can be sent.
+    pub fn datagram_bytes_max(&self) -> usize {
+        self.nic.datagram_bytes_max()
+    }
+
     /// Takes one more address.
     pub fn add_address(&mut self, address: Ipv4Addr, prefix: u8) {
         self.interface.update_ip_addrs(|addresses| {

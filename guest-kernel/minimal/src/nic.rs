@@ -56,8 +56,8 @@ struct Inner {
     dropped: u64,
     /// Of the largest frame on the network, without the device's header.
     mtu_frame_bytes: usize,
-    /// Data of a segment that is to be cut.
-    segment_bytes: u16,
+    /// Of what is to be cut.
+    cut: offload::Cut,
     /// See [`Work::Offloaded`].
     is_offloaded: bool,
     /// Of a buffer.
@@ -73,6 +73,12 @@ impl Nic {
             false => MTU_DEFAULT,
         };
         let is_offloaded = work == Work::Offloaded && transport.accept(offload::FEATURES);
+        let cuts_datagrams = is_offloaded && transport.accept(offload::DATAGRAMS);
+        let cut = offload::Cut {
+            segment_bytes: mtu.saturating_sub(offload::SEGMENT_HEADERS_BYTES),
+            datagram_bytes: cuts_datagrams
+                .then(|| mtu.saturating_sub(offload::DATAGRAM_HEADERS_BYTES)),
+        };
         let mtu_frame_bytes = ETHERNET_HEADER_BYTES + usize::from(mtu);
         let frame_bytes = match is_offloaded {
             true => offload::FRAME_BYTES_MAX,
@@ -86,7 +92,7 @@ impl Nic {
             spare: Vec::new(),
             dropped: 0,
             mtu_frame_bytes,
-            segment_bytes: mtu.saturating_sub(offload::SEGMENT_HEADERS_BYTES),
+            cut,
             is_offloaded,
             buffer_bytes: BUFFER_BYTES_MIN.max(HEADER_BYTES + frame_bytes),
         };
@@ -101,6 +107,17 @@ impl Nic {
     /// The device's hardware address.
     pub fn mac(&self) -> [u8; 6] {
         self.0.borrow().driver.mac_address()
+    }
+
+    /// Data of a datagram of UDP that can be sent: of a frame, or of many if the device cuts.
+    pub fn datagram_bytes_max(&self) -> usize {
+        let inner = self.0.borrow();
+        let frame_bytes = match inner.cut.datagram_bytes {
+            Some(_) => offload::FRAME_BYTES_MAX,
+            None => inner.mtu_frame_bytes,
+        };
+        let headers = ETHERNET_HEADER_BYTES + usize::from(offload::DATAGRAM_HEADERS_BYTES);
+        frame_bytes.saturating_sub(headers)
     }
 
     /// Tells the device of all frames sent and buffers lent since the last time.
@@ -165,7 +182,8 @@ impl Inner {
         let is_right = offload::is_right(header, frame);
         if is_right && let Some(limit) = offload::hide_segment_limit(frame) {
             // There is one peer with large segments at a time, or else the least limit counts.
-            self.segment_bytes = self.segment_bytes.min(limit.max(SEGMENT_BYTES_MIN));
+            let limit = limit.max(SEGMENT_BYTES_MIN);
+            self.cut.segment_bytes = self.cut.segment_bytes.min(limit);
         }
         is_right
     }
@@ -235,7 +253,7 @@ impl TxToken for Sending<'_> {
         let result = f(frame);
         let mut inner = self.0.borrow_mut();
         if inner.is_offloaded {
-            offload::ask(header, frame, inner.segment_bytes);
+            offload::ask(header, frame, inner.cut);
         }
         inner.send(buffer, len);
         result

@@ -11,6 +11,9 @@ use smoltcp::wire::{
 
 /// `VIRTIO_NET_F_CSUM`, `_GUEST_CSUM`, `_GUEST_TSO4` and `_HOST_TSO4` (§5.1.3).
 pub const FEATURES: u64 = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 11;
+/// `VIRTIO_NET_F_GUEST_USO4`, `_GUEST_USO6` and `_HOST_USO` (virtio 1.3 §5.1.3), which not every host has: Linux leaves UDP whole
+/// for guests that take it of both protocols.
+pub const DATAGRAMS: u64 = 1 << 54 | 1 << 55 | 1 << 56;
 const ETHERNET_HEADER_BYTES: u16 = 14;
 /// Ethernet header and the largest IPv4 packet.
 pub const FRAME_BYTES_MAX: usize = 14 + 65_535;
@@ -21,6 +24,10 @@ const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 /// `VIRTIO_NET_HDR_GSO_TCPV4`.
 const GSO_TCPV4: u8 = 1;
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`.
+const GSO_UDP_L4: u8 = 5;
+/// Of a UDP header.
+const UDP_HEADER_BYTES: u16 = 8;
 /// Where the checksum stands in a TCP and a UDP header.
 const TCP_CHECKSUM_AT: u16 = 16;
 const UDP_CHECKSUM_AT: u16 = 6;
@@ -28,6 +35,8 @@ const UDP_CHECKSUM_AT: u16 = 6;
 const TCP_HEADER_BYTES: usize = 20;
 /// Data in the largest IPv4 packet of TCP.
 const SEGMENT_BYTES_MAX: u16 = u16::MAX - SEGMENT_HEADERS_BYTES;
+/// IPv4 and UDP headers without options.
+pub const DATAGRAM_HEADERS_BYTES: u16 = 28;
 /// IPv4 and TCP headers without options.
 pub const SEGMENT_HEADERS_BYTES: u16 = 40;
 
@@ -38,9 +47,17 @@ pub fn declare(capabilities: &mut DeviceCapabilities) {
     capabilities.max_transmission_unit = FRAME_BYTES_MAX;
 }
 
-/// Asks the device, in a header of zeroes, for the checksum of a frame of TCP or UDP, and for segments with `segment_bytes` of
-/// data where TCP has more.
-pub fn ask(header: &mut [u8], frame: &mut [u8], segment_bytes: u16) {
+/// How the device cuts what is too long for the network.
+#[derive(Clone, Copy)]
+pub struct Cut {
+    /// Data of a segment of TCP.
+    pub segment_bytes: u16,
+    /// Data of a datagram of UDP, if the device cuts those.
+    pub datagram_bytes: Option<u16>,
+}
+
+/// Asks the device, in a header of zeroes, for the checksum of a frame of TCP or UDP, and to cut it if it is too long.
+pub fn ask(header: &mut [u8], frame: &mut [u8], cut: Cut) {
     let Some((packet, transport_bytes)) = transport(frame) else {
         return;
     };
@@ -58,16 +75,20 @@ pub fn ask(header: &mut [u8], frame: &mut [u8], segment_bytes: u16) {
         }
         _ => {
             UdpPacket::new_unchecked(transport).set_checksum(sum);
-            (UDP_CHECKSUM_AT, 8)
+            (UDP_CHECKSUM_AT, UDP_HEADER_BYTES)
         }
     };
     header[0] = NEEDS_CSUM;
     let headers = start + transport_header;
-    if protocol == IpProtocol::Tcp
-        && frame.len() > usize::from(headers) + usize::from(segment_bytes)
+    let (kind, piece_bytes) = match protocol {
+        IpProtocol::Tcp => (GSO_TCPV4, Some(cut.segment_bytes)),
+        _ => (GSO_UDP_L4, cut.datagram_bytes),
+    };
+    if let Some(piece_bytes) = piece_bytes
+        && frame.len() > usize::from(headers) + usize::from(piece_bytes)
     {
-        header[1] = GSO_TCPV4;
-        header[4..6].copy_from_slice(&segment_bytes.to_le_bytes());
+        header[1] = kind;
+        header[4..6].copy_from_slice(&piece_bytes.to_le_bytes());
     }
     header[2..4].copy_from_slice(&headers.to_le_bytes());
     header[6..8].copy_from_slice(&start.to_le_bytes());

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use lightv_workloads::network::{COUNT_BYTES, Count, Mark, PIECE_BYTES};
 
+use super::way::Burst;
 use crate::stream::{Found, SILENCE, nanoseconds};
+use crate::sys::link;
 
 /// After so long something is said again, and the other end looked at.
 pub(super) const AGAIN: Duration = Duration::from_millis(5);
@@ -61,10 +63,10 @@ pub(super) fn receive_datagrams(
     }
 }
 
-/// Sends datagrams of `bytes` for `time` to an end that has said where it is, and learns how many it got.
+/// Sends datagrams for `time` to an end that has said where it is, and learns how many it got.
 pub(super) fn send_datagrams(
     socket: &UdpSocket,
-    bytes: usize,
+    burst: Burst,
     time: Duration,
     is_alive: &dyn Fn() -> bool,
 ) -> io::Result<Found> {
@@ -75,7 +77,8 @@ pub(super) fn send_datagrams(
             break from;
         }
     };
-    let datagram = vec![Mark::Data.byte(); bytes];
+    cut(socket, burst.cut)?;
+    let datagram = vec![Mark::Data.byte(); burst.bytes];
     let began = Instant::now();
     while began.elapsed() < time {
         send_one(socket, &datagram, to)?;
@@ -91,6 +94,11 @@ pub(super) fn send_datagrams(
         }
     }
     Err(ErrorKind::TimedOut.into())
+}
+
+/// Has the network cut what is sent by `socket` into datagrams of so many bytes, if any are said.
+pub(super) fn cut(socket: &UdpSocket, bytes: Option<u16>) -> io::Result<()> {
+    bytes.map_or(Ok(()), |bytes| link::set_datagram_bytes(socket, bytes))
 }
 
 /// A queue that is full is a datagram that is lost, not an error.

@@ -29,6 +29,8 @@ pub struct NetBench {
     pub usual: Guest,
     /// A guest on [`LARGE`].
     pub large: Guest,
+    /// The taps leave UDP whole, as [`enter`] has found; what needs that is left out otherwise.
+    pub has_uso: bool,
     /// Rounds that count.
     pub rounds: u32,
     /// How long each side sends in a round.
@@ -86,7 +88,10 @@ pub fn measure(
     bench: &NetBench,
     progress: impl Fn(u32, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Case>, NetBenchError> {
-    let ways = way::all();
+    let ways = way::all().into_iter();
+    let ways: Vec<Way> = ways
+        .filter(|way| bench.has_uso || !way.needs_uso())
+        .collect();
     let of = u32::try_from(ways.len()).unwrap_or(0) * (bench.rounds + 1);
     let mut done = 0;
     let mut cases = Vec::new();
@@ -251,8 +256,9 @@ fn peer(bench: &NetBench, way: &Way, to: SocketAddrV4) -> Peer {
         mode: way.mode,
         to,
         time: bench.time,
+        cut: way.burst().cut,
         bytes: match way.mode {
-            Mode::UdpSend | Mode::UdpReceive => way.datagram_bytes(),
+            Mode::UdpSend | Mode::UdpReceive => way.burst().bytes,
             Mode::TcpSend | Mode::TcpReceive | Mode::TcpAnswer => PIECE_BYTES,
         },
     }
@@ -299,7 +305,7 @@ impl End {
                 }
             }
             (Socket::Udp(socket), Mode::UdpReceive) => {
-                host::send_datagrams(socket, way.datagram_bytes(), bench.time, is_alive)
+                host::send_datagrams(socket, way.burst(), bench.time, is_alive)
             }
             (Socket::Udp(socket), _) => host::receive_datagrams(socket, is_alive),
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lightv_workloads::network::{COUNT_BYTES, Count, Mark, PIECE_BYTES};
 
-use super::host::AGAIN;
+use super::host::{self, AGAIN};
 use super::way::Mode;
 use crate::stream::{self, SILENCE, nanoseconds};
 
@@ -17,8 +17,10 @@ pub(super) struct Peer {
     /// Where the other end listens.
     pub(super) to: SocketAddrV4,
     pub(super) time: Duration,
-    /// Of a call or a datagram.
+    /// Of a call.
     pub(super) bytes: usize,
+    /// Of a datagram, if a call is to be cut into many.
+    pub(super) cut: Option<u16>,
 }
 
 impl Peer {
@@ -44,6 +46,7 @@ impl Peer {
     fn socket(self) -> io::Result<UdpSocket> {
         let socket = UdpSocket::bind((*self.to.ip(), 0))?;
         socket.connect(self.to)?;
+        host::cut(&socket, self.cut)?;
         socket.set_read_timeout(Some(AGAIN))?;
         Ok(socket)
     }

@@ -73,18 +73,19 @@ pub enum PlaceError {
 }
 
 /// Moves the calling thread, and all processes and threads that it starts, to a place with both wires. Users without rights
-/// need it to be the only thread.
+/// need it to be the only thread. True if the taps can leave UDP whole.
 ///
 /// # Errors
 /// [`PlaceError`].
-pub fn enter() -> Result<(), PlaceError> {
+pub fn enter() -> Result<bool, PlaceError> {
     link::leave_network().map_err(PlaceError::NameSpace)?;
     let links = Links::open().map_err(PlaceError::NameSpace)?;
     let failed = |what, name| move |cause| PlaceError::Interface { what, name, cause };
     let up = |name| links.set_up(name).map_err(failed("set the state", name));
     up("lo")?;
+    let mut has_uso = true;
     for Wire { tap, mtu, host, .. } in [USUAL, LARGE] {
-        link::make_tap(tap).map_err(|cause| PlaceError::Tap { tap, cause })?;
+        has_uso &= link::make_tap(tap).map_err(|cause| PlaceError::Tap { tap, cause })?;
         let set = links.set_mtu(tap, mtu);
         set.map_err(failed("set the MTU", tap))?;
         let set = links.set_address(tap, host);
@@ -93,5 +94,5 @@ pub fn enter() -> Result<(), PlaceError> {
         set.map_err(failed("set the netmask", tap))?;
         up(tap)?;
     }
-    Ok(())
+    Ok(has_uso)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -94,8 +94,21 @@ impl Links {
     }
 }
 
-/// Makes a tap that stays until its name space goes.
-pub(crate) fn make_tap(name: &str) -> io::Result<()> {
+/// Has the kernel cut what is sent by `socket` into datagrams of so many bytes (udp(7), UDP_SEGMENT).
+pub(crate) fn set_datagram_bytes(socket: &UdpSocket, bytes: u16) -> io::Result<()> {
+    let bytes = libc::c_int::from(bytes);
+    let length = libc::socklen_t::try_from(size_of_val(&bytes)).unwrap_or_default();
+    let (level, option) = (libc::SOL_UDP, libc::UDP_SEGMENT);
+    let value = (&raw const bytes).cast::<libc::c_void>();
+    // SAFETY: the kernel reads `length` bytes of an integer that lives over the call.
+    if unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, length) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Makes a tap that stays until its name space goes. True if it can leave UDP whole: since Linux 6.2.
+pub(crate) fn make_tap(name: &str) -> io::Result<bool> {
     let file: File = OpenOptions::new()
         .read(true)
         .write(true)
@@ -111,7 +124,10 @@ pub(crate) fn make_tap(name: &str) -> io::Result<()> {
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    let offload = libc::TUN_F_CSUM | libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    // SAFETY: it takes a number.
+    let asked = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offload) };
+    Ok(asked == 0)
 }
 
 /// For the interface `name`; all else is 0.

@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// A guest and the host over a tap, next to the host with itself over its loopback: TCP and UDP both ways, and requests
 ///
 /// `g2h` is from the guest's user code to a socket of the host, `h2g` the way back. Segments and datagrams fill frames of an MTU
-/// of 1500, those of `.64k` one of 65,521. A rate is what came to its end. `net.rr` is one byte there and back by TCP. All is
+/// of 1500, those of `.64k` one of 65,521; those of `.uso` cross the tap 44 at a time (USO, Linux 6.2). A rate is what came to its end. `net.rr` is one byte there and back by TCP. All is
 /// done in a network name space of its own, where the taps and the loopback are: no interface of the host is touched, and it
 /// goes with the last process in it. Needs root, or user name spaces. Exits are KVM's own counts for a MB or a request, start and
 /// end of the run included (Linux 5.14 and later; `-` where KVM does not tell them). The first round of each case does not count.
@@ -55,11 +55,15 @@ pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
 
 fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {
     // The first thing, while there is one thread: all that is started from here on is there too.
-    net::enter().map_err(NetBenchError::from)?;
+    let has_uso = net::enter().map_err(NetBenchError::from)?;
+    if !has_uso {
+        eprintln!("net.udp.uso.* left out: this kernel's taps cut no UDP (Linux 6.2 and newer do)");
+    }
     let work = temporary_folder()?;
     let bench = NetBench {
         usual: guest(work.path(), USUAL)?,
         large: guest(work.path(), LARGE)?,
+        has_uso,
         rounds: args.count,
         time: Duration::from_millis(args.time),
     };
