@@ -2,6 +2,8 @@
 //! own.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::process::Stdio;
 
 use lightv_api::exit::{BAD_CONFIG, OK};
@@ -83,6 +85,41 @@ fn clones_write_over_one_ext4_that_was_mounted_before_the_save() {
     let shown = scratch.run(&["inspect", "--json", "ext4.lv"]).with_code(OK);
     assert!(shown.stdout.contains("overlay-sums"), "{shown:?}");
     assert!(scratch.read("data") == data);
+}
+
+#[test]
+fn a_program_has_address_route_and_name_server_of_a_network_without_privileges() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let netns = Netns::with_tap();
+    netns.ip("link set lo up");
+    netns.ip("route add default via 10.0.0.254");
+    let _ = busybox(&scratch, "root");
+    let listener = netns.within(|| TcpListener::bind("127.0.0.1:8099"));
+    let listener = listener.expect("a listener");
+    listener.set_nonblocking(true).expect("our socket");
+    let command = "ip addr show eth0; ip route; cat /etc/resolv.conf; echo ask | nc 10.0.2.2 8099";
+    let options = ["--rootfs", "root", "--net", "user", "--cmd", command];
+    let _ = netns.within(|| build(&scratch, "net.lv", &options));
+    let run = ["run", "net.lv", "--net", "user,host-loopback"];
+    let process = netns.start(&mut scratch.lightv(&run));
+    let mut stream = wait_for("the guest", || listener.accept().ok()).0;
+    stream.set_nonblocking(false).expect("our socket");
+    let mut asked = [0; 4];
+    stream.read_exact(&mut asked).expect("four bytes");
+    stream.write_all(b"answer\n").expect("all is taken");
+    drop(stream);
+    let finished = process.finish().with_code(OK);
+    for words in [
+        "inet 10.0.2.15/24",
+        "default via 10.0.2.2",
+        "nameserver 10.0.2.3",
+        "answer\n",
+    ] {
+        assert!(finished.stdout.contains(words), "{words}: {finished:?}");
+    }
 }
 
 /// Its first act is to draw random bytes; then it says who it is.
