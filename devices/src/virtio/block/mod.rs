@@ -22,11 +22,11 @@ pub use self::backend::{DiskPart, LockDiskError, NotADisk, OpenDiskError};
 pub use self::config::{CacheType, feature};
 pub use self::disk::{Delta, Disk, OverlayOptions};
 pub use self::overlay::{
-    DeltaAccess, HeaderFault, OpenDeltaError, Overlay, OverlayError, OverlayMapV1, OverlayRunV1,
-    SavedDelta, StoredDelta, StoredPiece,
+    DeltaAccess, HeaderFault, OpenDeltaError, Overlay, OverlayError, SavedDelta, StoredDelta,
+    StoredPiece,
 };
 pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
-pub use self::state::BlockStateV1;
+pub use self::state::{BlockStateV1, OverlayMapV1, OverlayRunV1};
 
 use self::config::config_space;
 use self::worker::{Desk, Pending, Worker};

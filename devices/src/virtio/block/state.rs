@@ -1,4 +1,4 @@
-//! Saved form of a disk.
+//! Saved forms of a disk, and of a delta in memory over one.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,4 +47,26 @@ impl BlockStateV1 {
         }
         Ok(())
     }
+}
+
+/// Which blocks a saved delta has, version 1. Never edit: add a V2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayMapV1 {
+    /// Length of the disk in bytes.
+    pub disk_bytes: u64,
+    /// XXH3-64 of some blocks of the disk below; none when that is in the image too.
+    pub base: Option<u64>,
+    /// Stretches of blocks, in order, disjoint.
+    pub runs: Vec<OverlayRunV1>,
+}
+
+/// A stretch of blocks of 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayRunV1 {
+    /// Its first block on the disk.
+    pub block: u64,
+    /// How many there are.
+    pub blocks: u64,
+    /// They are zero, and not in the section. Those of the others follow each other there, in order.
+    pub is_zero: bool,
 }

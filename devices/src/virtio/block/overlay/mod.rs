@@ -32,7 +32,7 @@ use xxhash_rust::xxh3::Xxh3;
 pub use self::error::{OpenDeltaError, OverlayError};
 pub use self::file::DeltaAccess;
 pub use self::format::HeaderFault;
-pub use self::saved::{OverlayMapV1, OverlayRunV1, SavedDelta, StoredDelta, StoredPiece};
+pub use self::saved::{SavedDelta, StoredDelta, StoredPiece};
 
 use self::blocks::BlockSet;
 use self::file::DeltaFile;

@@ -9,6 +9,7 @@ use super::format::{Condition, HEADER_BYTES, Header};
 use super::*;
 use crate::memory::GuestMem;
 use crate::test_support::guest_mem;
+use crate::virtio::block::state::{OverlayMapV1, OverlayRunV1};
 use crate::virtio::block::{Delta, Disk, DiskPart, OverlayOptions, chunk_sums};
 use crate::virtio::chain::Segment;
 
