@@ -137,7 +137,7 @@ fn vsock_is_measured_next_to_a_unix_socket_and_leaves_no_file() {
     for text in [
         "<svg ",
         "lightv bench vsock",
-        ">vsock.stream.g2h<",
+        "\nvsock.stream.g2h\n",
         "exits/MB",
     ] {
         assert!(picture.contains(text), "{text}: {picture}");
