@@ -20,3 +20,4 @@ mod first_byte;
 mod stream;
 #[allow(unsafe_code)]
 mod sys;
+mod two_sided;

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use lightv_workloads::network::PIECE_BYTES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::guest::{Exits, Guest, GuestError};
-use crate::report::{self, Case};
-use crate::stats::Sample;
+use crate::guest::{Guest, GuestError};
+use crate::report::Case;
 use crate::stream::{self, Found, SILENCE};
+use crate::two_sided::{self, Kind, Measured, native_name};
 
 /// The host's port to which the guest connects.
 const PORT: u32 = 5000;
@@ -93,23 +93,12 @@ impl Mode {
         }
     }
 
-    fn native_case(self) -> String {
-        format!("native.{}", self.case())
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Send | Self::Receive => Kind::Stream,
+            Self::Answer | Self::Connect => Kind::Requests,
+        }
     }
-
-    const fn is_stream(self) -> bool {
-        matches!(self, Self::Send | Self::Receive)
-    }
-}
-
-/// What one side of a round found.
-#[derive(Debug, Clone, Default)]
-struct Measured {
-    found: Found,
-    /// Processor seconds of the whole VM; the host's own side is not told apart from ours.
-    cpu_s: Option<f64>,
-    /// Of the whole VM, its start and end included; the host has none.
-    exits: Option<Exits>,
 }
 
 /// Measures each case with the guest and over a Unix socket, in turn. Streams are in MB/s, s/GB and exits/MB; requests and
@@ -125,62 +114,18 @@ pub fn measure(
     let mut done = 0;
     let mut cases = Vec::new();
     for mode in Mode::ALL {
-        let mut sides: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
-        for round in 0..=bench.rounds {
-            // Who is first has what the other has left in the caches: in turn.
-            let (guest, native) = if round % 2 == 0 {
-                let guest = with_guest(bench, mode)?;
-                (guest, over_unix_socket(bench, mode)?)
-            } else {
-                let native = over_unix_socket(bench, mode)?;
-                (with_guest(bench, mode)?, native)
-            };
+        let guest = || with_guest(bench, mode);
+        let native = || over_unix_socket(bench, mode);
+        let sides = two_sided::alternate(bench.rounds, guest, native, || {
             done += 1;
-            if progress(done, of).is_break() {
-                return Err(VsockBenchError::Stopped);
+            match progress(done, of) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(VsockBenchError::Stopped),
             }
-            // The first one does not count.
-            if round > 0 {
-                let [guests, natives] = &mut sides;
-                guests.push(guest);
-                natives.push(native);
-            }
-        }
-        cases.extend(summed_up(mode, &sides));
+        })?;
+        cases.extend(two_sided::cases(mode.case(), mode.kind(), &sides));
     }
     Ok(cases)
-}
-
-fn summed_up(mode: Mode, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let mut add = |suffix: &str, unit: &str, of: &dyn Fn(&Measured) -> Vec<f64>| {
-        let sample = |side: &[Measured]| Sample::new(side.iter().flat_map(of).collect());
-        let [guest_name, native_name] =
-            [mode.case(), &mode.native_case()].map(|name| format!("{name}{suffix}"));
-        let mut samples = Vec::new();
-        samples.extend(sample(guest).map(|sample| (guest_name.as_str(), sample)));
-        samples.extend(sample(native).map(|sample| (native_name.as_str(), sample)));
-        cases.extend(report::cases(unit, &samples));
-    };
-    let cpu = |side: &Measured, scale: f64| {
-        let each = side.cpu_s.map(|s| s / side.found.bytes as f64 * scale);
-        each.into_iter().collect()
-    };
-    let (exits_unit, scale) = if mode.is_stream() {
-        add("", "MB/s", &|side| {
-            vec![side.found.bytes as f64 / side.found.seconds / 1e6]
-        });
-        add(".cpu", "s/GB", &|side| cpu(side, 1e9));
-        ("exits/MB", 1e6)
-    } else {
-        add("", "us", &|side| side.found.latencies.clone());
-        add(".cpu", "us", &|side| cpu(side, 1e6));
-        ("exits/request", 1.0)
-    };
-    let each = |side: &Measured| Some(side.exits?.per(side.found.bytes as f64 / scale));
-    let exits: Vec<Exits> = guest.iter().filter_map(each).collect();
-    cases.extend(report::exits(mode.case(), exits_unit, &exits));
-    cases
 }
 
 fn with_guest(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchError> {
@@ -214,9 +159,9 @@ fn over_unix_socket(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBen
     let socket = bench.socket.with_extension("native");
     let run = || peer(mode, &socket, bench.time);
     let (found, peer) = both_ends(bench, mode, &socket, run);
-    let found = checked(mode.native_case(), socket.clone(), found)?;
+    let found = checked(native_name(mode.case()), socket.clone(), found)?;
     peer.map_err(|cause| VsockBenchError::Host {
-        case: mode.native_case(),
+        case: native_name(mode.case()),
         socket,
         cause,
     })?;

@@ -17,10 +17,10 @@ pub use self::place::{LARGE, NETMASK, PlaceError, USUAL, Wire, enter};
 
 use self::peer::Peer;
 use self::way::{Mode, Way};
-use crate::guest::{Exits, Guest, GuestError};
-use crate::report::{self, Case};
-use crate::stats::Sample;
+use crate::guest::{Guest, GuestError};
+use crate::report::Case;
 use crate::stream::{self, Found};
+use crate::two_sided::{self, Kind, Measured, native_name};
 
 /// What is measured. The calling thread is where [`enter`] has brought it.
 #[derive(Debug, Clone)]
@@ -68,19 +68,8 @@ pub enum NetBenchError {
     },
 }
 
-/// What one side of a round found.
-#[derive(Debug, Clone, Default)]
-struct Measured {
-    found: Found,
-    /// Processor seconds of the whole VM; the host's own side is not told apart from ours.
-    cpu_s: Option<f64>,
-    /// Of the whole VM, its start and end included; the host has none.
-    exits: Option<Exits>,
-}
-
 /// Measures every way with the guest and over the loopback, in turn. Units: MB/s, s/GB and exits/MB; for requests, µs and
-/// exits/request. `progress` is told
-/// after each round of a way, and says whether to go on.
+/// exits/request. `progress` is told after each round of a way, and says whether to go on.
 ///
 /// # Errors
 /// [`NetBenchError`].
@@ -96,70 +85,22 @@ pub fn measure(
     let mut done = 0;
     let mut cases = Vec::new();
     for way in &ways {
-        let mut sides: [Vec<Measured>; 2] = [Vec::new(), Vec::new()];
-        for round in 0..=bench.rounds {
-            // Who is first has what the other has left in the caches: in turn.
-            let (guest, native) = if round % 2 == 0 {
-                let guest = with_guest(bench, way)?;
-                (guest, over_loopback(bench, way)?)
-            } else {
-                let native = over_loopback(bench, way)?;
-                (with_guest(bench, way)?, native)
-            };
+        let guest = || with_guest(bench, way);
+        let native = || over_loopback(bench, way);
+        let sides = two_sided::alternate(bench.rounds, guest, native, || {
             done += 1;
-            if progress(done, of).is_break() {
-                return Err(NetBenchError::Stopped);
+            match progress(done, of) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(NetBenchError::Stopped),
             }
-            // The first one does not count.
-            if round > 0 {
-                let [guests, natives] = &mut sides;
-                guests.push(guest);
-                natives.push(native);
-            }
-        }
-        cases.extend(summed_up(way, &sides));
+        })?;
+        let kind = match way.mode {
+            Mode::TcpAnswer => Kind::Requests,
+            _ => Kind::Stream,
+        };
+        cases.extend(two_sided::cases(way.name, kind, &sides));
     }
     Ok(cases)
-}
-
-fn summed_up(way: &Way, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
-    let mut cases = Vec::new();
-    let mut add = |suffix: &str, unit: &str, of: &dyn Fn(&Measured) -> Vec<f64>| {
-        let sample = |side: &[Measured]| Sample::new(side.iter().flat_map(of).collect());
-        let names = [way.name, &native_name(way)].map(|name| format!("{name}{suffix}"));
-        let [guest_name, native_name] = &names;
-        let mut samples = Vec::new();
-        samples.extend(sample(guest).map(|sample| (guest_name.as_str(), sample)));
-        samples.extend(sample(native).map(|sample| (native_name.as_str(), sample)));
-        cases.extend(report::cases(unit, &samples));
-    };
-    let cpu = |side: &Measured, scale: f64| {
-        let each = side.cpu_s.map(|s| s / side.found.bytes as f64 * scale);
-        each.into_iter().collect()
-    };
-    if way.mode == Mode::TcpAnswer {
-        add("", "us", &|side| side.found.latencies.clone());
-        add(".cpu", "us", &|side| cpu(side, 1e6));
-        cases.extend(exits(way, "exits/request", guest, 1.0));
-    } else {
-        add("", "MB/s", &|side| {
-            vec![side.found.bytes as f64 / side.found.seconds / 1e6]
-        });
-        add(".cpu", "s/GB", &|side| cpu(side, 1e9));
-        cases.extend(exits(way, "exits/MB", guest, 1e6));
-    }
-    cases
-}
-
-/// Exits for each `scale` bytes; of requests each is one.
-fn exits(way: &Way, unit: &str, guest: &[Measured], scale: f64) -> Vec<Case> {
-    let each = |side: &Measured| Some(side.exits?.per(side.found.bytes as f64 / scale));
-    let exits: Vec<Exits> = guest.iter().filter_map(each).collect();
-    report::exits(way.name, unit, &exits)
-}
-
-fn native_name(way: &Way) -> String {
-    format!("native.{}", way.name)
 }
 
 fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
@@ -190,12 +131,12 @@ fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
 fn over_loopback(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
     let address = Ipv4Addr::LOCALHOST;
     let failed = |cause| NetBenchError::Host {
-        case: native_name(way),
+        case: native_name(way.name),
         address,
         cause,
     };
     let (found, peer) = both_ends(bench, way, address, Peer::run);
-    let found = checked(native_name(way), address, found)?;
+    let found = checked(native_name(way.name), address, found)?;
     peer.map_err(failed)?;
     Ok(Measured {
         found,
