@@ -192,7 +192,7 @@ fn operation((_, path, name, about, body, answer): &Row) -> Operation {
     let mut operation = OperationBuilder::new()
         .operation_id(Some(*name))
         .summary(Some(*about));
-    if path.ends_with("{id}") {
+    if path.contains("{id}") {
         let id = ParameterBuilder::new()
             .name("id")
             .parameter_in(ParameterIn::Path)
@@ -296,6 +296,18 @@ mod tests {
             .collect();
         for name in named {
             assert!(known.contains_key(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_operation_defines_what_its_path_names() {
+        let json: Value = serde_json::from_str(&document().unwrap()).unwrap();
+        for (path, operations) in json["paths"].as_object().unwrap() {
+            for (method, operation) in operations.as_object().unwrap() {
+                let parameters = operation["parameters"].as_array();
+                let has_id = parameters.is_some_and(|all| all[0]["name"] == "id");
+                assert_eq!(has_id, path.contains("{id}"), "{method} {path}");
+            }
         }
     }
 

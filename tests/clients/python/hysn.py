@@ -1,5 +1,6 @@
 """hysn.py FIRECRACKER KERNEL: the REST layer of hysn-firecracker-python 1.0.7, in the working directory."""
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,10 @@ def start(program, folder, name):
     path = os.path.join(folder, f"{name}.sock")
     process = subprocess.Popen([program, "--api-sock", path, "--id", name], stdout=subprocess.DEVNULL)
     for _ in range(1000):
-        if os.path.exists(path):
-            break
+        # It is there a moment before it is listened on.
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(path) == 0:
+                break
         time.sleep(0.01)
     return process, Api(path)
 
