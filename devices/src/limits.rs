@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Entries of each queue of a disk: what Linux drivers take as the usual depth, and Firecracker offers.
 pub const BLOCK_QUEUE_SIZE: u16 = 256;
+/// Queues of a disk: one for each vCPU of a guest that is not large. One loop serves them all.
+pub const BLOCK_QUEUES_MAX: u16 = 16;
 /// Entries of each queue of a network card: as for disks.
 pub const NET_QUEUE_SIZE: u16 = 256;
 /// Entries of the queue of the entropy source: a driver has one or two requests open.

@@ -224,6 +224,35 @@ static void show_devices(void)
 	}
 }
 
+/* Queues of the disk; and each CPU writes a block of it, by its own queue, and reads it back. */
+static void show_queues(void)
+{
+	static char block[4096] __attribute__((aligned(4096)));
+	struct dirent *entry;
+	int queues = 0, blocks = 0;
+	DIR *folder = opendir("/sys/block/vda/mq");
+	while (folder && (entry = readdir(folder)))
+		queues += entry->d_name[0] != '.';
+	mkdir("/disks", 0755);
+	mount("dev", "/disks", "devtmpfs", 0, NULL);
+	int fd = open("/disks/vda", O_RDWR | O_DIRECT);
+	for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_ONLN); cpu++) {
+		off_t at = (off_t)cpu * sizeof block;
+		cpu_set_t set;
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		sched_setaffinity(0, sizeof set, &set);
+		memset(block, 'A' + cpu, sizeof block);
+		if (pwrite(fd, block, sizeof block, at) != sizeof block)
+			die("pwrite");
+		memset(block, 0, sizeof block);
+		if (pread(fd, block, sizeof block, at) != sizeof block)
+			die("pread");
+		blocks += block[0] == 'A' + cpu && block[sizeof block - 1] == 'A' + cpu;
+	}
+	printf("init: queues %d blocks %d\n", queues, blocks);
+}
+
 static void end_as(const char *how)
 {
 	if (!strcmp(how, "reboot"))
@@ -255,6 +284,7 @@ int main(int argc, char **argv)
 	} else if (!strcmp(what, "devices")) {
 		show_random();
 		show_devices();
+		show_queues();
 		show_log("");
 	} else if (!strcmp(what, "memory")) {
 		show_log("BIOS-e820");

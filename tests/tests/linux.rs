@@ -34,7 +34,7 @@ fn with_devices(args: &str) -> Guest {
     let guest = Guest::new(args).sized(2, 128);
     guest.scratch.write("disk", vec![0; 1 << 20]);
     guest.with(&json!({
-        "drives": [{"drive_id": "data", "path_on_host": "disk"}],
+        "drives": [{"drive_id": "data", "path_on_host": "disk", "num_queues": 2}],
         "entropy": {},
     }))
 }
@@ -45,6 +45,7 @@ fn check_devices(finished: &Finished, args: usize) {
     let mut devices = said(finished, "device ");
     devices.sort_unstable();
     assert_eq!(devices, ["virtio_blk", "virtio_rng"], "{finished:?}");
+    assert_eq!(said(finished, "queues "), ["2 blocks 2"], "{finished:?}");
     assert_eq!(said(finished, "random ").len(), 1, "{finished:?}");
     let log = said(finished, "log: ").join("\n");
     assert!(log.contains("crng init done"), "{log}");

@@ -21,6 +21,7 @@ use lightv_api::contract::drive;
 use lightv_api::contract::vsock::VsockSpec;
 use lightv_api::offer;
 use lightv_devices::limiter::LimiterOptions;
+use lightv_devices::limits::BLOCK_QUEUES_MAX;
 use lightv_devices::virtio::block::{CacheType, IoEngine};
 use lightv_devices::virtio::net::MacAddress;
 use lightv_devices::virtio::vsock::GUEST_CIDS;
@@ -118,6 +119,8 @@ pub struct DriveConfig {
     pub discard: bool,
     /// A private layer over it.
     pub overlay: Option<OverlayConfig>,
+    /// Number of queues.
+    pub queues: u16,
 }
 
 /// How the kernel finds the root file system.
@@ -519,22 +522,8 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
                 "false: the guest may not write to this drive",
             );
         }
-        let past_cache = [
-            ("direct", spec.direct == Some(true)),
-            ("io_engine", spec.io_engine == Some(drive::IoEngine::Async)),
-        ];
-        for (name, _) in past_cache.into_iter().filter(|(_, is_set)| *is_set) {
-            if spec.in_image == Some(true) {
-                // Each byte is proved before the guest has it, by the loop.
-                faults.add(field(name), "set", "nothing for a drive that is in_image");
-            }
-        }
-        if spec.in_image == Some(true) && !spec.is_read_only && spec.overlay.is_none() {
-            faults.add(
-                field("in_image"),
-                "true",
-                "false, or is_read_only, or an overlay: the guest cannot write into an image",
-            );
+        if spec.in_image == Some(true) {
+            prove_in_image(&field, spec, faults);
         }
         let root = spec.is_root_device.then(|| {
             spec.partuuid
@@ -558,10 +547,38 @@ fn prove_drives(specs: &[DriveSpec], faults: &mut Faults) -> Vec<DriveConfig> {
             direct: spec.direct == Some(true),
             discard: spec.discard == Some(true),
             overlay: overlay::prove(index, spec, faults),
+            queues: prove_queues(&field("num_queues"), spec.num_queues, faults),
         });
     }
     drives.sort_by_key(|drive| drive.root.is_none());
     drives
+}
+
+/// What does not go with a drive that is in the image.
+fn prove_in_image(field: &dyn Fn(&str) -> String, spec: &DriveSpec, faults: &mut Faults) {
+    let past_cache = [
+        ("direct", spec.direct == Some(true)),
+        ("io_engine", spec.io_engine == Some(drive::IoEngine::Async)),
+    ];
+    for (name, _) in past_cache.into_iter().filter(|(_, is_set)| *is_set) {
+        // Each byte is proved before the guest has it, by the loop.
+        faults.add(field(name), "set", "nothing for a drive that is in_image");
+    }
+    if !spec.is_read_only && spec.overlay.is_none() {
+        faults.add(
+            field("in_image"),
+            "true",
+            "false, or is_read_only, or an overlay: the guest cannot write into an image",
+        );
+    }
+}
+
+fn prove_queues(field: &str, count: Option<u16>, faults: &mut Faults) -> u16 {
+    let count = count.unwrap_or(1);
+    if !(1..=BLOCK_QUEUES_MAX).contains(&count) {
+        faults.add(field, count, format!("1–{BLOCK_QUEUES_MAX}"));
+    }
+    count
 }
 
 fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {

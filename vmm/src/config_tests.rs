@@ -44,6 +44,22 @@ fn memory_outside_the_range_is_refused() {
 }
 
 #[test]
+fn numbers_of_queues_outside_the_range_are_refused() {
+    let drive = |count: u32| {
+        format!(r#"{{"drives":[{{"drive_id":"d","path_on_host":"p","num_queues":{count}}}]}}"#)
+    };
+    for count in [0, 17, 65535] {
+        check_fault(&drive(count), "drives[0].num_queues");
+    }
+    for count in [1, 16] {
+        assert_eq!(
+            u32::from(prove(&drive(count)).unwrap().drives()[0].queues),
+            count
+        );
+    }
+}
+
+#[test]
 fn what_is_not_offered_is_refused_by_name() {
     for (key, value) in [
         ("pmem", r#"[{"id":"p","path_on_host":"f"}]"#),

@@ -51,6 +51,10 @@ pub struct DriveSpec {
     /// that are read-only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_image: Option<bool>,
+    /// LightV's own: number of request queues, 1–16, 1 unless said otherwise. Linux uses as many as it has vCPUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 16)]
+    pub num_queues: Option<u16>,
     /// LightV's own: a private layer over the disk, which is opened for reading only and can be shared. The guest may write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlay: Option<OverlaySpec>,

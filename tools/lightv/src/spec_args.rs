@@ -22,6 +22,8 @@ pub(crate) enum ArgFault {
     UnknownEngine(String),
     #[error("overlay-size is a number of MiB, not {0:?}")]
     NotMib(String),
+    #[error("queues is a number of queues, not {0:?}")]
+    NotQueues(String),
     #[error("expected NAME=VALUE or NAME")]
     NotEnv,
     #[error("{0} is not set in the environment, or not valid UTF-8")]
@@ -48,7 +50,7 @@ impl Replacement {
     }
 }
 
-/// `ID=PATH[,ro][,root][,in-image][,direct][,discard][,overlay[=DELTA]][,overlay-size=MIB][,cache=writeback][,engine=async]`.
+/// `ID=PATH[,ro][,root][,in-image][,direct][,discard][,queues=N][,overlay[=DELTA]][,overlay-size=MIB][,cache=writeback][,engine=async]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DiskArg(pub(crate) DriveSpec);
 
@@ -79,7 +81,7 @@ impl FromStr for DiskArg {
                 "discard" => drive.discard = Some(true),
                 "overlay" => drive.overlay.get_or_insert_default().path = None,
                 other => {
-                    if overlay_option(&mut drive, other)? {
+                    if valued_option(&mut drive, other)? {
                         continue;
                     }
                     return Err(match other.split_once('=') {
@@ -94,8 +96,8 @@ impl FromStr for DiskArg {
     }
 }
 
-/// Whether `option` is one of an overlay, which is then in `drive`.
-fn overlay_option(drive: &mut DriveSpec, option: &str) -> Result<bool, ArgFault> {
+/// Whether `option` is one of those whose value is free, which is then in `drive`.
+fn valued_option(drive: &mut DriveSpec, option: &str) -> Result<bool, ArgFault> {
     match option.split_once('=') {
         Some(("overlay", path)) if !path.is_empty() => {
             drive.overlay.get_or_insert_default().path = Some(path.into());
@@ -103,6 +105,12 @@ fn overlay_option(drive: &mut DriveSpec, option: &str) -> Result<bool, ArgFault>
         Some(("overlay-size", mib)) => {
             let size_mib = mib.parse().map_err(|_| ArgFault::NotMib(mib.into()))?;
             drive.overlay.get_or_insert_default().size_mib = Some(size_mib);
+        }
+        Some(("queues", count)) => {
+            let count = count
+                .parse()
+                .map_err(|_| ArgFault::NotQueues(count.into()))?;
+            drive.num_queues = Some(count);
         }
         _ => return Ok(false),
     }
@@ -203,6 +211,10 @@ mod tests {
         let path = PathBuf::from("a.delta");
         let both = (Some(path), Some(1));
         assert_eq!(overlay("d=x,overlay=a.delta,overlay-size=1"), both);
+        let drive = "d=x,queues=4".parse::<DiskArg>().unwrap().0;
+        assert_eq!(drive.num_queues, Some(4));
+        let fault = "d=x,queues=many".parse::<DiskArg>();
+        assert_eq!(fault, Err(ArgFault::NotQueues("many".into())));
         let fault = "d=x,overlay-size=1G".parse::<DiskArg>();
         assert_eq!(fault, Err(ArgFault::NotMib("1G".into())));
     }

@@ -116,7 +116,7 @@ pub(super) fn create(
 ) -> Result<Vec<Unconnected>, DeviceSetError> {
     let mut devices = Vec::with_capacity(count(config));
     for (drive, disk) in config.drives().iter().zip(disks) {
-        let mut block = Block::new(drive.id.clone(), drive.cache, disk);
+        let mut block = Block::new(drive.id.clone(), drive.cache, disk).with_queues(drive.queues);
         settle_drive(&mut block, drive)?;
         devices.push(Unconnected::new(&drive.id, Held::block(block)));
     }
@@ -408,6 +408,7 @@ fn restore_drive(
         path: drive.path.clone(),
         cause,
     })?;
+    block = block.with_queues(drive.queues);
     settle_drive(&mut block, drive)?;
     Ok(Unconnected::new(&drive.id, Held::block(block)))
 }

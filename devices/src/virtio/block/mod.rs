@@ -29,18 +29,18 @@ pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::{BlockStateV1, OverlayMapV1, OverlayRunV1};
 
 use self::config::config_space;
-use self::worker::{Desk, Pending, Worker};
+use self::worker::{Desk, Desks, Pending, Worker};
 use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
-use crate::limits::{BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_REQUESTS_PER_TURN};
+use crate::limits::{
+    BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_QUEUES_MAX, BLOCK_REQUESTS_PER_TURN,
+};
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::sys::uring::Uring;
 use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
 use crate::virtio::ring::{Popped, Ring};
-
-const QUEUE_SIZES: [u16; 1] = [BLOCK_QUEUE_SIZE];
 
 /// How the host reads and writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -73,6 +73,8 @@ pub struct Block {
     cache: CacheType,
     disk: Disk,
     config: Vec<u8>,
+    /// One for each queue.
+    queue_sizes: Vec<u16>,
     counters: Arc<Counters>,
     limiter: Limiter,
     /// Of the asynchronous engine; made once, also for a driver that comes later.
@@ -87,7 +89,7 @@ pub struct Block {
 /// What a device has while it works.
 #[derive(Debug)]
 struct Active {
-    ring: Ring,
+    rings: Vec<Ring>,
     /// Of requests that are not under way: one for each that has been, so that none is made twice.
     spare: Vec<GuestBuffers>,
     /// The driver did not accept flush, so a write is only done when it has reached the disk (virtio 1.2 §5.2.6.2).
@@ -107,12 +109,13 @@ impl Block {
     /// A device with a disk that is open already; idle.
     #[must_use]
     pub fn new(id: String, cache: CacheType, disk: Disk) -> Self {
-        let config = config_space(&disk);
+        let config = config_space(&disk, 1);
         Self {
             id,
             cache,
             disk,
             config,
+            queue_sizes: vec![BLOCK_QUEUE_SIZE],
             counters: Arc::default(),
             limiter: Limiter::default(),
             uring: None,
@@ -152,7 +155,7 @@ impl Block {
     pub fn replace_disk(&mut self, disk: Disk) {
         // What is under way ends on the disk on which it began.
         self.land_all();
-        self.config = config_space(&disk);
+        self.config = config_space(&disk, self.queues());
         self.disk = disk;
     }
 
@@ -195,6 +198,21 @@ impl Block {
         self.limiter.change(options);
     }
 
+    /// Number of queues, 1 to [`BLOCK_QUEUES_MAX`].
+    fn queues(&self) -> u16 {
+        u16::try_from(self.queue_sizes.len()).unwrap_or(BLOCK_QUEUES_MAX)
+    }
+
+    /// Offers `count` queues, 1 to [`BLOCK_QUEUES_MAX`]; what is beyond is the next of them. To be called while no driver has
+    /// seen the device.
+    #[must_use]
+    pub fn with_queues(mut self, count: u16) -> Self {
+        let count = count.clamp(1, BLOCK_QUEUES_MAX);
+        self.queue_sizes = vec![BLOCK_QUEUE_SIZE; count.into()];
+        self.config = config_space(&self.disk, count);
+        self
+    }
+
     /// Chooses how the host reads and writes. To be called while the device is idle.
     ///
     /// # Errors
@@ -210,10 +228,10 @@ impl Block {
     /// Gives what serves requests, and what it serves them with, to `work`; `None` while idle.
     fn at_work<T>(
         &mut self,
-        work: impl FnOnce(&Worker<'_>, Desk<'_>, &mut Limiter) -> T,
+        work: impl FnOnce(&Worker<'_>, Desks<'_>, &mut Limiter) -> T,
     ) -> Option<T> {
         let Active {
-            ring,
+            rings,
             spare,
             is_write_through,
         } = self.active.as_mut()?;
@@ -225,27 +243,30 @@ impl Block {
             syncs_flushes: self.cache == CacheType::Writeback,
             failure: Cell::new(self.failure.take()),
         };
-        let uring = self.uring.as_mut();
-        let desk = Desk { ring, spare, uring };
-        let done = work(&worker, desk, &mut self.limiter);
+        let desks = Desks {
+            rings,
+            spare,
+            uring: self.uring.as_mut(),
+        };
+        let done = work(&worker, desks, &mut self.limiter);
         self.failure = worker.failure.take();
         Some(done)
     }
 
-    fn serve_turn(&mut self) -> Result<Progress, HostFault> {
-        self.again_at = None;
-        let progress = self.at_work(|worker, mut desk, limiter| {
+    fn serve_turn(&mut self, queue: usize) -> Result<Progress, HostFault> {
+        let progress = self.at_work(|worker, mut desks, limiter| {
+            let mut desk = desks.desk(queue)?;
             desk.ring.pause_kicks();
             let progress = serve_requests(worker, &mut desk, limiter);
-            let progress = if worker.submit(&desk) {
+            let progress = if worker.submit(desk.uring.as_deref()) {
                 progress
             } else {
                 Progress::More
             };
             desk.ring.notify();
-            progress
+            Some(progress)
         });
-        let progress = progress.unwrap_or(Progress::Done);
+        let progress = progress.flatten().unwrap_or(Progress::Done);
         match self.failure.take() {
             // A disk that fails fails each time, and what is told in the middle of it would be told for each request.
             Some(failure) if progress == Progress::Done => Err(failure),
@@ -258,7 +279,7 @@ impl Block {
 
     /// Waits until nothing is under way.
     fn land_all(&mut self) {
-        self.at_work(|worker, mut desk, _| worker.land_all(&mut desk));
+        self.at_work(|worker, mut desks, _| worker.land_all(&mut desks));
     }
 }
 
@@ -309,11 +330,11 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        config::features(&self.disk, self.cache)
+        config::features(&self.disk, self.cache, self.queues())
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn config(&self) -> &[u8] {
@@ -324,9 +345,9 @@ impl VirtioDevice for Block {
         ActivateError::unless_idle(&self.id, self.active.is_some())?;
         let has_flush = env.acked_features & feature::FLUSH != 0;
         let is_write_through = self.cache == CacheType::Writeback && !has_flush;
-        let [ring] = env.into_rings(&self.id, &self.counters)?;
+        let rings = env.into_ring_list(&self.id, &self.counters, self.queue_sizes.len())?;
         self.active = Some(Active {
-            ring,
+            rings,
             spare: Vec::new(),
             is_write_through,
         });
@@ -342,19 +363,14 @@ impl VirtioDevice for Block {
         self.land_all();
         self.limiter.forget_wait();
         self.again_at = None;
-        self.active
-            .take()
-            .map(|active| active.ring.into_queue())
-            .into_iter()
-            .collect()
+        let rings = self.active.take().map(|active| active.rings);
+        let rings = rings.unwrap_or_default().into_iter();
+        rings.map(Ring::into_queue).collect()
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        if index == 0 {
-            self.serve_turn()
-        } else {
-            Ok(Progress::Done)
-        }
+        self.again_at = None;
+        self.serve_turn(index)
     }
 
     fn backend_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -366,10 +382,13 @@ impl VirtioDevice for Block {
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
-        self.at_work(|worker, mut desk, _| worker.land(&mut desk));
+        self.again_at = None;
+        self.at_work(|worker, mut desks, _| worker.land(&mut desks));
         // What has waited for room, and what has come meanwhile.
-        if self.serve_turn()? == Progress::More {
-            self.again_at = Some(Instant::now());
+        for queue in 0..self.queue_sizes.len() {
+            if self.serve_turn(queue)? == Progress::More {
+                self.again_at = Some(Instant::now());
+            }
         }
         Ok(())
     }

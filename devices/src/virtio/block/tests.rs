@@ -46,6 +46,8 @@ fn options(path: &Path) -> BlockOptions {
 struct Bench {
     machine: Machine,
     file: NamedTempFile,
+    /// To which requests go.
+    queue: usize,
 }
 
 impl Bench {
@@ -53,9 +55,17 @@ impl Bench {
         let file = image(512 * SECTORS);
         let mut options = options(file.path());
         change(&mut options);
-        let mut machine = Machine::new(with_engine(Block::open(&options).unwrap()));
+        Self::with(Block::open(&options).unwrap(), file)
+    }
+
+    fn with(block: Block, file: NamedTempFile) -> Self {
+        let mut machine = Machine::new(with_engine(block));
         machine.init();
-        Self { machine, file }
+        Self {
+            machine,
+            file,
+            queue: 0,
+        }
     }
 
     /// Sends a request; returns status and used length.
@@ -64,7 +74,7 @@ impl Bench {
         let header = readable(self.machine.put(&header), 16);
         let status = self.machine.put(&[0xee]);
         let buffers = [&[header], data, &[writable(status, 1)]].concat();
-        let used = self.machine.request(0, &buffers);
+        let used = self.machine.request(self.queue, &buffers);
         (self.machine.get(status, 1)[0], used)
     }
 
@@ -96,6 +106,40 @@ impl Bench {
             .unwrap();
         data
     }
+}
+
+#[test]
+fn each_of_several_queues_is_served_and_has_its_own_requests_back() {
+    let file = image(512 * SECTORS);
+    let block = Block::open(&options(file.path())).unwrap().with_queues(4);
+    assert_eq!(block.config()[34..36], [4, 0], "num_queues");
+    let mut bench = Bench::with(block, file);
+    assert_ne!(bench.machine.offered() & feature::MQ, 0);
+    for queue in 0..4_u8 {
+        bench.queue = queue.into();
+        assert_eq!(bench.write(u64::from(queue), &[queue; 512]), 0);
+    }
+    for queue in 0..4_u8 {
+        bench.queue = (3 - queue).into();
+        assert_eq!(bench.read(u64::from(queue), 512), (0, vec![queue; 512]));
+    }
+    let counters = bench.machine.counters();
+    assert_eq!((counters.reads, counters.writes), (4, 4));
+    let (transport, _) = bench.machine.save();
+    assert_eq!(transport.queues.len(), 4);
+}
+
+#[test]
+fn one_queue_is_as_it_always_was() {
+    let file = image(512 * SECTORS);
+    let block = Block::open(&options(file.path())).unwrap();
+    assert_eq!(block.features() & feature::MQ, 0);
+    assert_eq!(
+        (block.queue_sizes(), block.config().len()),
+        (&[256][..], 24)
+    );
+    let many = block.with_queues(u16::MAX);
+    assert_eq!(many.queue_sizes().len(), usize::from(BLOCK_QUEUES_MAX));
 }
 
 #[test]
@@ -168,7 +212,11 @@ fn the_last_sector_works_and_the_one_past_it_does_not() {
         assert_eq!(block.disk().has_partial_sector(), bytes % 512 != 0);
         let mut machine = Machine::new(Box::new(block));
         machine.init();
-        let mut bench = Bench { machine, file };
+        let mut bench = Bench {
+            machine,
+            file,
+            queue: 0,
+        };
         let last = SECTORS as u64 - 1;
         assert_eq!(bench.write(last, &[1; 512]), 0);
         assert_eq!(bench.read(last, 512), (0, vec![1; 512]));
@@ -535,7 +583,11 @@ fn a_disk_in_an_image_is_proved_once_for_each_chunk_that_is_read() {
     let block = Block::new("root".into(), CacheType::Unsafe, disk);
     let mut machine = Machine::new(Box::new(block));
     machine.init();
-    let mut bench = Bench { machine, file };
+    let mut bench = Bench {
+        machine,
+        file,
+        queue: 0,
+    };
     let sectors_per_chunk = PROOF_CHUNK_BYTES / 512;
     let expected = |chunk: u64| (0, vec![u8::try_from(chunk * 16).unwrap(); 512]);
     assert_eq!(bench.read(0, 512), expected(0));

@@ -29,7 +29,11 @@ fn what_is_discarded_becomes_a_hole_and_zeroes_need_not_be_sent() {
     machine.init();
     let limits = [0x124, 0x128, 0x12c, 0x130, 0x134].map(|at| machine.read32(at));
     assert_eq!(limits, [2 << 20, 1, 1, 2 << 20, 1]);
-    let mut bench = Bench { machine, file };
+    let mut bench = Bench {
+        machine,
+        file,
+        queue: 0,
+    };
     let blocks = |bench: &Bench| {
         std::os::unix::fs::MetadataExt::blocks(&bench.file.as_file().metadata().unwrap())
     };
@@ -80,7 +84,11 @@ fn a_disk_past_the_page_cache_takes_aligned_and_other_requests() {
     let block = Block::new("d".into(), CacheType::Writeback, disk);
     let mut machine = Machine::new(with_engine(block));
     machine.init();
-    let mut bench = Bench { machine, file };
+    let mut bench = Bench {
+        machine,
+        file,
+        queue: 0,
+    };
     let aligned = HIGH_RAM;
     for (sector, address, bytes) in [
         (8, aligned, 4096),
@@ -133,7 +141,7 @@ fn what_is_under_way_is_waited_for_by_a_reset_a_save_and_the_end() {
             0 => drop(bench.machine.save()),
             1 => bench.machine.set_status(0),
             _ => {
-                let Bench { machine, file } = bench;
+                let Bench { machine, file, .. } = bench;
                 drop(machine);
                 let written = fs::read(file.path()).unwrap();
                 assert_eq!(written[..512 * 20], [0xa5; 512 * 20]);

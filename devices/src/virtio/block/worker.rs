@@ -39,6 +39,8 @@ struct Outcome {
 /// A request that is under way.
 #[derive(Debug)]
 pub(super) struct Pending {
+    /// Where it came from, and goes back to.
+    queue: usize,
     chain: Chain,
     status_at: u64,
     request: Request,
@@ -47,9 +49,31 @@ pub(super) struct Pending {
     is_syncing: bool,
 }
 
-/// What requests are served with.
+/// What requests of all queues are served with.
+pub(super) struct Desks<'a> {
+    pub(super) rings: &'a mut [Ring],
+    /// Lists of buffers that no request uses.
+    pub(super) spare: &'a mut Vec<GuestBuffers>,
+    /// Of the asynchronous engine.
+    pub(super) uring: Option<&'a mut Uring<Pending>>,
+}
+
+impl Desks<'_> {
+    /// The one for `queue`, if there is such a queue.
+    pub(super) fn desk(&mut self, queue: usize) -> Option<Desk<'_>> {
+        Some(Desk {
+            ring: self.rings.get_mut(queue)?,
+            queue,
+            spare: self.spare,
+            uring: self.uring.as_deref_mut(),
+        })
+    }
+}
+
+/// What requests of one queue are served with.
 pub(super) struct Desk<'a> {
     pub(super) ring: &'a mut Ring,
+    queue: usize,
     /// Lists of buffers that no request uses.
     pub(super) spare: &'a mut Vec<GuestBuffers>,
     /// Of the asynchronous engine.
@@ -107,6 +131,7 @@ impl Worker<'_> {
             self.conclude(desk.ring, (chain, status_at), &self.guest_fault());
         } else if desk.uring.is_some() && self.may_wait(&request) {
             let pending = Pending {
+                queue: desk.queue,
                 chain,
                 status_at,
                 request,
@@ -177,8 +202,8 @@ impl Worker<'_> {
     }
 
     /// Begins what [`serve`](Self::serve) and [`land`](Self::land) have prepared; false when that has to be tried again.
-    pub(super) fn submit(&self, desk: &Desk<'_>) -> bool {
-        let submitted = desk.uring.as_ref().map_or(Ok(()), |uring| uring.submit());
+    pub(super) fn submit(&self, uring: Option<&Uring<Pending>>) -> bool {
+        let submitted = uring.map_or(Ok(()), Uring::submit);
         if let Err(cause) = submitted {
             self.note_failure(HostOperation::SubmitDisk, cause);
             return false;
@@ -187,28 +212,30 @@ impl Worker<'_> {
     }
 
     /// Concludes all requests that are complete, and goes on with those of which a part is.
-    pub(super) fn land(&self, desk: &mut Desk<'_>) {
-        if let Some(uring) = &desk.uring {
+    pub(super) fn land(&self, desks: &mut Desks<'_>) {
+        if let Some(uring) = &desks.uring {
             uring.acknowledge();
         }
         while let Some((flight, result)) =
-            desk.uring.as_mut().and_then(|uring| uring.next_complete())
+            desks.uring.as_mut().and_then(|uring| uring.next_complete())
         {
-            self.land_one(flight, result, desk);
+            if let Some(mut desk) = desks.desk(flight.payload.queue) {
+                self.land_one(flight, result, &mut desk);
+            }
         }
-        self.submit(desk);
-        desk.ring.notify();
+        self.submit(desks.uring.as_deref());
+        desks.rings.iter_mut().for_each(Ring::notify);
     }
 
     /// Waits until nothing is under way.
-    pub(super) fn land_all(&self, desk: &mut Desk<'_>) {
-        while desk.uring.as_ref().is_some_and(|uring| uring.is_busy()) {
-            let waited = desk.uring.as_ref().map_or(Ok(()), |uring| uring.wait());
+    pub(super) fn land_all(&self, desks: &mut Desks<'_>) {
+        while desks.uring.as_ref().is_some_and(|uring| uring.is_busy()) {
+            let waited = desks.uring.as_ref().map_or(Ok(()), |uring| uring.wait());
             if let Err(cause) = waited {
                 self.note_failure(HostOperation::SubmitDisk, cause);
                 return;
             }
-            self.land(desk);
+            self.land(desks);
         }
     }
 
@@ -251,6 +278,7 @@ impl Worker<'_> {
         desk: &mut Desk<'_>,
     ) {
         let Pending {
+            queue: _,
             chain,
             status_at,
             request,

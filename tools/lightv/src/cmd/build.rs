@@ -56,7 +56,7 @@ pub(crate) struct BuildArgs {
     /// Add a disk
     #[arg(
         long,
-        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,overlay[=DELTA][,overlay-size=MIB]][,cache=writeback][,engine=async]"
+        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,queues=N][,overlay[=DELTA][,overlay-size=MIB]][,cache=writeback][,engine=async]"
     )]
     disk: Vec<DiskArg>,
     /// Add a network interface: on a tap, on an inherited one (fd=N), or on a network in user space that needs no privileges
