@@ -109,6 +109,7 @@ impl Client {
         self.goes_on
             .set(is_1_0 && connection == Connection::KeepAlive);
         self.progress.enter(Phase::Serving);
+        self.progress.owe(self.service.feed().owe());
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let call = Call {
             method,

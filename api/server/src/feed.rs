@@ -26,7 +26,7 @@ pub struct Feed(Arc<Shared>);
 struct Shared {
     /// Nobody holds the lock while anything else is called.
     state: Mutex<State>,
-    /// A reader has left.
+    /// A reader has left, or an answer.
     left: Condvar,
     /// Something has happened.
     changed: watch::Sender<()>,
@@ -43,6 +43,8 @@ struct State {
     /// Nothing more will happen.
     is_over: bool,
     readers: usize,
+    /// Requests that have been taken, and whose answers are not out.
+    owed: usize,
 }
 
 impl State {
@@ -84,18 +86,18 @@ impl Feed {
         self.0.changed.send_replace(());
     }
 
-    /// Lets readers have the rest, and waits until all of them have it, but not longer than `time`. To be called before the
-    /// process ends.
+    /// Lets readers have the rest, and waits until all of them have it and all answers are out, but not longer than `time`. To
+    /// be called before the process ends: a machine that is started may end before its start has been answered.
     pub fn end(&self, time: Duration) {
         let mut state = self.lock();
         state.is_over = true;
         drop(state);
         self.0.changed.send_replace(());
-        let has_readers = |state: &mut State| state.readers > 0;
+        let is_awaited = |state: &mut State| state.readers > 0 || state.owed > 0;
         drop(
             self.0
                 .left
-                .wait_timeout_while(self.lock(), time, has_readers),
+                .wait_timeout_while(self.lock(), time, is_awaited),
         );
     }
 
@@ -108,6 +110,12 @@ impl Feed {
         state.readers += 1;
         drop(state);
         Some(Reader(self.clone()))
+    }
+
+    /// A request has been taken.
+    pub(crate) fn owe(&self) -> Owed {
+        self.lock().owed += 1;
+        Owed(self.clone())
     }
 
     /// What happens after event `after`. One that has not happened yet was another process's: then all is told.
@@ -135,6 +143,19 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.readers = state.readers.saturating_sub(1);
+        drop(state);
+        self.0.0.left.notify_all();
+    }
+}
+
+/// An answer, which is waited for at the end. To be kept until all of its bytes are out.
+#[derive(Debug)]
+pub(crate) struct Owed(Feed);
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.owed = state.owed.saturating_sub(1);
         drop(state);
         self.0.0.left.notify_all();
     }

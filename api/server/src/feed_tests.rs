@@ -122,3 +122,19 @@ fn the_end_waits_for_readers_but_not_for_ever() {
     feed.publish(Happening::Started);
     assert_eq!(take_all(&mut feed.subscribe(0)), (vec![], true));
 }
+
+#[test]
+fn the_end_waits_for_answers_that_are_owed() {
+    let feed = Feed::default();
+    let owed = feed.owe();
+    let began = Instant::now();
+    feed.end(Duration::from_millis(50));
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    let answerer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        drop(owed);
+    });
+    feed.end(Duration::from_secs(60));
+    assert_eq!(feed.lock().owed, 0);
+    answerer.join().unwrap();
+}

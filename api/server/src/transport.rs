@@ -1,6 +1,6 @@
 //! A client's socket, which notes how far its request has come.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::feed::Owed;
 
 /// What a connection is doing.
 ///
@@ -46,6 +48,8 @@ pub(crate) struct Progress {
     phase: Cell<Phase>,
     since: Cell<Instant>,
     changed: Notify,
+    /// The answer to the request, until it is out.
+    owed: RefCell<Option<Owed>>,
 }
 
 impl Progress {
@@ -54,6 +58,7 @@ impl Progress {
             phase: Cell::new(Phase::Idle),
             since: Cell::new(Instant::now()),
             changed: Notify::new(),
+            owed: RefCell::new(None),
         }
     }
 
@@ -61,6 +66,19 @@ impl Progress {
         self.phase.set(phase);
         self.since.set(Instant::now());
         self.changed.notify_one();
+    }
+
+    /// A whole request has come.
+    pub(crate) fn owe(&self, answer: Owed) {
+        self.owed.replace(Some(answer));
+    }
+
+    /// All that was to be sent is out.
+    fn note_flushed(&self) {
+        // While the answer is made there is nothing of it to send.
+        if matches!(self.phase.get(), Phase::Idle | Phase::Streaming) {
+            self.owed.replace(None);
+        }
     }
 
     /// Bytes have come.
@@ -196,7 +214,11 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        if matches!(polled, Poll::Ready(Ok(()))) {
+            self.progress.note_flushed();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

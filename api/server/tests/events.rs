@@ -290,6 +290,29 @@ fn the_end_does_not_wait_for_a_reader_that_takes_nothing() {
 }
 
 #[test]
+fn what_is_answered_holds_the_end_up_no_more() {
+    let server = with(Settings::default());
+    let mut clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        for (method, path, status) in [("GET", "/", "200"), ("GET", "/nowhere", "400")] {
+            client.send(request(method, path, ""));
+            let answer = client.answer();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+        }
+    }
+    let reader = Reader::new(&server);
+    drop(reader);
+    // Connections that are open and idle are none of its concern.
+    let began = Instant::now();
+    server.feed.end(PATIENCE);
+    assert!(began.elapsed() < PATIENCE / 2);
+    drop(clients);
+}
+
+#[test]
 fn bytes_after_the_request_are_no_second_one() {
     let server = with(Settings::default());
     let mut client = server.connect();
