@@ -14,10 +14,10 @@ pub mod plot;
 pub mod report;
 pub mod start;
 pub mod stats;
+pub mod two_sided;
 pub mod vsock;
 
 mod first_byte;
 mod stream;
 #[allow(unsafe_code)]
 mod sys;
-mod two_sided;

@@ -39,7 +39,7 @@ pub(crate) struct Found {
     pub(crate) latencies: Vec<f64>,
 }
 
-/// Reads until the other end has sent all, and tells how much that was.
+/// Reads until the other end has sent all, and tells how much that was: the other end of [`send`].
 pub(crate) fn receive(mut stream: impl Stream) -> io::Result<Found> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut count = Count::default();
@@ -102,33 +102,8 @@ pub(crate) fn ask(mut stream: impl Stream, time: Duration) -> io::Result<Found> 
     })
 }
 
-/// The other end of [`receive`].
-pub(crate) fn peer_send(mut stream: impl Stream, time: Duration) -> io::Result<()> {
-    let piece = vec![0x5a; PIECE_BYTES];
-    let began = Instant::now();
-    while began.elapsed() < time {
-        stream.write_all(&piece)?;
-    }
-    stream.end()?;
-    stream.read_exact(&mut [0; COUNT_BYTES])
-}
-
-/// The other end of [`send`].
-pub(crate) fn peer_receive(mut stream: impl Stream) -> io::Result<()> {
-    let mut piece = vec![0; PIECE_BYTES];
-    let mut count = Count::default();
-    let began = Instant::now();
-    loop {
-        let bytes = stream.read(&mut piece)?;
-        if bytes == 0 {
-            return stream.write_all(&count.to_bytes());
-        }
-        count.add(bytes, 0, nanoseconds(began.elapsed()));
-    }
-}
-
 /// The other end of [`ask`].
-pub(crate) fn peer_answer(mut stream: impl Stream) -> io::Result<()> {
+pub(crate) fn answer(mut stream: impl Stream) -> io::Result<()> {
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let bytes = stream.read(&mut piece)?;

@@ -1,6 +1,9 @@
 //! The same transfer by a guest and by the host alone, in turn.
 
-use crate::guest::Exits;
+use std::io;
+use std::ops::ControlFlow;
+
+use crate::guest::{Exits, GuestError, Printed};
 use crate::report::{self, Case};
 use crate::stats::Sample;
 use crate::stream::Found;
@@ -24,42 +27,139 @@ pub(crate) enum Kind {
     Requests,
 }
 
-/// Runs `guest` and `native` `rounds` times and once before, which does not count. `after_each` round says whether to go on.
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The guest's side failed.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The host's end failed.
+    #[error("{case}: the host's end failed at {at}")]
+    Host {
+        /// Of which case.
+        case: String,
+        /// Where it listened.
+        at: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// Whoever wanted it does not want to go on.
+    #[error("Stopped")]
+    Stopped,
+    /// Nothing came to its end.
+    #[error("{case}: nothing arrived")]
+    Nothing {
+        /// Of which case.
+        case: String,
+    },
+}
+
+impl Measured {
+    /// What our end at `at` has `found` of the case `name`, and the guest has `printed`.
+    pub(crate) fn of_guest(
+        name: &str,
+        at: &str,
+        (found, printed): (io::Result<Found>, Result<Printed, GuestError>),
+    ) -> Result<Self, TransferError> {
+        // What the guest says is the reason, where both failed.
+        let printed = printed?;
+        Ok(Self {
+            found: checked(name.to_owned(), at, found)?,
+            cpu_s: Some(printed.cpu.as_secs_f64()),
+            exits: printed.exits,
+        })
+    }
+
+    /// The same with a thread of the host in the guest's place.
+    pub(crate) fn of_native(
+        name: &str,
+        at: &str,
+        (found, peer): (io::Result<Found>, io::Result<()>),
+    ) -> Result<Self, TransferError> {
+        let found = checked(native_name(name), at, found)?;
+        peer.map_err(|cause| host_error(native_name(name), at, cause))?;
+        Ok(Self {
+            found,
+            ..Self::default()
+        })
+    }
+}
+
+fn checked(case: String, at: &str, found: io::Result<Found>) -> Result<Found, TransferError> {
+    match found {
+        Ok(found) if found.bytes == 0 || found.seconds <= 0.0 => {
+            Err(TransferError::Nothing { case })
+        }
+        Ok(found) => Ok(found),
+        Err(cause) => Err(host_error(case, at, cause)),
+    }
+}
+
+fn host_error(case: String, at: &str, cause: io::Error) -> TransferError {
+    let at = at.to_owned();
+    TransferError::Host { case, at, cause }
+}
+
+/// The two ways in which something is transferred.
+pub(crate) struct Sides<G, N> {
+    /// A round of a guest.
+    pub(crate) guest: G,
+    /// A round of the host alone.
+    pub(crate) native: N,
+}
+
+/// Measures each of `ways`, which `about` names, `rounds` times with either side and once before, which does not count.
+/// `progress` is told after each round, with how many there are in all, and says whether to go on.
 ///
 /// # Errors
-/// Of the three.
-pub(crate) fn alternate<E>(
+/// [`TransferError`].
+pub(crate) fn measure<W>(
+    ways: &[W],
+    about: impl Fn(&W) -> (&'static str, Kind),
     rounds: u32,
-    guest: impl Fn() -> Result<Measured, E>,
-    native: impl Fn() -> Result<Measured, E>,
-    mut after_each: impl FnMut() -> Result<(), E>,
-) -> Result<[Vec<Measured>; 2], E> {
-    let (mut guests, mut natives) = (Vec::new(), Vec::new());
-    for round in 0..=rounds {
-        // Who is first has what the other has left in the caches: in turn.
-        let (of_guest, of_native) = if round % 2 == 0 {
-            let of_guest = guest()?;
-            (of_guest, native()?)
-        } else {
-            let of_native = native()?;
-            (guest()?, of_native)
-        };
-        after_each()?;
-        if round > 0 {
-            guests.push(of_guest);
-            natives.push(of_native);
+    sides: &Sides<
+        impl Fn(&W) -> Result<Measured, TransferError>,
+        impl Fn(&W) -> Result<Measured, TransferError>,
+    >,
+    progress: impl Fn(u32, u32) -> ControlFlow<()>,
+) -> Result<Vec<Case>, TransferError> {
+    let of = u32::try_from(ways.len()).unwrap_or(0) * (rounds + 1);
+    let mut done = 0;
+    let mut all = Vec::new();
+    for way in ways {
+        let (mut guests, mut natives) = (Vec::new(), Vec::new());
+        for round in 0..=rounds {
+            // Who is first has what the other has left in the caches: in turn.
+            let (of_guest, of_native) = if round % 2 == 0 {
+                let of_guest = (sides.guest)(way)?;
+                (of_guest, (sides.native)(way)?)
+            } else {
+                let of_native = (sides.native)(way)?;
+                ((sides.guest)(way)?, of_native)
+            };
+            done += 1;
+            if progress(done, of).is_break() {
+                return Err(TransferError::Stopped);
+            }
+            if round > 0 {
+                guests.push(of_guest);
+                natives.push(of_native);
+            }
         }
+        let (name, kind) = about(way);
+        all.extend(cases(name, kind, &[guests, natives]));
     }
-    Ok([guests, natives])
+    Ok(all)
 }
 
 /// What the host's side of the case `name` is called.
-pub(crate) fn native_name(name: &str) -> String {
+fn native_name(name: &str) -> String {
     format!("native.{name}")
 }
 
 /// The cases of a report on `name`.
-pub(crate) fn cases(name: &str, kind: Kind, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
+fn cases(name: &str, kind: Kind, [guest, native]: &[Vec<Measured>; 2]) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |suffix: &str, unit: &str, of: &dyn Fn(&Measured) -> Vec<f64>| {
         let sample = |side: &[Measured]| Sample::new(side.iter().flat_map(of).collect());

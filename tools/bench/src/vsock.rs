@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use lightv_workloads::network::PIECE_BYTES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::guest::{Guest, GuestError};
+use crate::guest::Guest;
 use crate::report::Case;
 use crate::stream::{self, Found, SILENCE};
-use crate::two_sided::{self, Kind, Measured, native_name};
+use crate::two_sided::{self, Kind, Measured, Sides, TransferError};
 
 /// The host's port to which the guest connects.
 const PORT: u32 = 5000;
@@ -32,34 +32,6 @@ pub struct VsockBench {
     pub rounds: u32,
     /// How long each side sends in a round.
     pub time: Duration,
-}
-
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum VsockBenchError {
-    /// The guest's side failed.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The host's end failed.
-    #[error("{case}: the host's end failed at {}", socket.display())]
-    Host {
-        /// Of which case.
-        case: String,
-        /// Where it listened.
-        socket: PathBuf,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// [`measure`]'s caller did not want to go on.
-    #[error("Stopped")]
-    Stopped,
-    /// Nothing came to its end.
-    #[error("{case}: nothing arrived")]
-    Nothing {
-        /// Of which case.
-        case: String,
-    },
 }
 
 /// What the other end does.
@@ -105,30 +77,20 @@ impl Mode {
 /// connections in µs and exits for each. `progress` is told after each round of a case, and says whether to go on.
 ///
 /// # Errors
-/// [`VsockBenchError`].
+/// [`TransferError`].
 pub fn measure(
     bench: &VsockBench,
     progress: impl Fn(u32, u32) -> ControlFlow<()>,
-) -> Result<Vec<Case>, VsockBenchError> {
-    let of = u32::try_from(Mode::ALL.len()).unwrap_or(0) * (bench.rounds + 1);
-    let mut done = 0;
-    let mut cases = Vec::new();
-    for mode in Mode::ALL {
-        let guest = || with_guest(bench, mode);
-        let native = || over_unix_socket(bench, mode);
-        let sides = two_sided::alternate(bench.rounds, guest, native, || {
-            done += 1;
-            match progress(done, of) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(VsockBenchError::Stopped),
-            }
-        })?;
-        cases.extend(two_sided::cases(mode.case(), mode.kind(), &sides));
-    }
-    Ok(cases)
+) -> Result<Vec<Case>, TransferError> {
+    let about = |mode: &Mode| (mode.case(), mode.kind());
+    let sides = Sides {
+        guest: |mode: &Mode| with_guest(bench, *mode),
+        native: |mode: &Mode| over_unix_socket(bench, *mode),
+    };
+    two_sided::measure(&Mode::ALL, about, bench.rounds, &sides, progress)
 }
 
-fn with_guest(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchError> {
+fn with_guest(bench: &VsockBench, mode: Mode) -> Result<Measured, TransferError> {
     let socket = service_of(&bench.socket);
     let run = || {
         bench.guest.run(&[
@@ -138,14 +100,8 @@ fn with_guest(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchErro
             &PIECE_BYTES.to_string(),
         ])
     };
-    let (found, printed) = both_ends(bench, mode, &socket, run);
-    // What the guest says is the reason, where both failed.
-    let printed = printed?;
-    Ok(Measured {
-        found: checked(mode.case().to_owned(), socket, found)?,
-        cpu_s: Some(printed.cpu.as_secs_f64()),
-        exits: printed.exits,
-    })
+    let ends = both_ends(bench, mode, &socket, run);
+    Measured::of_guest(mode.case(), &socket.display().to_string(), ends)
 }
 
 /// The path of the service behind [`PORT`].
@@ -155,29 +111,20 @@ fn service_of(socket: &Path) -> PathBuf {
     service.into()
 }
 
-fn over_unix_socket(bench: &VsockBench, mode: Mode) -> Result<Measured, VsockBenchError> {
+fn over_unix_socket(bench: &VsockBench, mode: Mode) -> Result<Measured, TransferError> {
     let socket = bench.socket.with_extension("native");
     let run = || peer(mode, &socket, bench.time);
-    let (found, peer) = both_ends(bench, mode, &socket, run);
-    let found = checked(native_name(mode.case()), socket.clone(), found)?;
-    peer.map_err(|cause| VsockBenchError::Host {
-        case: native_name(mode.case()),
-        socket,
-        cause,
-    })?;
-    Ok(Measured {
-        found,
-        ..Measured::default()
-    })
+    let ends = both_ends(bench, mode, &socket, run);
+    Measured::of_native(mode.case(), &socket.display().to_string(), ends)
 }
 
 /// What the guest's app does, as a thread of the host.
 fn peer(mode: Mode, socket: &Path, time: Duration) -> io::Result<()> {
     let connect = || with_timeouts(UnixStream::connect(socket)?);
     match mode {
-        Mode::Send => stream::peer_send(connect()?, time),
-        Mode::Receive => stream::peer_receive(connect()?),
-        Mode::Answer => stream::peer_answer(connect()?),
+        Mode::Send => stream::send(connect()?, time).map(drop),
+        Mode::Receive => stream::receive(connect()?).map(drop),
+        Mode::Answer => stream::answer(connect()?),
         Mode::Connect => {
             let began = Instant::now();
             while began.elapsed() < time {
@@ -202,24 +149,6 @@ fn with_timeouts(stream: UnixStream) -> io::Result<UnixStream> {
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     Ok(stream)
-}
-
-fn checked(
-    case: String,
-    socket: PathBuf,
-    found: io::Result<Found>,
-) -> Result<Found, VsockBenchError> {
-    match found {
-        Ok(found) if found.bytes == 0 || found.seconds <= 0.0 => {
-            Err(VsockBenchError::Nothing { case })
-        }
-        Ok(found) => Ok(found),
-        Err(cause) => Err(VsockBenchError::Host {
-            case,
-            socket,
-            cause,
-        }),
-    }
 }
 
 /// Our end listens at `socket`, and `run` is the other one, on a thread of its own.

@@ -17,10 +17,10 @@ pub use self::place::{LARGE, NETMASK, PlaceError, USUAL, Wire, enter};
 
 use self::peer::Peer;
 use self::way::{Mode, Way};
-use crate::guest::{Guest, GuestError};
+use crate::guest::Guest;
 use crate::report::Case;
 use crate::stream::{self, Found};
-use crate::two_sided::{self, Kind, Measured, native_name};
+use crate::two_sided::{self, Kind, Measured, Sides, TransferError};
 
 /// What is measured. The calling thread is where [`enter`] has brought it.
 #[derive(Debug, Clone)]
@@ -37,79 +37,39 @@ pub struct NetBench {
     pub time: Duration,
 }
 
-/// Why there is no result.
-#[derive(Debug, thiserror::Error)]
-pub enum NetBenchError {
-    /// There is no place for it.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// The guest's side failed.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The host's end failed.
-    #[error("{case}: the host's end failed at {address}")]
-    Host {
-        /// Of which case.
-        case: String,
-        /// Where it listened.
-        address: Ipv4Addr,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// [`measure`]'s caller did not want to go on.
-    #[error("Stopped")]
-    Stopped,
-    /// Nothing came to its end.
-    #[error("{case}: nothing arrived")]
-    Nothing {
-        /// Of which case.
-        case: String,
-    },
-}
-
 /// Measures every way with the guest and over the loopback, in turn. Units: MB/s, s/GB and exits/MB; for requests, µs and
 /// exits/request. `progress` is told after each round of a way, and says whether to go on.
 ///
 /// # Errors
-/// [`NetBenchError`].
+/// [`TransferError`].
 pub fn measure(
     bench: &NetBench,
     progress: impl Fn(u32, u32) -> ControlFlow<()>,
-) -> Result<Vec<Case>, NetBenchError> {
+) -> Result<Vec<Case>, TransferError> {
     let ways = way::all().into_iter();
     let ways: Vec<Way> = ways
         .filter(|way| bench.has_uso || !way.needs_uso())
         .collect();
-    let of = u32::try_from(ways.len()).unwrap_or(0) * (bench.rounds + 1);
-    let mut done = 0;
-    let mut cases = Vec::new();
-    for way in &ways {
-        let guest = || with_guest(bench, way);
-        let native = || over_loopback(bench, way);
-        let sides = two_sided::alternate(bench.rounds, guest, native, || {
-            done += 1;
-            match progress(done, of) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(NetBenchError::Stopped),
-            }
-        })?;
+    let about = |way: &Way| {
         let kind = match way.mode {
             Mode::TcpAnswer => Kind::Requests,
             _ => Kind::Stream,
         };
-        cases.extend(two_sided::cases(way.name, kind, &sides));
-    }
-    Ok(cases)
+        (way.name, kind)
+    };
+    let sides = Sides {
+        guest: |way: &Way| with_guest(bench, way),
+        native: |way: &Way| over_loopback(bench, way),
+    };
+    two_sided::measure(&ways, about, bench.rounds, &sides, progress)
 }
 
-fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
+fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, TransferError> {
     let guest = if way.wire == LARGE {
         &bench.large
     } else {
         &bench.usual
     };
-    let name = way.name.to_owned();
     let run = |peer: Peer| {
         guest.run(&[
             peer.mode.name(),
@@ -118,48 +78,14 @@ fn with_guest(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
             &peer.bytes.to_string(),
         ])
     };
-    let (found, printed) = both_ends(bench, way, way.wire.host, run);
-    // What the guest says is the reason, where both failed.
-    let printed = printed?;
-    Ok(Measured {
-        found: checked(name, way.wire.host, found)?,
-        cpu_s: Some(printed.cpu.as_secs_f64()),
-        exits: printed.exits,
-    })
+    let ends = both_ends(bench, way, way.wire.host, run);
+    Measured::of_guest(way.name, &way.wire.host.to_string(), ends)
 }
 
-fn over_loopback(bench: &NetBench, way: &Way) -> Result<Measured, NetBenchError> {
+fn over_loopback(bench: &NetBench, way: &Way) -> Result<Measured, TransferError> {
     let address = Ipv4Addr::LOCALHOST;
-    let failed = |cause| NetBenchError::Host {
-        case: native_name(way.name),
-        address,
-        cause,
-    };
-    let (found, peer) = both_ends(bench, way, address, Peer::run);
-    let found = checked(native_name(way.name), address, found)?;
-    peer.map_err(failed)?;
-    Ok(Measured {
-        found,
-        ..Measured::default()
-    })
-}
-
-fn checked(
-    case: String,
-    address: Ipv4Addr,
-    found: io::Result<Found>,
-) -> Result<Found, NetBenchError> {
-    match found {
-        Ok(found) if found.bytes == 0 || found.seconds <= 0.0 => {
-            Err(NetBenchError::Nothing { case })
-        }
-        Ok(found) => Ok(found),
-        Err(cause) => Err(NetBenchError::Host {
-            case,
-            address,
-            cause,
-        }),
-    }
+    let ends = both_ends(bench, way, address, Peer::run);
+    Measured::of_native(way.name, &address.to_string(), ends)
 }
 
 /// Our end listens at `address`, and `run` is the other one, on a thread of its own.

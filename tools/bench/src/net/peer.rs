@@ -27,9 +27,9 @@ impl Peer {
     /// Does it.
     pub(super) fn run(self) -> io::Result<()> {
         match self.mode {
-            Mode::TcpSend => stream::peer_send(self.connect()?, self.time),
-            Mode::TcpReceive => stream::peer_receive(self.connect()?),
-            Mode::TcpAnswer => stream::peer_answer(self.connect()?),
+            Mode::TcpSend => stream::send(self.connect()?, self.time).map(drop),
+            Mode::TcpReceive => stream::receive(self.connect()?).map(drop),
+            Mode::TcpAnswer => stream::answer(self.connect()?),
             Mode::UdpSend => self.send_datagrams(&self.socket()?),
             Mode::UdpReceive => self.receive_datagrams(&self.socket()?),
         }

@@ -21,11 +21,11 @@ use lightv_bench::api::ApiBenchError;
 use lightv_bench::compute::Suite;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::guest::GuestError;
-use lightv_bench::net::NetBenchError;
+use lightv_bench::net::PlaceError;
 use lightv_bench::plot::PlotError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
-use lightv_bench::vsock::VsockBenchError;
+use lightv_bench::two_sided::TransferError;
 use tempfile::TempDir;
 
 use self::output::OutputArgs;
@@ -83,9 +83,9 @@ pub(crate) enum BenchError {
     #[error(transparent)]
     Disk(#[from] DiskBenchError),
     #[error(transparent)]
-    Net(#[from] NetBenchError),
+    Place(#[from] PlaceError),
     #[error(transparent)]
-    Vsock(#[from] VsockBenchError),
+    Transfer(#[from] TransferError),
     #[error(transparent)]
     Guest(#[from] GuestError),
     #[error("Cannot watch for signals")]
@@ -111,7 +111,7 @@ impl Coded for BenchError {
             Self::Monitor(cause) => cause.exit_code(),
             Self::BuildGuest { cause, .. } => cause.exit_code(),
             Self::Stopped { signal } => exit::by_signal(*signal),
-            Self::Net(NetBenchError::Place(_)) | Self::Signals(_) => exit::HOST_FAILURE,
+            Self::Place(_) | Self::Signals(_) => exit::HOST_FAILURE,
             _ => exit::FAILURE,
         }
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::Parser;
 use lightv_api::config::{BootSource, NetSpec, VmSpec};
 use lightv_bench::guest::Guest;
-use lightv_bench::net::{self, LARGE, NETMASK, NetBench, NetBenchError, USUAL, Wire};
+use lightv_bench::net::{self, LARGE, NETMASK, NetBench, USUAL, Wire};
 use lightv_bench::report::Case;
 
-use super::sides::{show_sides, until_stopped};
-use super::{BenchError, OutputArgs, report, temporary_folder};
+use super::sides::{TransferArgs, until_stopped};
+use super::{BenchError, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::cmd::run::own_program;
 use crate::failure::Failure;
@@ -36,26 +36,18 @@ Examples:
   lightv bench net --json --out n.json   one JSON object on standard output, and in a file
   lightv bench net --plot n.svg          the table, and a picture of it")]
 pub(super) struct NetArgs {
-    /// Rounds of each case that count
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    count: u32,
-    /// Milliseconds that each side of a round sends
-    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    time: u64,
     #[command(flatten)]
-    output: OutputArgs,
+    transfer: TransferArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
-    args.output.check()?;
-    let report = report("net", measure(args)?)?;
-    args.output.show(&report, show_sides)
+    args.transfer.run("net", measure)
 }
 
-fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {
+fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
     // The first thing, while there is one thread: all that is started from here on is there too.
-    let has_uso = net::enter().map_err(NetBenchError::from)?;
+    let has_uso = net::enter()?;
     if !has_uso {
         eprintln!("net.udp.uso.* left out: this kernel's taps cut no UDP (Linux 6.2 and newer do)");
     }
@@ -65,7 +57,7 @@ fn measure(args: &NetArgs) -> Result<Vec<Case>, BenchError> {
         large: guest(work.path(), LARGE)?,
         has_uso,
         rounds: args.count,
-        time: Duration::from_millis(args.time),
+        time: args.time(),
     };
     until_stopped(|progress| net::measure(&bench, progress))
 }

@@ -6,15 +6,48 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use clap::Args;
 use lightv_bench::report::{Case, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use super::{BenchError, host_line, progress_bar};
+use super::{BenchError, OutputArgs, host_line, progress_bar, report};
 use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
+
+/// Of a benchmark that transfers for some time, by one side after the other.
+#[derive(Debug, Args)]
+pub(super) struct TransferArgs {
+    /// Rounds of each case that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) count: u32,
+    /// Milliseconds that each side of a round sends
+    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    time: u64,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl TransferArgs {
+    /// How long each side of a round sends.
+    pub(super) const fn time(&self) -> Duration {
+        Duration::from_millis(self.time)
+    }
+
+    /// Measures, and shows the report of `bench`.
+    pub(super) fn run(
+        &self,
+        bench: &str,
+        measure: impl FnOnce(&Self) -> Result<Vec<Case>, BenchError>,
+    ) -> Result<ExitCode, Failure> {
+        self.output.check()?;
+        let report = report(bench, measure(self)?)?;
+        self.output.show(&report, show_sides)
+    }
+}
 
 /// Measures with a progress bar. A signal that asks us to stop ends it after a round: what was made is removed first.
 pub(super) fn until_stopped<E>(
@@ -54,7 +87,7 @@ fn stop_signal() -> Result<Arc<AtomicUsize>, BenchError> {
 }
 
 /// A row for each case: the guest's and the host's beside each other.
-pub(super) fn show_sides(report: &Report) -> Result<ExitCode, Failure> {
+fn show_sides(report: &Report) -> Result<ExitCode, Failure> {
     let cases: BTreeMap<&str, &Case> = report
         .cases
         .iter()

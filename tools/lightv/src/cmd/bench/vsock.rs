@@ -11,8 +11,8 @@ use lightv_bench::guest::Guest;
 use lightv_bench::report::Case;
 use lightv_bench::vsock::{self, VsockBench};
 
-use super::sides::{show_sides, until_stopped};
-use super::{BenchError, OutputArgs, report, temporary_folder};
+use super::sides::{TransferArgs, until_stopped};
+use super::{BenchError, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::cmd::run::own_program;
 use crate::failure::Failure;
@@ -37,24 +37,16 @@ Examples:
   lightv bench vsock --count 20 --time 2000
   lightv bench vsock --json --out v.json   one JSON object on standard output, and in a file")]
 pub(super) struct VsockArgs {
-    /// Rounds of each case that count
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    count: u32,
-    /// Milliseconds that each side of a round sends
-    #[arg(long, value_name = "MS", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    time: u64,
     #[command(flatten)]
-    output: OutputArgs,
+    transfer: TransferArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &VsockArgs) -> Result<ExitCode, Failure> {
-    args.output.check()?;
-    let report = report("vsock", measure(args)?)?;
-    args.output.show(&report, show_sides)
+    args.transfer.run("vsock", measure)
 }
 
-fn measure(args: &VsockArgs) -> Result<Vec<Case>, BenchError> {
+fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
     let work = temporary_folder()?;
     let socket = work.path().join("v.sock");
     let bench = VsockBench {
@@ -65,7 +57,7 @@ fn measure(args: &VsockArgs) -> Result<Vec<Case>, BenchError> {
         },
         socket,
         rounds: args.count,
-        time: Duration::from_millis(args.time),
+        time: args.time(),
     };
     until_stopped(|progress| vsock::measure(&bench, progress))
 }
