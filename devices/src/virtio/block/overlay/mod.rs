@@ -80,6 +80,12 @@ enum Layer {
     Base,
 }
 
+/// Where, in the section, the byte `offset` of the disk is, whose block is at `place` there.
+const fn saved_place(place: u64, offset: u64) -> u64 {
+    let start = place.saturating_mul(BLOCK_BYTES);
+    start.saturating_add(offset % BLOCK_BYTES)
+}
+
 impl Overlay {
     /// A delta in memory that nobody else has, over `disk`; `saved` is what lies between.
     ///
@@ -223,9 +229,7 @@ impl Overlay {
             let bytes = stretch.end.saturating_sub(stretch.start);
             match (layer, self.saved.as_ref().and_then(SavedLayer::disk)) {
                 (Layer::Saved(place), Some(saved)) => {
-                    let place = place.saturating_mul(BLOCK_BYTES);
-                    let place = place.saturating_add(stretch.start % BLOCK_BYTES);
-                    saved.read(buffers, bytes, place)?;
+                    saved.read(buffers, bytes, saved_place(place, stretch.start))?;
                 }
                 (Layer::Base | Layer::Saved(_), _) => {
                     disk.read(buffers, bytes, stretch.start)?;
@@ -254,9 +258,7 @@ impl Overlay {
             rest = after;
             match (layer, self.saved.as_ref().and_then(SavedLayer::disk)) {
                 (Layer::Saved(place), Some(saved)) => {
-                    let place = place.saturating_mul(BLOCK_BYTES);
-                    let place = place.saturating_add(stretch.start % BLOCK_BYTES);
-                    saved.read_at(part, place)?;
+                    saved.read_at(part, saved_place(place, stretch.start))?;
                 }
                 (Layer::Base | Layer::Saved(_), _) => disk.read_at(part, stretch.start)?,
                 (Layer::Delta, _) => self.file.read_exact_at(part, self.place(stretch.start))?,
