@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::{error::Elapsed, timeout};
 
 use crate::answer::{Connection, HttpResponse, answer, events, transport_error};
-use crate::feed::Reader;
+use crate::feed::Awaited;
 use crate::limits;
 use crate::service::{Answer, Done, Service, reply_channel};
 use crate::settings::Settings;
@@ -84,7 +84,7 @@ struct Client {
     /// on the same socket.
     goes_on: Cell<bool>,
     /// Of a client that is told what happens: until the last byte is out.
-    reader: OnceCell<Reader>,
+    reader: OnceCell<Awaited>,
 }
 
 /// Why a body was not read.

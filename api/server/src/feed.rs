@@ -101,21 +101,28 @@ impl Feed {
         );
     }
 
-    /// A reader's place; `None` when `readers_max` are taken.
-    pub(crate) fn enter(&self, readers_max: usize) -> Option<Reader> {
-        let mut state = self.lock();
+    /// A reader, to be kept until all of its bytes are out; `None` when `readers_max` are taken.
+    pub(crate) fn enter(&self, readers_max: usize) -> Option<Awaited> {
+        let state = self.lock();
         if state.readers >= readers_max {
             return None;
         }
-        state.readers += 1;
-        drop(state);
-        Some(Reader(self.clone()))
+        Some(self.wait_for(state, |state| &mut state.readers))
     }
 
-    /// A request has been taken.
-    pub(crate) fn owe(&self) -> Owed {
-        self.lock().owed += 1;
-        Owed(self.clone())
+    /// A request has been taken: its answer, to be kept until all of its bytes are out.
+    pub(crate) fn owe(&self) -> Awaited {
+        self.wait_for(self.lock(), |state| &mut state.owed)
+    }
+
+    fn wait_for(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        count: fn(&mut State) -> &mut usize,
+    ) -> Awaited {
+        *count(&mut state) += 1;
+        let feed = self.clone();
+        Awaited { feed, count }
     }
 
     /// What happens after event `after`. One that has not happened yet was another process's: then all is told.
@@ -135,29 +142,21 @@ impl Feed {
     }
 }
 
-/// The place of a reader, which is waited for at the end. To be kept until all of its bytes are out.
+/// A reader or an answer, which is waited for at the end.
 #[derive(Debug)]
-pub(crate) struct Reader(Feed);
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.readers = state.readers.saturating_sub(1);
-        drop(state);
-        self.0.0.left.notify_all();
-    }
+pub(crate) struct Awaited {
+    feed: Feed,
+    /// Among which it counts.
+    count: fn(&mut State) -> &mut usize,
 }
 
-/// An answer, which is waited for at the end. To be kept until all of its bytes are out.
-#[derive(Debug)]
-pub(crate) struct Owed(Feed);
-
-impl Drop for Owed {
+impl Drop for Awaited {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.owed = state.owed.saturating_sub(1);
+        let mut state = self.feed.lock();
+        let count = (self.count)(&mut state);
+        *count = count.saturating_sub(1);
         drop(state);
-        self.0.0.left.notify_all();
+        self.feed.0.left.notify_all();
     }
 }
 

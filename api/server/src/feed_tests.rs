@@ -103,22 +103,28 @@ fn nothing_is_missed_as_long_as_all_is_kept() {
     assert_eq!(found[..2], ["1 paused", "2 paused"]);
 }
 
+/// The end of `feed` waits for `awaited`, but not for ever.
+fn check_end_waits(feed: &Feed, awaited: Awaited) {
+    let count = awaited.count;
+    let began = Instant::now();
+    feed.end(Duration::from_millis(50));
+    assert!(began.elapsed() >= Duration::from_millis(50));
+    let leaver = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        drop(awaited);
+    });
+    feed.end(Duration::from_secs(60));
+    assert_eq!(*count(&mut feed.lock()), 0);
+    leaver.join().unwrap();
+}
+
 #[test]
 fn the_end_waits_for_readers_but_not_for_ever() {
     let feed = Feed::default();
     feed.end(Duration::from_secs(60));
     let reader = feed.enter(1).unwrap();
     assert!(feed.enter(1).is_none());
-    let began = Instant::now();
-    feed.end(Duration::from_millis(50));
-    assert!(began.elapsed() >= Duration::from_millis(50));
-    let leaver = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(20));
-        drop(reader);
-    });
-    feed.end(Duration::from_secs(60));
-    assert_eq!(feed.lock().readers, 0);
-    leaver.join().unwrap();
+    check_end_waits(&feed, reader);
     feed.publish(Happening::Started);
     assert_eq!(take_all(&mut feed.subscribe(0)), (vec![], true));
 }
@@ -126,15 +132,5 @@ fn the_end_waits_for_readers_but_not_for_ever() {
 #[test]
 fn the_end_waits_for_answers_that_are_owed() {
     let feed = Feed::default();
-    let owed = feed.owe();
-    let began = Instant::now();
-    feed.end(Duration::from_millis(50));
-    assert!(began.elapsed() >= Duration::from_millis(50));
-    let answerer = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(20));
-        drop(owed);
-    });
-    feed.end(Duration::from_secs(60));
-    assert_eq!(feed.lock().owed, 0);
-    answerer.join().unwrap();
+    check_end_waits(&feed, feed.owe());
 }

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::feed::Owed;
+use crate::feed::Awaited;
 
 /// What a connection is doing.
 ///
@@ -49,7 +49,7 @@ pub(crate) struct Progress {
     since: Cell<Instant>,
     changed: Notify,
     /// The answer to the request, until it is out.
-    owed: RefCell<Option<Owed>>,
+    owed: RefCell<Option<Awaited>>,
 }
 
 impl Progress {
@@ -69,7 +69,7 @@ impl Progress {
     }
 
     /// A whole request has come.
-    pub(crate) fn owe(&self, answer: Owed) {
+    pub(crate) fn owe(&self, answer: Awaited) {
         self.owed.replace(Some(answer));
     }
 
