@@ -379,13 +379,22 @@ pub fn after_script(wrapper: &[&str], script: &str, command: &Command) -> Comman
 /// # Panics
 /// When that does not come.
 #[track_caller]
-pub fn wait_for<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, find: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, find)
+}
+
+/// The same, for as long as `patience`.
+///
+/// # Panics
+/// When it does not come in time.
+#[track_caller]
+pub fn wait_within<T>(patience: Duration, what: &str, mut find: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = find() {
             return found;
         }
-        assert!(started.elapsed() < DEADLINE, "this does not come: {what}");
+        assert!(started.elapsed() < patience, "this does not come: {what}");
         thread::sleep(POLL_INTERVAL);
     }
 }

@@ -3,13 +3,11 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use lightv_tests::api::Api;
 use lightv_tests::host::has_kvm;
 use lightv_tests::linux::{PATIENCE, assert_is_well, initrd_of_source, kernel};
-use lightv_tests::process::Process;
+use lightv_tests::process::{Process, wait_within};
 use lightv_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -79,15 +77,8 @@ fn start(scratch: &Scratch, mem_mib: u64, balloon: &Value) -> (Api, Process) {
 }
 
 /// Waits for what an emulated kernel does with ten thousand pages.
-fn wait_long<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = find() {
-            return found;
-        }
-        assert!(started.elapsed() < PATIENCE, "this does not come: {what}");
-        thread::sleep(Duration::from_millis(100));
-    }
+fn wait_long<T>(what: &str, find: impl FnMut() -> Option<T>) -> T {
+    wait_within(PATIENCE, what, find)
 }
 
 fn statistics(api: &Api) -> Value {
