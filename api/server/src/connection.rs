@@ -3,7 +3,6 @@
 use std::cell::{Cell, OnceCell};
 use std::convert::Infallible;
 use std::rc::Rc;
-use std::time::Instant;
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
@@ -15,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use lightv_api::fault::Fault;
 use lightv_api::request::{Call, Method, Reply, Request, Route};
 use tokio::net::UnixStream;
-use tokio::time::{error::Elapsed, timeout};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use crate::answer::{Connection, HttpResponse, answer, events, transport_error};
 use crate::feed::Awaited;
@@ -100,15 +99,20 @@ impl Client {
         let Some(method) = Method::of(head.method.as_str()) else {
             return transport_error("Invalid HTTP Method: Unsupported HTTP method.");
         };
-        let body = match self.read_body(body).await {
+        // From here on the time is looked at where the body is read, which tells the client when it is over.
+        let deadline = self.progress.since() + self.settings.request_time_max;
+        self.progress.enter(Phase::Serving);
+        let body = match self.read_body(body, deadline).await {
             Ok(body) => body,
-            Err(fault) => return transport_error(&self.describe(&fault)),
+            Err(fault) => {
+                self.progress.enter(Phase::Idle);
+                return transport_error(&self.describe(&fault));
+            }
         };
         let connection = wish(&head.headers);
         let is_1_0 = head.version == Version::HTTP_10;
         self.goes_on
             .set(is_1_0 && connection == Connection::KeepAlive);
-        self.progress.enter(Phase::Serving);
         self.progress.owe(self.service.feed().owe());
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let call = Call {
@@ -191,13 +195,13 @@ impl Client {
         receiver.await.unwrap_or_else(|_| gone())
     }
 
-    async fn read_body(&self, body: Incoming) -> Result<Vec<u8>, BadBody> {
+    async fn read_body(&self, body: Incoming, deadline: Instant) -> Result<Vec<u8>, BadBody> {
         let limit = self.settings.body_bytes_max as u64;
         // A length that is told is refused before a byte is read.
         if let Some(length) = body.size_hint().exact().filter(|length| *length > limit) {
             return Err(BadBody::TooLarge(length));
         }
-        timeout(self.settings.request_time_max, collect(body, limit))
+        timeout_at(deadline, collect(body, limit))
             .await
             .unwrap_or_else(|_: Elapsed| Err(BadBody::Slow))
     }

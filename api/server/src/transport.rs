@@ -18,16 +18,16 @@ use crate::feed::Awaited;
 /// What a connection is doing.
 ///
 /// ```text
-///   Idle --first byte--> Receiving --whole request--> Serving --answer--> Idle
+///   Idle --first byte--> Receiving --head--> Serving --answer--> Idle
 ///                                                        +--events--> Streaming, until the connection ends
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Between requests.
     Idle,
-    /// A request is coming.
+    /// The head of a request is coming.
     Receiving,
-    /// A request is being answered, for as long as that takes.
+    /// A request is being answered, for as long as that takes; its body has a limit of its own.
     Serving,
     /// Events are sent as they happen.
     Streaming,
@@ -66,6 +66,11 @@ impl Progress {
         self.phase.set(phase);
         self.since.set(Instant::now());
         self.changed.notify_one();
+    }
+
+    /// When the phase began: of a request that comes, its first byte.
+    pub(crate) fn since(&self) -> Instant {
+        self.since.get()
     }
 
     /// A whole request has come.
