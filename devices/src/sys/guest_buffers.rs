@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::fault::GuestFault;
 use crate::memory::GuestMem;
@@ -69,16 +70,16 @@ impl GuestBuffers {
     /// # Errors
     /// [`GuestFault::OutOfRam`] unless all of it lies in RAM; the pieces are then to be cleared.
     pub(crate) fn push(&mut self, segment: Segment) -> Result<(), GuestFault> {
-        let bytes = segment.bytes as usize;
-        let slices =
-            GuestMemoryBackend::get_slices(&*self.mem, GuestAddress(segment.address), bytes);
-        for slice in slices {
-            let slice = slice.map_err(|_| segment.out_of_ram())?;
-            let iov_base = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
-            self.vectors.push(libc::iovec {
-                iov_base,
-                iov_len: slice.len(),
-            });
+        let (start, bytes) = (GuestAddress(segment.address), segment.bytes as usize);
+        // Nearly always all of it lies in one mapping.
+        match GuestMemoryBackend::get_slice(&*self.mem, start, bytes) {
+            Ok(slice) => self.vectors.push(vector_of(&slice)),
+            Err(_) => {
+                for slice in GuestMemoryBackend::get_slices(&*self.mem, start, bytes) {
+                    let slice = slice.map_err(|_| segment.out_of_ram())?;
+                    self.vectors.push(vector_of(&slice));
+                }
+            }
         }
         self.bytes = self.bytes.saturating_add(u64::from(segment.bytes));
         Ok(())
@@ -291,6 +292,13 @@ impl GuestBuffers {
         let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
         self.vectors.pop();
         result
+    }
+}
+
+fn vector_of<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> libc::iovec {
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>(),
+        iov_len: slice.len(),
     }
 }
 
