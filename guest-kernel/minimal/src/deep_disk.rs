@@ -41,13 +41,19 @@ struct Header {
     sector: u64,
 }
 
-/// A request's place in memory, and the data's.
-pub struct Slot {
+/// What the device reads and writes of a request besides its data. A cache line of its own: what only the driver uses must
+/// not wait for the processor on which the device is.
+#[repr(C, align(64))]
+struct Shared {
     header: Header,
     status: [u8; 1],
+}
+
+/// A request's place in memory, and the data's.
+pub struct Slot {
+    shared: Shared,
     data: &'static mut [u8],
     direction: Direction,
-    token: Option<u16>,
     began_ns: u64,
 }
 
@@ -55,11 +61,12 @@ impl Slot {
     /// For requests of `data`'s length.
     pub fn new(data: &'static mut [u8], direction: Direction) -> Self {
         Self {
-            header: Header::default(),
-            status: [0],
+            shared: Shared {
+                header: Header::default(),
+                status: [0],
+            },
             data,
             direction,
-            token: None,
             began_ns: 0,
         }
     }
@@ -69,6 +76,8 @@ impl Slot {
 pub struct DeepDisk {
     transport: MmioTransport<'static>,
     queue: VirtQueue<Identity, QUEUE_SIZE>,
+    /// Those under way, by the token of their request.
+    busy: [Option<&'static mut Slot>; QUEUE_SIZE],
     capacity_bytes: u64,
 }
 
@@ -102,6 +111,7 @@ impl DeepDisk {
         Ok(Self {
             transport,
             queue,
+            busy: [const { None }; QUEUE_SIZE],
             capacity_bytes: sectors * 512,
         })
     }
@@ -111,9 +121,9 @@ impl DeepDisk {
         self.capacity_bytes
     }
 
-    /// Begins a request at byte `place` with `slot`, which has none under way.
-    pub fn begin(&mut self, slot: &'static mut Slot, place: u64) -> Result<&'static mut Slot> {
-        slot.header = Header {
+    /// Begins a request at byte `place` with `slot`.
+    pub fn begin(&mut self, slot: &'static mut Slot, place: u64) -> Result<()> {
+        slot.shared.header = Header {
             kind: match slot.direction {
                 Direction::Read => 0,
                 Direction::Write => 1,
@@ -122,17 +132,18 @@ impl DeepDisk {
             sector: place / 512,
         };
         slot.began_ns = time::now_ns();
-        let header = slot.header.as_bytes();
+        let header = slot.shared.header.as_bytes();
         let queue = &mut self.queue;
-        let (data, status) = (&mut *slot.data, &mut slot.status);
+        let (data, status) = (&mut *slot.data, &mut slot.shared.status);
         let token = match slot.direction {
             // SAFETY: the slot lives for ever, and is touched no more before `finish` has popped this token.
             Direction::Read => unsafe { queue.add(&[header], &mut [data, status]) },
             // SAFETY: the same.
             Direction::Write => unsafe { queue.add(&[header, data], &mut [status]) },
         }?;
-        slot.token = Some(token);
-        Ok(slot)
+        let place = self.busy.get_mut(usize::from(token));
+        *place.ok_or(Error::WrongToken)? = Some(slot);
+        Ok(())
     }
 
     /// Tells the device of the requests that were begun, unless it looks by itself.
@@ -142,15 +153,15 @@ impl DeepDisk {
         }
     }
 
-    /// The token of the request that is done next, if one is.
-    pub fn done(&self) -> Option<u16> {
-        self.queue.peek_used()
+    /// Whether a request is done.
+    pub fn is_done(&self) -> bool {
+        self.queue.can_pop()
     }
 
     /// Until a request is done.
     pub fn wait(&mut self) {
         let start = time::ticks();
-        while self.done().is_none() {
+        while !self.is_done() {
             if time::ticks().saturating_sub(start) < POLL_TICKS {
                 core::hint::spin_loop();
                 continue;
@@ -158,34 +169,38 @@ impl DeepDisk {
             // Ask and acknowledge before looking once more: an interrupt from now on ends the sleep.
             self.queue.set_dev_notify(true);
             self.transport.ack_interrupt();
-            if self.done().is_none() {
+            if !self.is_done() {
                 shim::wait();
             }
             self.queue.set_dev_notify(false);
         }
     }
 
-    /// Ends the request of `slot` if it is the one that is done next; how long it took, in ns.
-    pub fn finish(&mut self, slot: &mut Slot) -> Result<u64> {
-        let token = slot.token.ok_or(Error::NotReady)?;
-        let header = slot.header.as_bytes();
+    /// Ends the request that is done next, if one is: its slot, and how long it took, in ns.
+    pub fn finish(&mut self) -> Option<Result<(&'static mut Slot, u64)>> {
+        let token = self.queue.peek_used()?;
+        let slot = self.busy.get_mut(usize::from(token)).and_then(Option::take);
+        Some(slot.ok_or(Error::WrongToken).and_then(|slot| {
+            self.end(token, slot)?;
+            match slot.shared.status {
+                [0] => {
+                    let ns = time::now_ns() - slot.began_ns;
+                    Ok((slot, ns))
+                }
+                _ => Err(Error::IoError),
+            }
+        }))
+    }
+
+    fn end(&mut self, token: u16, slot: &mut Slot) -> Result<u32> {
+        let header = slot.shared.header.as_bytes();
         let queue = &mut self.queue;
-        let (data, status) = (&mut *slot.data, &mut slot.status);
+        let (data, status) = (&mut *slot.data, &mut slot.shared.status);
         match slot.direction {
             // SAFETY: the buffers that were added with this token.
             Direction::Read => unsafe { queue.pop_used(token, &[header], &mut [data, status]) },
             // SAFETY: the same.
             Direction::Write => unsafe { queue.pop_used(token, &[header, data], &mut [status]) },
-        }?;
-        slot.token = None;
-        match slot.status {
-            [0] => Ok(time::now_ns() - slot.began_ns),
-            _ => Err(Error::IoError),
         }
-    }
-
-    /// Whether `slot` is the one that `token` names.
-    pub fn is(slot: &Slot, token: u16) -> bool {
-        slot.token == Some(token)
     }
 }

@@ -106,7 +106,6 @@ fn slots(run: &Run) -> Vec<&'static mut Slot> {
 
 fn measure(run: &Run, disk: &mut DeepDisk) -> Result<Measured, Error> {
     let mut free = slots(run);
-    let mut busy: Vec<&'static mut Slot> = Vec::with_capacity(run.depth);
     let mut latencies_ns = Vec::with_capacity(to_usize(run.count));
     let mut places = run.plan.places();
     let (mut begun, mut done) = (0, 0);
@@ -115,16 +114,14 @@ fn measure(run: &Run, disk: &mut DeepDisk) -> Result<Measured, Error> {
         while begun < run.count {
             let Some(slot) = free.pop() else { break };
             let place = places.next().ok_or(Error::InvalidParam)?;
-            busy.push(disk.begin(slot, place)?);
+            disk.begin(slot, place)?;
             begun += 1;
         }
         disk.notify();
         disk.wait();
         // All that is done, before others begin: one notification for all of them.
-        while let Some(token) = disk.done() {
-            let found = busy.iter().position(|slot| DeepDisk::is(slot, token));
-            let slot = busy.swap_remove(found.ok_or(Error::WrongToken)?);
-            let ns = disk.finish(slot)?;
+        while let Some(finished) = disk.finish() {
+            let (slot, ns) = finished?;
             latencies_ns.push(u32::try_from(ns).unwrap_or(u32::MAX));
             free.push(slot);
             done += 1;
