@@ -1,5 +1,6 @@
 //! Disks and network of a Linux guest under the programs that people measure and try them with: fio with verification on each
-//! engine, iperf3 both ways, ping with a millisecond between packets. The network once more after a restore onto another tap.
+//! engine and on an overlay, iperf3 both ways, ping with a millisecond between packets. The network once more after a restore
+//! onto another tap.
 //!
 //! Where KVM emulates the guest's kernel, an instruction of it takes a microsecond: so the amounts are small, and fio comes
 //! without what it has for clusters of storage, whose libraries take minutes to load.
@@ -72,7 +73,7 @@ network before
 $b cat /run/lightv/ready > /dev/null
 network after
 cd /tmp
-for disk in /dev/vdb /dev/vdc; do
+for disk in /dev/vdb /dev/vdc /dev/vdd; do
     DISK=$disk /usr/bin/fio --minimal /jobs.fio > /tmp/out 2>&1
     echo "fio on $disk ended with $?, errors: $($b cut -d ';' -f 5 /tmp/out | $b tr '\n' ' ')"
 done
@@ -84,14 +85,14 @@ const JOBS: &str = "
 filename=${DISK}
 rw=randwrite
 bs=64k
-size=8m
+size=4m
 verify=crc32c
 verify_fatal=1
 [buffered]
 ioengine=psync
 [direct]
 stonewall
-offset=8m
+offset=4m
 direct=1
 ioengine=libaio
 iodepth=16
@@ -208,14 +209,14 @@ fn fio_iperf3_and_ping_find_nothing_wrong_also_after_a_restore_onto_another_tap(
     let received = exchange(&netns, &file);
     let mut server = host_program(&scratch.path("all"), &[], "usr/bin/iperf3");
     let server = netns.start(server.arg("--server"));
-    for disk in ["sync", "async"] {
-        scratch.write(disk, vec![0; 16 << 20]);
+    for disk in ["sync", "async", "base"] {
+        scratch.write(disk, vec![0; 8 << 20]);
     }
     scratch.write("script", SCRIPT);
     scratch.write("jobs.fio", JOBS);
 
     let options = "build --rootfs root --copy script:/ --copy jobs.fio:/ --ready doorbell --timeout 800 \
-        --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 --disk sync=sync --disk async=async,engine=async,direct -o io.lv \
+        --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 --disk sync=sync --disk async=async,engine=async,direct --disk layer=base,overlay -o io.lv \
         -- /bin/busybox sh /script";
     let options: Vec<&str> = options.split_whitespace().collect();
     let mut build = scratch.lightv(&options);
@@ -226,7 +227,7 @@ fn fio_iperf3_and_ping_find_nothing_wrong_also_after_a_restore_onto_another_tap(
     let options = ["run", "io.lv", "--net", "tap1,ip=10.0.1.2/24,gw=10.0.1.1"];
     let finished = finish(netns.start(&mut scratch.lightv(&options)));
     assert_network(&finished.stdout, "after", "10.0.1.1", digest);
-    for disk in ["/dev/vdb", "/dev/vdc"] {
+    for disk in ["/dev/vdb", "/dev/vdc", "/dev/vdd"] {
         let line = format!("fio on {disk} ended with 0, errors: 0 0 \n");
         assert!(finished.stdout.contains(&line), "{line}: {finished:?}");
     }
@@ -239,8 +240,9 @@ fn fio_iperf3_and_ping_find_nothing_wrong_also_after_a_restore_onto_another_tap(
         );
     }
     drop(server);
-    // What fio has written is on the disks.
-    for disk in ["sync", "async"] {
-        assert!(scratch.read(disk).iter().any(|byte| *byte != 0), "{disk}");
+    // What fio has written is on the disks, and of the one with an overlay in the overlay alone.
+    for (disk, is_written) in [("sync", true), ("async", true), ("base", false)] {
+        let has_bytes = scratch.read(disk).iter().any(|byte| *byte != 0);
+        assert_eq!(has_bytes, is_written, "{disk}");
     }
 }
