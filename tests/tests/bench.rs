@@ -24,19 +24,24 @@ fn bench(scratch: &Scratch, args: &[&str]) -> Value {
                 .unwrap_or_else(|| panic!("{key}: {case}"))
         };
         assert!(number("n") >= 1.0, "{case}");
-        // A guest that is well served may need no exit for a request.
-        let is_exits = case["unit"]
+        // A guest that is well served may need no exit for a request, and fail or leave nothing.
+        let may_be_none = case["unit"].as_str().is_some_and(|unit| {
+            unit.starts_with("exits/") || ["answers", "processes", "% of a core"].contains(&unit)
+        });
+        // What the host's other processes do meanwhile counts, too.
+        let is_free_memory = case["name"]
             .as_str()
-            .is_some_and(|unit| unit.starts_with("exits/"));
+            .is_some_and(|name| ["density.memory_per_vm", "churn.left.memory"].contains(&name));
         assert!(
-            (is_exits || 0.0 < number("min"))
+            (may_be_none || is_free_memory || 0.0 < number("min"))
                 && number("min") <= number("p50")
                 && number("p50") <= number("p99"),
             "{case}"
         );
         let reference = case["reference"].as_str().unwrap_or_default();
+        // On a busy host one side may be a thousand times as fast.
         assert!(
-            number("ratio") > 0.0 && names.contains(&reference),
+            number("ratio") >= 0.0 && names.contains(&reference),
             "{case}"
         );
     }
@@ -182,4 +187,40 @@ fn assert_two_sides(report: &Value, way: &str) {
     {
         assert!(names.contains(&name), "{name}: {report}");
     }
+}
+
+#[test]
+fn many_machines_answer_and_are_gone_afterwards() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let report = bench(&scratch, &["density", "--count", "20", "--idle", "1"]);
+    let expected = [
+        "density.start",
+        "density.start_all",
+        "floor.spawn_all",
+        "density.memory_per_vm",
+        "density.pss_per_vm",
+        "density.idle_cpu",
+        "density.failures",
+    ];
+    assert_eq!(case_names(&report), expected);
+    let case = |index: usize| &report["cases"][index];
+    for of_all in [0, 4] {
+        assert_eq!(case(of_all)["n"], 20, "{}", case(of_all));
+    }
+    assert_eq!(case(6)["p50"], 0.0, "{}", case(6));
+    let report = bench(&scratch, &["churn", "--seconds", "1", "--callers", "3"]);
+    let expected = [
+        "churn.start",
+        "churn.rate",
+        "churn.left.memory",
+        "churn.left.processes",
+    ];
+    assert_eq!(case_names(&report), expected);
+    let listed = scratch.run(&["ps", "--json"]).with_code(0);
+    assert_eq!(listed.stdout.trim(), "[]", "{listed:?}");
+    let left = scratch.folder().join("tmp");
+    assert_eq!(fs::read_dir(left).map_or(0, Iterator::count), 0);
 }

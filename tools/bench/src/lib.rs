@@ -6,7 +6,9 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod churn;
 pub mod compute;
+pub mod density;
 pub mod disk;
 pub mod guest;
 pub mod net;
@@ -18,6 +20,7 @@ pub mod two_sided;
 pub mod vsock;
 
 mod first_byte;
+mod fleet;
 mod stream;
 #[allow(unsafe_code)]
 mod sys;

@@ -1,7 +1,9 @@
 //! `lightv bench`: measures the claims on this host.
 
 mod api;
+mod churn;
 mod compute;
+mod density;
 mod disk;
 mod net;
 mod output;
@@ -18,7 +20,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::exit;
 use lightv_api::host::HostReport;
 use lightv_bench::api::ApiBenchError;
+use lightv_bench::churn::ChurnError;
 use lightv_bench::compute::Suite;
+use lightv_bench::density::DensityError;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::guest::GuestError;
 use lightv_bench::net::PlaceError;
@@ -53,6 +57,8 @@ enum Bench {
     Cpu(compute::ComputeArgs),
     Mem(compute::ComputeArgs),
     Vsock(vsock::VsockArgs),
+    Density(density::DensityArgs),
+    Churn(churn::ChurnArgs),
 }
 
 /// Why there is no result.
@@ -88,6 +94,10 @@ pub(crate) enum BenchError {
     Transfer(#[from] TransferError),
     #[error(transparent)]
     Guest(#[from] GuestError),
+    #[error(transparent)]
+    Density(#[from] DensityError),
+    #[error(transparent)]
+    Churn(#[from] ChurnError),
     #[error("Cannot watch for signals")]
     Signals(#[source] io::Error),
     #[error("Stopped by signal {signal}")]
@@ -127,6 +137,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Cpu(args) => compute::run(args, Suite::Cpu),
         Bench::Mem(args) => compute::run(args, Suite::Mem),
         Bench::Vsock(args) => vsock::run(args),
+        Bench::Density(args) => density::run(args),
+        Bench::Churn(args) => churn::run(args),
     }
 }
 

@@ -51,7 +51,7 @@ impl TransferArgs {
 
 /// Measures with a progress bar. A signal that asks us to stop ends it after a round: what was made is removed first.
 pub(super) fn until_stopped<E>(
-    measure: impl FnOnce(&dyn Fn(u32, u32) -> ControlFlow<()>) -> Result<Vec<Case>, E>,
+    measure: impl FnOnce(&(dyn Fn(u32, u32) -> ControlFlow<()> + Sync)) -> Result<Vec<Case>, E>,
 ) -> Result<Vec<Case>, BenchError>
 where
     BenchError: From<E>,

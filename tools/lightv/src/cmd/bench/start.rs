@@ -17,7 +17,7 @@ use crate::table::Table;
 
 /// The image that is measured when none is named, and the app in it.
 const IMAGE: &str = "hello-world.lv";
-const APP: (&str, &str) = ("hello-world", "hello");
+pub(super) const APP: (&str, &str) = ("hello-world", "hello");
 
 /// Time from before the spawn to the first byte from the guest
 ///

@@ -52,7 +52,7 @@ fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
     let bench = VsockBench {
         guest: Guest {
             lightv: own_program(),
-            image: image(work.path().join("vsock.lv"), &socket)?,
+            image: image_of(APP, work.path().join("vsock.lv"), &socket)?,
             metrics: Some(work.path().join("metrics")),
         },
         socket,
@@ -62,12 +62,16 @@ fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
     until_stopped(|progress| vsock::measure(&bench, progress))
 }
 
-/// An image with vsock at `socket`.
-fn image(image: PathBuf, socket: &Path) -> Result<PathBuf, BenchError> {
+/// An image of `app`, with vsock at `socket`.
+pub(super) fn image_of(
+    app: &'static str,
+    image: PathBuf,
+    socket: &Path,
+) -> Result<PathBuf, BenchError> {
     let plan = BuildPlan {
         spec: VmSpec {
             boot_source: Some(BootSource {
-                boot_args: Some(format!("app={APP}")),
+                boot_args: Some(format!("app={app}")),
                 ..BootSource::default()
             }),
             vsock: Some(VsockSpec {
@@ -85,6 +89,6 @@ fn image(image: PathBuf, socket: &Path) -> Result<PathBuf, BenchError> {
         timeout: TIMEOUT,
         working_set: WorkingSet::Unknown,
     };
-    build::build(plan).map_err(|cause| BenchError::BuildGuest { app: APP, cause })?;
+    build::build(plan).map_err(|cause| BenchError::BuildGuest { app, cause })?;
     Ok(image)
 }
