@@ -160,6 +160,59 @@ fn a_vm_in_the_foreground_is_listed_once_it_is_idle_and_one_that_was_killed_is_f
 }
 
 #[test]
+fn what_vms_take_is_shown_once_and_until_they_end() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    // More than is written in a test's time.
+    let disk = fs::File::create(scratch.path("d")).expect("a disk");
+    disk.set_len(64 << 30).expect("a sparse disk");
+    let image = scratch.build("blk", &["--disk", "d=d", "--", "1", "10000000"]);
+    let _ = run(&scratch, &["run", "-d", "--name", "busy", &image]);
+    let idle = scratch.build("idle", &[]);
+    let process = Process::start(&mut scratch.lightv(&["run", &idle]));
+    wait_for("both", || (listed(&scratch).len() == 2).then_some(()));
+    let stats = |args: &[&str]| -> Vec<Value> {
+        let args = [&["stats", "--json", "--interval", "0.3"], args].concat();
+        serde_json::from_str(&run(&scratch, &args).stdout).expect("an array")
+    };
+    let busy = || stats(&["busy"]).pop().expect("one");
+    let writes = |stats: &Value| stats["moved"]["disk_written_bytes"].as_u64();
+    let found = wait_for("writes", || {
+        Some(busy()).filter(|stats| writes(stats) > Some(0))
+    });
+    let number = |key: &str| found[key].as_f64().expect(key);
+    for key in ["cpu_percent", "own_kib", "guest_kib", "guest_private_kib"] {
+        assert!(number(key) > 0.0, "{key}: {found}");
+    }
+    assert!(
+        number("guest_private_kib") <= number("guest_kib"),
+        "{found}"
+    );
+    let all = stats(&[]);
+    assert_eq!(all.len(), 2, "{all:?}");
+    let own = all.iter().find(|stats| stats["pid"] == process.pid());
+    let own = own.expect("the one in the foreground");
+    assert!(own["moved"].is_null(), "nobody can be asked: {own}");
+    let table = run(&scratch, &["stats", "--interval", "0.1"]).stdout;
+    assert!(table.contains("CPU %") && table.contains("busy"), "{table}");
+
+    let watch = ["stats", "busy", "--watch", "--json", "--interval", "0.1"];
+    let watch = Process::start(&mut scratch.lightv(&watch));
+    watch.wait_stdout(|text| (text.lines().count() > 2).then_some(()));
+    let _ = run(&scratch, &["stop", "--time", "1", "busy"]);
+    let lines = watch.finish().with_code(0).stdout;
+    for line in lines.lines() {
+        let stats: Vec<Value> = serde_json::from_str(line).expect("a line is an array");
+        assert!(stats.len() < 2, "{line}");
+    }
+    let _ = process.end();
+    refused(&scratch, &["stats", "busy"], 153, &["There is no microVM"]);
+    refused(&scratch, &["stats", "--interval", "0"], 153, &["0.1"]);
+}
+
+#[test]
 fn what_does_not_run_is_refused_and_garbage_does_no_harm() {
     let scratch = Scratch::new();
     for (name, text) in [

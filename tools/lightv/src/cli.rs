@@ -23,10 +23,11 @@ use crate::cmd::pause::{PauseArgs, ResumeArgs};
 use crate::cmd::ps::PsArgs;
 use crate::cmd::run::RunArgs;
 use crate::cmd::snapshot::SnapshotArgs;
+use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::{
     api, bench, build, completions, disk, doctor, images, inspect, kernel, logs, man, pause, ps,
-    run, snapshot, stop,
+    run, snapshot, stats, stop,
 };
 use crate::failure::Failure;
 
@@ -58,6 +59,7 @@ enum Command {
     Images(ImagesArgs),
     Inspect(InspectArgs),
     Ps(PsArgs),
+    Stats(StatsArgs),
     Pause(PauseArgs),
     Resume(ResumeArgs),
     Stop(StopArgs),
@@ -85,6 +87,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Images(args) => images::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ps(args) => ps::run(&args),
+        Command::Stats(args) => stats::run(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
         Command::Stop(args) => stop::run(&args),

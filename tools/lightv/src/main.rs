@@ -13,6 +13,7 @@ mod failure;
 mod monitor;
 mod rootfs;
 mod spec_args;
+mod stats;
 mod table;
 mod text;
 mod vms;

@@ -16,6 +16,7 @@ pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod snapshot;
+pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod timings;
 

@@ -1,0 +1,183 @@
+//! What microVMs take of the host, and what they have moved: read from the kernel, and asked of their monitors.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use lightv_api::describe::ProcessDescription;
+use lightv_api::runtime::VmRecord;
+use lightv_api_client::Client;
+use lightv_vmm::inspect;
+use serde::Serialize;
+
+/// How long a monitor may take to give its metrics.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A microVM at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Stats {
+    pub(crate) id: String,
+    pub(crate) pid: u32,
+    /// Processor time of all threads since the last look, in percent of one core.
+    pub(crate) cpu_percent: f64,
+    /// The monitor's own memory, its share of what several processes have, in KiB.
+    pub(crate) own_kib: u64,
+    /// The guest's memory that the host holds, its share of what clones have together, in KiB.
+    pub(crate) guest_kib: u64,
+    /// Of the guest's memory, what this microVM alone has, in KiB.
+    pub(crate) guest_private_kib: u64,
+    pub(crate) threads: usize,
+    pub(crate) open_files: usize,
+    /// `None` where no REST API is served, or it does not answer.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// Totals since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Moved {
+    pub(crate) disk_read_bytes: u64,
+    pub(crate) disk_written_bytes: u64,
+    pub(crate) net_received_bytes: u64,
+    pub(crate) net_sent_bytes: u64,
+    /// Times that vCPUs left the guest, for whatever reason; 0 where KVM does not tell (before Linux 5.14).
+    pub(crate) exits: u64,
+}
+
+/// Processor time of a microVM at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    vm: VmRecord,
+    at: Instant,
+    cpu: Duration,
+}
+
+impl Look {
+    /// `None` when it has ended.
+    pub(crate) fn at(vm: VmRecord) -> Option<Self> {
+        let cpu = cpu_of(vm.pid).ok()?;
+        let at = Instant::now();
+        Some(Self { vm, at, cpu })
+    }
+
+    /// What it takes, and has taken since this look; `None` when it has ended.
+    pub(crate) fn stats(&self) -> Option<Stats> {
+        let now = Self::at(self.vm.clone())?;
+        let ProcessDescription {
+            pid,
+            own_pss_kib,
+            guest_pss_kib,
+            guest_private_kib,
+            threads,
+            open_files,
+        } = inspect::inspect(self.vm.pid).ok()?;
+        let seconds = (now.at - self.at).as_secs_f64();
+        let cpu = now.cpu.saturating_sub(self.cpu).as_secs_f64();
+        Some(Stats {
+            id: self.vm.id.clone(),
+            pid,
+            cpu_percent: hundredths(cpu / seconds.max(f64::EPSILON) * 100.0),
+            own_kib: own_pss_kib,
+            guest_kib: guest_pss_kib,
+            guest_private_kib,
+            threads: threads.len(),
+            open_files: open_files.len(),
+            moved: self.moved(),
+        })
+    }
+
+    fn moved(&self) -> Option<Moved> {
+        let socket = self.vm.api_socket.as_deref()?;
+        let client = Client::with_patience(socket, PATIENCE);
+        let answer = client.call("GET", "/metrics", None).ok()?;
+        (answer.status == 200).then(|| Moved::of(&answer.body))
+    }
+}
+
+impl Moved {
+    /// Sums up a monitor's metrics (docs/metrics.md), one sample a line: `name{label="value",…} number`.
+    fn of(metrics: &str) -> Self {
+        let mut moved = Self::default();
+        for line in metrics.lines() {
+            let Some((series, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let has = |label: &str| series.contains(label);
+            let total = if series.starts_with("lightv_device_transferred_bytes_total{") {
+                let is_from_guest = has("direction=\"from_guest\"");
+                match (has("kind=\"block\""), has("kind=\"net\"")) {
+                    (true, _) if is_from_guest => &mut moved.disk_written_bytes,
+                    (true, _) => &mut moved.disk_read_bytes,
+                    (_, true) if is_from_guest => &mut moved.net_sent_bytes,
+                    (_, true) => &mut moved.net_received_bytes,
+                    _ => continue,
+                }
+            } else if series.starts_with("lightv_kvm_vcpu_events_total{") && has("event=\"exits\"")
+            {
+                &mut moved.exits
+            } else {
+                continue;
+            };
+            *total = total.saturating_add(value.parse().unwrap_or(0));
+        }
+        moved
+    }
+}
+
+/// Processor time that all threads of process `pid` have had (`/proc/PID/task/TID/schedstat`).
+fn cpu_of(pid: u32) -> io::Result<Duration> {
+    let mut ns = 0_u64;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
+            continue;
+        };
+        let first = text.split_whitespace().next();
+        ns = ns.saturating_add(first.and_then(|word| word.parse().ok()).unwrap_or(0));
+    }
+    Ok(Duration::from_nanos(ns))
+}
+
+fn hundredths(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_moved_is_the_sum_over_devices_of_a_kind() {
+        let line = |device, kind, direction, bytes| {
+            format!(
+                "lightv_device_transferred_bytes_total{{device=\"{device}\",kind=\"{kind}\",direction=\"{direction}\"}} {bytes}\n"
+            )
+        };
+        let text = [
+            "# TYPE lightv_device_transferred_bytes counter\n".to_owned(),
+            line("a", "block", "to_guest", 1),
+            line("b", "block", "to_guest", 2),
+            line("a", "block", "from_guest", 4),
+            line("eth0", "net", "to_guest", 8),
+            line("eth0", "net", "from_guest", 16),
+            line("rng", "entropy", "to_guest", 32),
+            "lightv_kvm_vcpu_events_total{event=\"exits\"} 64\n".to_owned(),
+            "lightv_kvm_vcpu_events_total{event=\"halt_exits\"} 128\n".to_owned(),
+            "# EOF\n".to_owned(),
+        ];
+        let expected = Moved {
+            disk_read_bytes: 3,
+            disk_written_bytes: 4,
+            net_received_bytes: 8,
+            net_sent_bytes: 16,
+            exits: 64,
+        };
+        assert_eq!(Moved::of(&text.concat()), expected);
+        assert_eq!(Moved::of(""), Moved::default());
+    }
+
+    #[test]
+    fn a_process_that_is_gone_has_no_time() {
+        assert!(cpu_of(std::process::id()).is_ok_and(|cpu| cpu > Duration::ZERO));
+        assert!(cpu_of(u32::MAX).is_err());
+    }
+}
