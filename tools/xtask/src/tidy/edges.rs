@@ -42,7 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lightv-vmm",
         ],
     ),
-    ("lightv-tests", &["lightv-api", "lightv-contract"]),
+    ("lightv-tests", &["lightv-api"]),
     ("xtask", &["lightv-rootfs"]),
 ];
 

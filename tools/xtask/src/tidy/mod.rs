@@ -7,6 +7,7 @@ mod hosts;
 mod rust_rules;
 mod source;
 mod tree;
+mod unused;
 
 use self::tree::Tree;
 use crate::commands::{self, TaskError};
@@ -45,6 +46,7 @@ pub(crate) fn tidy() -> Result<(), TaskError> {
         "--offline",
     ]))?;
     let mut findings = edges::check_edges(&metadata).ok_or(TaskError::Metadata)?;
+    findings.extend(unused::check(&metadata, &tree).ok_or(TaskError::Metadata)?);
     findings.extend(check_tree(&tree));
     findings.sort();
     findings.dedup();
