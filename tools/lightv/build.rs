@@ -115,7 +115,7 @@ fn build(program: &Embedded) -> PathBuf {
         .args(["build", "--release", "--bin", program.bin, "--target"])
         .args([&target, "--target-dir"])
         .arg(&target_dir);
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", program.flags);
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(program, &target_dir));
     for inherited in [
         "RUSTFLAGS",
         "RUSTC_WRAPPER",
@@ -130,6 +130,31 @@ fn build(program: &Embedded) -> PathBuf {
         Err(cause) => fail(&format!("cargo: {cause}")),
     }
     target_dir.join(target).join("release").join(program.bin)
+}
+
+/// Its own flags, and names in place of folders, which would come into it with the texts of panics: its bytes are the same
+/// wherever it is built, and an image that was made of it is known again.
+fn flags(program: &Embedded, target_dir: &Path) -> String {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let home = || set("HOME").map(|home| Path::new(&home).join(".cargo"));
+    let cargo_home = set("CARGO_HOME").map(PathBuf::from).or_else(home);
+    // The last that fits counts.
+    let folders = [
+        (Some(repository()), "/lightv"),
+        (Some(target_dir.to_owned()), "/target"),
+        (cargo_home, "/cargo"),
+    ];
+    let mut flags: Vec<String> = program
+        .flags
+        .split_terminator('\x1f')
+        .map(str::to_owned)
+        .collect();
+    for (folder, name) in folders {
+        flags.extend(
+            folder.map(|folder| format!("--remap-path-prefix={}={name}", folder.display())),
+        );
+    }
+    flags.join("\x1f")
 }
 
 fn repository() -> PathBuf {

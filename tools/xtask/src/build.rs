@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::commands::{self, TaskError};
-use crate::{prerequisites, tidy};
+use crate::reproducible::Recipe;
+use crate::{prerequisites, supply, tidy};
 
 /// What is shipped.
-const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-floor"];
+pub(crate) const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-floor"];
 
 /// Builds every binary that is shipped, once.
 pub(crate) fn release() -> Result<(), TaskError> {
@@ -81,21 +82,25 @@ pub(crate) fn man() -> Result<(), TaskError> {
     Ok(())
 }
 
-/// What is shipped, in target/dist (the release profile strips it).
+/// What is shipped, in target/dist (the release profile strips it), and what it is made of. Built anew: its bytes do not
+/// depend on the folder.
 pub(crate) fn dist() -> Result<(), TaskError> {
+    prerequisites::require()?;
     tidy::tidy()?;
-    release()?;
+    supply::check()?;
+    let target = commands::target_dir().join("dist-build");
+    let built = Recipe::default().build(&commands::root(), &target)?;
     let dist = commands::target_dir().join("dist");
     create_dir(&dist)?;
     for name in SHIPPED {
-        let from = commands::release_dir().join(name);
+        let from = built.join(name);
         let size_bytes = fs::copy(&from, dist.join(name)).map_err(|cause| TaskError::File {
             path: from.clone(),
             cause,
         })?;
         println!("{name:<14} {:>6} KiB", size_bytes / 1024);
     }
-    Ok(())
+    supply::write_sbom(&dist.join("lightv.cdx.json"))
 }
 
 fn lightv() -> Command {

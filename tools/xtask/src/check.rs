@@ -1,13 +1,14 @@
 //! `cargo xtask check`: what must hold before every commit.
 
 use crate::commands::{self, TaskError};
-use crate::{prerequisites, suite, tidy};
+use crate::{prerequisites, suite, supply, tidy};
 
-/// Format, clippy, tidy, unit tests, in this order: the quick ones first.
+/// Format, tidy, supply, clippy, unit tests, in this order: the quick ones first.
 pub(crate) fn check() -> Result<(), TaskError> {
     prerequisites::require()?;
     commands::run(&mut commands::cargo(&["fmt", "--all", "--check"]))?;
     tidy::tidy()?;
+    supply::check()?;
     let clippy = [
         "clippy",
         "--workspace",

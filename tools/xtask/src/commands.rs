@@ -23,6 +23,17 @@ pub(crate) enum TaskError {
     Failed { command: String, status: ExitStatus },
     #[error("{} rule(s) broken", broken)]
     Tidy { broken: usize },
+    #[error("{broken} finding(s) by deny.toml")]
+    Supply { broken: usize },
+    #[error("Cannot read {}: {cause}", path.display())]
+    Policy {
+        path: PathBuf,
+        cause: toml::de::Error,
+    },
+    #[error("{0} is no argument of this task")]
+    Argument(String),
+    #[error("{} come out different in another folder", if names.is_empty() { "No binaries".to_owned() } else { names.join(" and ") })]
+    NotReproducible { names: Vec<String> },
     #[error("{failed} test(s) failed")]
     Tests { failed: u64 },
     #[error("{skipped} test(s) skipped, and LIGHTV_REQUIRE_KVM=1 allows none")]

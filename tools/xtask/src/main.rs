@@ -7,8 +7,10 @@ mod clients;
 mod commands;
 mod linux;
 mod prerequisites;
+mod reproducible;
 mod rootfs;
 mod suite;
+mod supply;
 mod tidy;
 
 use std::env;
@@ -31,13 +33,28 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "check",
-        about: "format, clippy, tidy, unit tests: what to run before every commit",
+        about: "format, clippy, tidy, supply, unit tests: what to run before every commit",
         run: |_| check::check(),
     },
     Task {
         name: "tidy",
         about: "the rules of docs/architecture.md that no compiler checks",
         run: |_| tidy::tidy(),
+    },
+    Task {
+        name: "supply",
+        about: "licences, sources and doubled versions of crates, by deny.toml",
+        run: |_| supply::check(),
+    },
+    Task {
+        name: "sbom",
+        about: "`sbom [FILE]`: write what is in the shipped binaries, as CycloneDX",
+        run: supply::sbom,
+    },
+    Task {
+        name: "reproducible",
+        about: "build what is shipped twice, in two folders, and compare; `--profile=NAME`, packages",
+        run: reproducible::reproducible,
     },
     Task {
         name: "test",
@@ -91,7 +108,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "dist",
-        about: "build what is shipped into target/dist and print its sizes",
+        about: "build what is shipped into target/dist, with its SBOM, and print its sizes",
         run: |_| build::dist(),
     },
 ];
@@ -122,6 +139,6 @@ fn main() -> ExitCode {
 fn print_help() {
     println!("Usage: cargo xtask TASK\n\nTasks:");
     for Task { name, about, .. } in TASKS {
-        println!("  {name:<8} {about}");
+        println!("  {name:<12} {about}");
     }
 }
