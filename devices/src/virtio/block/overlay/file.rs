@@ -83,8 +83,10 @@ impl DeltaFile {
             });
         }
         lock(&file, path, access, patience)?;
-        let is_empty = file.metadata().map_err(failed)?.len() == 0;
         let layout = Layout::of(base.len_bytes);
+        let found = file.metadata().map_err(failed)?;
+        let is_empty = found.len() == 0
+            || (found.len() == layout.file_bytes && is_unfinished(&file).map_err(failed)?);
         let mut delta = Self {
             file: Arc::new(file),
             path: path.to_owned(),
@@ -322,6 +324,14 @@ fn page_place(page: u64, map_at: u64) -> (Range<usize>, u64) {
 fn usize_range(range: Range<u64>) -> Range<usize> {
     let place = |at| usize::try_from(at).unwrap_or(usize::MAX);
     place(range.start)..place(range.end)
+}
+
+/// Whether a file that is as long as a delta was made by a process that was killed before it wrote the header: all of it is a
+/// hole. A file system may count blocks late, so its first bytes are looked at too.
+fn is_unfinished(file: &File) -> io::Result<bool> {
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, 0)?;
+    Ok(file.metadata()?.blocks() == 0 && header.iter().all(|byte| *byte == 0))
 }
 
 /// One machine has a delta; those who only read share it.

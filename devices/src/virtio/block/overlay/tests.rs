@@ -422,6 +422,25 @@ fn other_files_are_refused_by_name_and_left_alone() {
 }
 
 #[test]
+fn a_delta_whose_making_was_cut_off_is_made_again() {
+    let bench = Bench::new();
+    let layout = super::format::Layout::of(DISK_BYTES as u64);
+    let path = bench.path("delta");
+    let unfinished = || fs::File::create(&path).unwrap().set_len(layout.file_bytes);
+    unfinished().unwrap();
+    assert!(bench.refused(DeltaAccess::Read).contains("not a delta"));
+    let disk = bench.in_file();
+    bench.write(&disk, 0, &[7; 512]).unwrap();
+    drop(disk);
+    assert_eq!(bench.all(&bench.in_file())[..512], [7; 512]);
+    // One byte of data, wherever it is, and it is somebody's file.
+    unfinished().unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[1], layout.file_bytes - 1).unwrap();
+    assert!(bench.refused(DeltaAccess::Create).contains("not a delta"));
+}
+
+#[test]
 fn a_delta_that_nobody_wrote_is_not_left_behind() {
     let bench = Bench::new();
     drop(bench.in_file());
