@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::config::VmSpec;
 use lightv_api::exit;
+use lightv_vmm::publish::check_target;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Signal;
 
@@ -82,6 +83,8 @@ pub(crate) struct Built {
 pub(crate) enum BuildError {
     #[error("{} exists already; --force overwrites it", path.display())]
     Exists { path: PathBuf },
+    #[error("Cannot write {}: {what}", path.display())]
+    Target { path: PathBuf, what: &'static str },
     #[error("Cannot write into {}", folder.display())]
     Folder {
         folder: PathBuf,
@@ -123,7 +126,7 @@ pub(crate) enum BuildError {
 impl Coded for BuildError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Exists { .. } => exit::BAD_ARGUMENTS,
+            Self::Exists { .. } | Self::Target { .. } => exit::BAD_ARGUMENTS,
             Self::Folder { .. } | Self::Guest(_) | Self::Watch { .. } => exit::HOST_FAILURE,
             Self::Monitor(cause) => cause.exit_code(),
             Self::Rootfs(cause) => cause.exit_code(),
@@ -144,6 +147,11 @@ pub(crate) fn build(mut plan: BuildPlan) -> Result<Built, BuildError> {
     let started = Instant::now();
     if plan.overwrite == Overwrite::Refuse && plan.out.symlink_metadata().is_ok() {
         return Err(BuildError::Exists { path: plan.out });
+    }
+    // A link, a FIFO or a device would be lost: a rename replaces whatever has the name.
+    if let Err(what) = check_target(&plan.out, &[], "it is in use") {
+        let path = plan.out;
+        return Err(BuildError::Target { path, what });
     }
     let guest = match plan.kernel {
         Kernel::Configured => None,
