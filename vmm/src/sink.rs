@@ -1,4 +1,4 @@
-//! A file or FIFO that lines are written to without ever waiting: for metrics, logs, a guest's serial port.
+//! A file or FIFO that lines are written to without ever waiting: for metrics, logs, a guest's serial port, timings.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -27,10 +27,7 @@ impl LineSink {
             .mode(0o600)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)?;
-        let kind = file.metadata()?.file_type();
-        if !(kind.is_file() || kind.is_fifo() || kind.is_char_device()) {
-            return Err(io::Error::other("it is neither a file nor a FIFO"));
-        }
+        ensure_kind(&file)?;
         Ok(Self {
             file,
             rest: Vec::new(),
@@ -62,6 +59,31 @@ impl LineSink {
             }
         }
         true
+    }
+}
+
+/// Writes `line` in place of what is in the file `path`, which is made if it is not there; or into a FIFO that has a reader.
+///
+/// # Errors
+/// The kernel's; `ENXIO` for a FIFO without a reader, which is not waited for.
+pub fn write_once(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    ensure_kind(&file)?;
+    file.write_all(line)
+}
+
+fn ensure_kind(file: &File) -> io::Result<()> {
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_fifo() || kind.is_char_device() {
+        Ok(())
+    } else {
+        Err(io::Error::other("it is neither a file nor a FIFO"))
     }
 }
 
@@ -106,5 +128,20 @@ mod tests {
         assert!(LineSink::open(&path).unwrap().write(b"new\n"));
         assert_eq!(std::fs::read(&path).unwrap(), b"old\nnew\n");
         assert!(LineSink::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn what_is_written_once_replaces_a_file_and_waits_for_no_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for text in ["first, and longer\n", "second\n"] {
+            write_once(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        let fifo = folder.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, 0o600.into(), 0).unwrap();
+        let refused = write_once(&fifo, b"x\n").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENXIO));
+        assert!(write_once(folder.path(), b"x\n").is_err());
     }
 }

@@ -9,6 +9,7 @@ use lightv_api::timings::{Mark, StartTimings};
 
 use crate::lock::lock;
 use crate::report;
+use crate::sink;
 use crate::sys::file::StandardStream;
 use crate::sys::process::monotonic_ns;
 
@@ -174,7 +175,7 @@ impl Stamps {
                 print(&report);
                 Ok(())
             }
-            Some(TimingsSink::File(path)) => std::fs::write(path, &line),
+            Some(TimingsSink::File(path)) => sink::write_once(path, line.as_bytes()),
             Some(TimingsSink::Stderr) => StandardStream::Stderr.write_all(line.as_bytes()),
             None => Ok(()),
         };
