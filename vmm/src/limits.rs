@@ -93,3 +93,6 @@ pub const KVM_STAT_NAME_BYTES_MAX: u32 = 256;
 
 /// KVM's counters of a vCPU: there are some fifty.
 pub const KVM_STATS_MAX: u32 = 1024;
+
+/// Entries of a directory that are looked at for what killed processes have left there.
+pub const LEFTOVERS_SCANNED_MAX: usize = 4096;

@@ -1,13 +1,17 @@
 //! Files that are there whole or not at all.
 //!
 //! The bytes go to a file without a name in the target's directory, are synced, and get the name by link and rename.
-//! Until then the old file, if any, stays what it is; when the process dies, nothing is left.
+//! Until then the old file, if any, stays what it is; when the process dies, nothing is left. Where the file system has no
+//! unnamed files, or between link and rename, the file has a temporary name, which a process that is killed leaves behind: it
+//! is locked, so the next that uses such a name in this directory knows that nobody writes it, and takes it away.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::limits;
 use crate::sys::file::{link_unnamed, open_unnamed};
 use crate::sys::process::random;
 
@@ -57,6 +61,11 @@ pub fn check_target(
     Ok(Some(found.size()))
 }
 
+/// Mode of what is secret.
+const OWNERS_MODE: u32 = 0o600;
+/// Mode of what is not.
+const PUBLIC_MODE: u32 = 0o666;
+
 /// A file that is being written.
 #[derive(Debug)]
 pub struct NewFile {
@@ -68,19 +77,31 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// A file that will be `path`, mode 0600.
+    /// A file that will be `path`, its owner's alone (mode 0600): most hold what a guest held.
     ///
     /// # Errors
     /// [`PublishError`].
     pub fn create(path: &Path) -> Result<Self, PublishError> {
+        Self::create_with_mode(path, OWNERS_MODE)
+    }
+
+    /// A file that will be `path` and that anybody may read, as far as the process's umask lets them.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn create_public(path: &Path) -> Result<Self, PublishError> {
+        Self::create_with_mode(path, PUBLIC_MODE)
+    }
+
+    fn create_with_mode(path: &Path, mode: u32) -> Result<Self, PublishError> {
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let opened = open_unnamed(&directory).map(|file| (file, None));
+        let opened = open_unnamed(&directory, mode).map(|file| (file, None));
         let opened = match opened {
             Err(cause) if matches!(cause.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR)) => {
-                open_temporary(path)
+                open_temporary(path, mode)
             }
             other => other,
         };
@@ -153,16 +174,25 @@ impl NewFile {
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return other.map_err(|cause| self.failed("name", cause)),
             }
-            let temporary =
-                temporary_name(&self.path).map_err(|cause| self.failed("name", cause))?;
-            link_unnamed(&self.file, &temporary).map_err(|cause| self.failed("name", cause))?;
-            self.name = Some(temporary);
+            self.name = Some(
+                self.link_temporary()
+                    .map_err(|cause| self.failed("name", cause))?,
+            );
         }
         if let Some(temporary) = &self.name {
             fs::rename(temporary, &self.path).map_err(|cause| self.failed("name", cause))?;
         }
         self.name = None;
         Ok(())
+    }
+
+    fn link_temporary(&self) -> io::Result<PathBuf> {
+        remove_leftovers(&self.directory);
+        // Held by nobody: it has no name yet. A file system without locks has no leftovers taken away either.
+        let _ = self.file.try_lock();
+        let temporary = temporary_name(&self.path)?;
+        link_unnamed(&self.file, &temporary)?;
+        Ok(temporary)
     }
 
     fn failed(&self, what: &'static str, cause: io::Error) -> PublishError {
@@ -183,18 +213,131 @@ impl Drop for NewFile {
     }
 }
 
+/// Names that are tried: each may be taken for a leftover before it is locked.
+const TRIES_MAX: u32 = 8;
+
 /// A file with a temporary name beside `path`.
-fn open_temporary(path: &Path) -> io::Result<(File, Option<PathBuf>)> {
-    let temporary = temporary_name(path)?;
+fn open_temporary(path: &Path, mode: u32) -> io::Result<(File, Option<PathBuf>)> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true).mode(0o600);
-    Ok((options.open(&temporary)?, Some(temporary)))
+    options.read(true).write(true).create_new(true).mode(mode);
+    for _ in 0..TRIES_MAX {
+        let temporary = temporary_name(path)?;
+        remove_leftovers(temporary.parent().unwrap_or(path));
+        let file = options.open(&temporary)?;
+        let is_taken = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+        if !is_taken && file.metadata()?.nlink() > 0 {
+            return Ok((file, Some(temporary)));
+        }
+    }
+    Err(io::Error::other(
+        "other processes take its temporary files away",
+    ))
 }
+
+/// Parts of a temporary name before and after its number.
+const NAME_PARTS: (&str, &str) = (".lightv-", ".tmp");
 
 /// A name beside `path` that nobody else takes, of a length that every file system allows.
 fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     let mut number = [0; 8];
     random(&mut number)?;
     let number = u64::from_le_bytes(number);
-    Ok(path.with_file_name(format!(".lightv-{number:016x}.tmp")))
+    let (before, after) = NAME_PARTS;
+    Ok(path.with_file_name(format!("{before}{number:016x}{after}")))
+}
+
+/// Takes away what processes that were killed have left in `directory`. What cannot be is left.
+fn remove_leftovers(directory: &Path) {
+    let directory = match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    };
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.take(limits::LEFTOVERS_SCANNED_MAX) {
+        if is_temporary_name(&entry.file_name()) {
+            let _ = remove_unless_in_use(&entry.path());
+        }
+    }
+}
+
+fn is_temporary_name(name: &OsStr) -> bool {
+    let (before, after) = NAME_PARTS;
+    let number = name
+        .to_str()
+        .and_then(|name| name.strip_prefix(before)?.strip_suffix(after));
+    number.is_some_and(|number| number.len() == 16 && number.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+fn remove_unless_in_use(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = options.read(true).custom_flags(flags).open(path)?;
+    // Whoever writes it has it locked, and looks after that whether it has its name still.
+    if file.metadata()?.is_file() && file.try_lock().is_ok() {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_has_left_is_taken_away_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let left = [
+            ".lightv-0123456789abcdef.tmp",
+            ".lightv-0000000000000000.tmp",
+        ];
+        let others = [
+            ".lightv-0123.tmp",
+            ".lightv-0123456789abcdef",
+            "x.lv",
+            ".lightv-0123456789abcdeg.tmp",
+        ];
+        for name in left.iter().chain(&others) {
+            fs::write(path(name), "x").unwrap();
+        }
+        let in_use = path(".lightv-00000000000000ff.tmp");
+        let writer = File::create(&in_use).unwrap();
+        writer.lock().unwrap();
+        for text in ["first", "second"] {
+            let file = NewFile::create(&path("new")).unwrap();
+            file.write_at(text.as_bytes(), 0).unwrap();
+            file.publish().unwrap();
+        }
+        let found = |name: &str| path(name).exists();
+        assert!(!left.iter().any(|name| found(name)));
+        assert!(others.iter().all(|name| found(name)) && in_use.exists());
+        assert_eq!(fs::read(path("new")).unwrap(), b"second");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            others.len() + 2
+        );
+    }
+
+    #[test]
+    fn a_file_with_a_temporary_name_is_no_leftover_while_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        let (file, name) = open_temporary(&target, OWNERS_MODE).unwrap();
+        let name = name.unwrap();
+        remove_leftovers(folder.path());
+        assert!(name.exists());
+        drop(file);
+        remove_leftovers(folder.path());
+        assert!(!name.exists());
+    }
+
+    #[test]
+    fn what_holds_a_guests_memory_is_its_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        NewFile::create(&path).unwrap().publish().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        NewFile::create_public(&path).unwrap().publish().unwrap();
+        assert_ne!(fs::metadata(&path).unwrap().mode() & 0o400, 0);
+    }
 }

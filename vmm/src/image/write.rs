@@ -2,9 +2,9 @@
 //!
 //! A file that is published when it is complete ([`crate::publish`]): header and table last, then sync and name.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use lightv_devices::memory::GuestMem;
@@ -291,7 +291,12 @@ pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteImageError
 
 fn is_image(path: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|file| file.read_exact_at(&mut magic, 0));
+    // It was a regular file a moment ago; what somebody has put in its place is not waited for.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path);
+    let read = opened.and_then(|file| file.read_exact_at(&mut magic, 0));
     read.is_ok() && magic == MAGIC
 }
 

@@ -7,15 +7,16 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Opens a file without a name in `directory`, mode 0600: when the process dies, nothing is left.
+/// Opens a file without a name in `directory`, with `mode` as the process's umask lets it: when the process dies, nothing is
+/// left.
 ///
 /// # Errors
 /// The kernel's; `EOPNOTSUPP` or `EISDIR` where the file system has no such files.
-pub fn open_unnamed(directory: &Path) -> io::Result<File> {
+pub fn open_unnamed(directory: &Path, mode: u32) -> io::Result<File> {
     let directory = CString::new(directory.as_os_str().as_bytes())?;
     let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
     // SAFETY: `directory` is a NUL-terminated string that lives over the call.
-    let fd = unsafe { libc::open(directory.as_ptr(), flags, 0o600) };
+    let fd = unsafe { libc::open(directory.as_ptr(), flags, mode) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,11 +1,11 @@
 //! `lightv kernel`: the embedded guest as a file, for other monitors and for configuration files.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use lightv_api::exit;
+use lightv_vmm::publish::{NewFile, PublishError, check_target};
 
 use crate::embedded;
 use crate::failure::{Coded, Failure};
@@ -26,11 +26,11 @@ pub(crate) struct KernelArgs {
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot write {}", path.display())]
-struct WriteKernelError {
-    path: PathBuf,
-    #[source]
-    cause: std::io::Error,
+enum WriteKernelError {
+    #[error("Cannot write {}: {what}", path.display())]
+    Target { path: PathBuf, what: &'static str },
+    #[error(transparent)]
+    Publish(#[from] PublishError),
 }
 
 impl Coded for WriteKernelError {
@@ -41,7 +41,16 @@ impl Coded for WriteKernelError {
 
 /// Writes it.
 pub(crate) fn run(args: &KernelArgs) -> Result<ExitCode, Failure> {
-    let path = args.output.clone();
-    fs::write(&path, embedded::GUEST).map_err(|cause| WriteKernelError { path, cause })?;
+    write(args.output.clone())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: PathBuf) -> Result<(), WriteKernelError> {
+    if let Err(what) = check_target(&path, &[], "it is in use") {
+        return Err(WriteKernelError::Target { path, what });
+    }
+    let file = NewFile::create_public(&path)?;
+    file.write_at(embedded::GUEST, 0)?;
+    file.publish()?;
+    Ok(())
 }
