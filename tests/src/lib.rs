@@ -19,4 +19,5 @@ pub mod prometheus;
 pub mod pty;
 pub mod rootfs;
 pub mod scratch;
+pub mod strace;
 pub mod trial;

@@ -184,15 +184,24 @@ impl Scratch {
     /// When something has, or does.
     #[track_caller]
     pub fn assert_nothing_left(&self, before: &Listing) {
+        self.assert_same_files(before);
+        wait_for(
+            &format!("the end of {:?}", processes_in(&self.path)),
+            || processes_in(&self.path).is_empty().then_some(()),
+        );
+    }
+
+    /// Looks whether nothing has come and nothing has gone since `before`.
+    ///
+    /// # Panics
+    /// When something has.
+    #[track_caller]
+    pub fn assert_same_files(&self, before: &Listing) {
         let now = self.listing();
         let new: Vec<_> = now.0.difference(&before.0).collect();
         assert!(new.is_empty(), "left behind: {new:?}");
         let gone: Vec<_> = before.0.difference(&now.0).collect();
         assert!(gone.is_empty(), "removed: {gone:?}");
-        wait_for(
-            &format!("the end of {:?}", processes_in(&self.path)),
-            || processes_in(&self.path).is_empty().then_some(()),
-        );
     }
 }
 

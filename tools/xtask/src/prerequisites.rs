@@ -60,6 +60,11 @@ const PREREQUISITES: &[Prerequisite] = &[
         is_present: || is_installed("passt"),
     },
     Prerequisite {
+        what: "strace (makes system calls fail, in tests)",
+        package: "strace",
+        is_present: || is_installed("strace"),
+    },
+    Prerequisite {
         what: "python3 (rootfs/recipes)",
         package: "python3",
         is_present: || is_installed("python3"),
