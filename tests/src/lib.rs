@@ -21,3 +21,4 @@ pub mod rootfs;
 pub mod scratch;
 pub mod strace;
 pub mod trial;
+pub mod usage;
