@@ -61,6 +61,27 @@ mod tests {
         assert_eq!(back.rip, regs.rip);
     }
 
+    /// What is saved is the guest's: no byte of it may be what lay on our stack.
+    #[test]
+    fn a_structure_without_values_is_zeros_all_through() {
+        fn check<T: AbiBytes>(name: &str) {
+            // Something else than zeros where the structure will be.
+            std::hint::black_box([0xa5_u8; 8192]);
+            let bytes = to_bytes(&T::default());
+            assert!(bytes.iter().all(|byte| *byte == 0), "{name}: {bytes:?}");
+        }
+        check::<kvm_bindings::kvm_regs>("regs");
+        check::<kvm_bindings::kvm_sregs>("sregs");
+        check::<kvm_bindings::kvm_xsave>("xsave");
+        check::<kvm_bindings::kvm_xcrs>("xcrs");
+        check::<kvm_bindings::kvm_lapic_state>("lapic");
+        check::<kvm_bindings::kvm_vcpu_events>("events");
+        check::<kvm_bindings::kvm_mp_state>("mp_state");
+        check::<kvm_bindings::kvm_debugregs>("debug_regs");
+        check::<kvm_bindings::kvm_cpuid_entry2>("cpuid");
+        check::<kvm_bindings::kvm_irqchip>("irqchip");
+    }
+
     #[test]
     fn another_length_is_refused() {
         let bytes = to_bytes(&kvm_bindings::kvm_regs::default());
