@@ -435,6 +435,42 @@ fn a_socket_replaces_nothing_but_a_socket_that_nobody_listens_on() {
     let _ = process.end();
 }
 
+#[test]
+fn a_runtime_directory_that_is_none_is_told_of_and_not_used() {
+    let place = Place::new();
+    let scratch = &place.scratch;
+    fs::create_dir(scratch.path("open")).expect("a folder");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(scratch.path("open"), mode).expect("a mode");
+    // Of our own and closed to others, but by another name.
+    symlink("run", scratch.path("link")).expect("a link");
+    let kinds = KINDS.map(|kind| name(Output::Whole, kind));
+    let is_there = |path: &&str| scratch.path(path).symlink_metadata().is_ok();
+    let there = kinds.iter().map(String::as_str).filter(is_there);
+    // A folder of this user's is made closed, and is one that can be used.
+    let folder = name(Output::Whole, Folder);
+    let cases = there.filter(|path| *path != folder).chain(["open", "link"]);
+    let mut count = 0;
+    for path in cases {
+        let before = scratch.listing();
+        let mut command = scratch.vmm(&["--api-sock", "vm.sock"]);
+        command.env("LIGHTV_RUNTIME_DIR", scratch.path(path));
+        let process = Process::start(&mut command);
+        let told = process.wait_stderr(|text| {
+            let line = text.lines().find(|line| line.contains("untime directory"));
+            line.map(str::to_owned)
+        });
+        println!("{told}");
+        assert!(told.contains(path), "{told}");
+        let api = Api::at(scratch.path("vm.sock"));
+        assert_eq!(api.get("/")["state"], "Not started");
+        assert_eq!(process.end().code, 143);
+        scratch.assert_same_files(&before);
+        count += 1;
+    }
+    assert_eq!(count, 10);
+}
+
 /// The lines of a log, which must all be whole.
 fn log_lines(bytes: &[u8]) -> Vec<Value> {
     let text = String::from_utf8_lossy(bytes);
