@@ -125,11 +125,17 @@ impl Limiter {
         self.blocked_until.is_some()
     }
 
-    /// Whether something `waits` that the limits hold up. Not asked where nothing is limited.
+    /// Whether something `waits` that the limits hold up. Not asked where nothing is limited. Of a device with several queues each
+    /// asks: what waits in another one is not forgotten.
     pub fn holds_up(&mut self, waits: impl FnOnce() -> bool) -> bool {
-        self.blocked_until = None;
         let is_limited = self.bytes.is_some() || self.operations.is_some();
-        is_limited && waits() && self.is_blocked()
+        if is_limited && waits() {
+            return self.is_blocked();
+        }
+        self.blocked_until = self
+            .blocked_until
+            .filter(|time| is_limited && *time > Instant::now());
+        false
     }
 
     /// When what [`is_blocked`](Self::is_blocked) has held up may go on.
@@ -256,6 +262,28 @@ mod tests {
         limiter.charge(u64::MAX);
         limiter.charge(u64::MAX);
         assert!(limiter.is_blocked() && limiter.blocked_until() > Some(Instant::now()));
+    }
+
+    #[test]
+    fn a_queue_in_which_nothing_waits_does_not_end_the_wait_of_another() {
+        let options = LimiterOptions {
+            bytes: None,
+            operations: Some(BucketOptions {
+                size: 1,
+                refill: 1000 * SECOND,
+                burst: 0,
+            }),
+        };
+        let mut limiter = Limiter::new(options);
+        limiter.charge(1);
+        assert!(limiter.holds_up(|| true));
+        let until = limiter.blocked_until();
+        assert!(!limiter.holds_up(|| false));
+        assert_eq!(limiter.blocked_until(), until);
+        // Its time has come, and nothing waits any more.
+        limiter.blocked_until = Some(Instant::now());
+        assert!(!limiter.holds_up(|| false));
+        assert_eq!(limiter.blocked_until(), None);
     }
 
     #[test]

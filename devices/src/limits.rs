@@ -160,8 +160,6 @@ pub const VSOCK_RESET_MS: u64 = 1000;
 pub const VSOCK_FINISH_MS: u64 = 1000;
 /// How often it looks meanwhile whether it is to give up.
 pub const VSOCK_FINISH_STEP_MS: u16 = 100;
-/// Queues of a device in a saved state: the console has twelve, and no device of ours more.
-pub const STATE_QUEUES_MAX: usize = 16;
 /// Bytes of arguments and environment of a run, NUL bytes included: 64 KiB of control page less its first 4 KiB.
 pub const CONTROL_STRINGS_BYTES_MAX: usize = 61_440;
 /// Bytes that one print doorbell copies: its length field has 16 bits.

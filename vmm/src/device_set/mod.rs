@@ -273,14 +273,14 @@ impl DeviceSet {
     }
 
     /// Calls those whose wait is over.
-    pub fn wake_due(&self) {
+    pub fn wake_due(&mut self) {
         // Without limits nobody waits, and the clock is not read.
         let Some(first) = self.wake_at() else { return };
         let now = Instant::now();
         if first > now {
             return;
         }
-        for place in &self.places {
+        for place in &mut self.places {
             if place.device.wake_at().is_some_and(|time| time <= now) {
                 place.ring_all();
             }

@@ -30,6 +30,8 @@ pub(super) struct Place {
     /// Features of the running device, for another resume.
     pub(super) acked_features: u64,
     pub(super) watched: Option<RawFd>,
+    /// The queue that [`ring_all`](Self::ring_all) begins with.
+    pub(super) first_rung: usize,
     pub(super) reports: u32,
 }
 
@@ -62,8 +64,13 @@ impl Place {
         }
     }
 
-    pub(super) fn ring_all(&self) {
-        (0..self.doorbells.len()).for_each(|queue| self.ring(queue));
+    /// Rings for all queues, each time another one first: the loop serves them in this order, and the first could use up all
+    /// that a rate limiter lets pass.
+    pub(super) fn ring_all(&mut self) {
+        let count = self.doorbells.len();
+        let (before, after) = (0..self.first_rung, self.first_rung..count);
+        after.chain(before).for_each(|queue| self.ring(queue));
+        self.first_rung = (self.first_rung + 1).checked_rem(count).unwrap_or(0);
     }
 
     /// Makes what is to outlive the machine safe.

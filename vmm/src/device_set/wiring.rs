@@ -92,6 +92,7 @@ impl Wiring<'_> {
             resume,
             acked_features: 0,
             watched: None,
+            first_rung: 0,
             reports: 0,
         })
     }

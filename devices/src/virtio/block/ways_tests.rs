@@ -4,6 +4,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
+use crate::limiter::{BucketOptions, LimiterOptions};
 
 /// Sends a discard (11) or a write of zeroes (13); returns the status.
 fn range_request(bench: &mut Bench, kind: u32, range: (u64, u32, u32)) -> u8 {
@@ -196,4 +197,30 @@ fn completions_are_taken_from_the_backend_and_make_room_for_more() {
         done += std::iter::from_fn(|| bench.machine.take_used(0)).count();
     }
     assert_eq!(bench.on_host(0), vec![0x5a; 512]);
+}
+
+#[test]
+fn a_queue_that_is_held_up_is_served_when_its_time_comes_whatever_the_others_do() {
+    let file = image(512 * SECTORS);
+    let operations = Some(BucketOptions {
+        size: 1,
+        refill: std::time::Duration::from_secs(3600),
+        burst: 0,
+    });
+    let mut block = Block::open(&options(file.path())).unwrap().with_queues(2);
+    block.change_limits(LimiterOptions {
+        bytes: None,
+        operations,
+    });
+    let mut bench = Bench::with(block, file);
+    assert_eq!(bench.write(0, &[1; 512]), 0);
+    let buffer = bench.machine.put(&[0; 64]);
+    let buffers = [readable(buffer, 16), writable(buffer + 16, 17)];
+    bench.machine.add(0, &buffers);
+    let wake_at = |bench: &Bench| bench.machine.device.lock().unwrap().wake_at();
+    bench.machine.kick(0);
+    let due = wake_at(&bench);
+    assert!(due.is_some(), "it is held up");
+    bench.machine.kick(1);
+    assert_eq!(wake_at(&bench), due);
 }
