@@ -72,6 +72,14 @@ pub enum GuestFault {
         /// What is said of it.
         event: u16,
     },
+    /// A number of queue pairs that the card does not have.
+    #[error("{pairs} queue pairs are not 1 to {pairs_max}")]
+    BadPairs {
+        /// What the driver asked for.
+        pairs: usize,
+        /// What there are; 0 when the driver has not accepted that there are several.
+        pairs_max: usize,
+    },
     /// A network frame whose header contradicts it, or that is too short or too long.
     #[error("Malformed network frame")]
     BadFrame,
@@ -111,6 +119,8 @@ pub enum HostOperation {
     SendFrame,
     /// Tell a tap which offloads the guest accepted.
     SetOffload,
+    /// Tell a tap which of its queues take part in its traffic.
+    SetQueues,
     /// Read from a disk.
     ReadDisk,
     /// Write to a disk, or sync it.
@@ -139,6 +149,7 @@ impl std::fmt::Display for HostOperation {
             Self::ReceiveFrame => "receive a frame from its network",
             Self::SendFrame => "send a frame to its network",
             Self::SetOffload => "set the offloads of its tap",
+            Self::SetQueues => "set the number of queues of its tap",
             Self::ReadDisk => "read from its disk",
             Self::WriteDisk => "write to its disk",
             Self::SubmitDisk => "begin I/O on its disk",
@@ -224,6 +235,18 @@ pub enum RestoreDeviceError {
         device: String,
         /// What was saved.
         mtu: u16,
+    },
+    /// The driver would use more queue pairs than there are, or none.
+    #[error(
+        "Network interface {device} was saved with {saved} queue pairs in use, and has {found} now"
+    )]
+    QueuePairs {
+        /// Id of the device.
+        device: String,
+        /// When it was saved.
+        saved: u16,
+        /// What there are now.
+        found: usize,
     },
     /// The saved balloon is none that a guest can have brought about.
     #[error("Balloon {device} was saved with {what} in a state that is impossible")]

@@ -8,6 +8,14 @@ pub const BLOCK_QUEUE_SIZE: u16 = 256;
 pub const BLOCK_QUEUES_MAX: u16 = 16;
 /// Entries of each queue of a network card: as for disks.
 pub const NET_QUEUE_SIZE: u16 = 256;
+/// Pairs of queues of a network card: one for each vCPU of a guest that is not large. One loop serves them all, so more bring
+/// nothing, and each has a descriptor and two doorbells.
+pub const NET_QUEUE_PAIRS_MAX: u16 = 8;
+/// Entries of the control queue of a network card: a driver waits for each command.
+pub const NET_CONTROL_QUEUE_SIZE: u16 = 64;
+/// Commands carried out before other devices have their turn: to have a queue of a tap take part in its traffic, or not, costs
+/// the host some 0.1 ms.
+pub const NET_COMMANDS_PER_TURN: usize = 4;
 /// Entries of the queue of the entropy source: a driver has one or two requests open.
 pub const ENTROPY_QUEUE_SIZE: u16 = 64;
 /// Descriptors of a chain, in an indirect table or not: a driver must not use more than the queue size

@@ -13,7 +13,7 @@ pub use crate::virtio::balloon::state::{BalloonStateV1, HintingStateV1, StatV1};
 pub use crate::virtio::block::state::{BlockStateV1, OverlayMapV1, OverlayRunV1};
 pub use crate::virtio::console::state::{ConsoleStateV1, PortStateV1};
 pub use crate::virtio::entropy::state::EntropyStateV1;
-pub use crate::virtio::net::state::NetStateV1;
+pub use crate::virtio::net::state::{NetStateV1, NetStateV2};
 pub use crate::virtio::queue_state::QueueStateV1;
 pub use crate::virtio::transport_state::TransportStateV1;
 pub use crate::virtio::vsock::state::{PortPairV1, VsockStateV1};
@@ -44,6 +44,11 @@ impl Section for OverlayMapV1 {
 impl Section for NetStateV1 {
     const KIND: &'static str = "virtio-net";
     const VERSION: u16 = 1;
+}
+
+impl Section for NetStateV2 {
+    const KIND: &'static str = "virtio-net";
+    const VERSION: u16 = 2;
 }
 
 impl Section for EntropyStateV1 {
@@ -77,7 +82,7 @@ pub enum DeviceState {
     /// A disk.
     Block(BlockStateV1),
     /// A network card.
-    Net(NetStateV1),
+    Net(NetStateV2),
     /// The entropy source.
     Entropy(EntropyStateV1),
     /// The console.

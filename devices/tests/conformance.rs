@@ -3,6 +3,8 @@
 
 #[path = "subjects/balloon.rs"]
 mod balloon_subject;
+#[path = "subjects/net.rs"]
+mod net_subject;
 #[path = "subjects/stream.rs"]
 mod stream_subject;
 #[path = "subjects/vsock.rs"]
@@ -10,8 +12,7 @@ mod subject_vsock;
 mod support;
 
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use lightv_devices::state::DeviceState;
@@ -23,9 +24,6 @@ use lightv_devices::virtio::device::VirtioDevice;
 use lightv_devices::virtio::device_status::bits;
 use lightv_devices::virtio::entropy::Entropy;
 use lightv_devices::virtio::mmio::reg;
-use lightv_devices::virtio::net::{
-    MacAddress, Net, NetOptions, RECEIVE_QUEUE, TRANSMIT_QUEUE, Tap,
-};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -42,6 +40,8 @@ trait Subject {
     fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice>;
     /// Panics unless the device in `machine`, which is running, does its work.
     fn assert_works(&mut self, machine: &mut Machine);
+    /// Has the device, which is running, use all of its queues.
+    fn use_all(&mut self, _machine: &mut Machine) {}
     /// A queue whose chains the device gives back as soon as it has them.
     fn served_queue(&self, machine: &Machine) -> usize {
         machine.rings.len() - 1
@@ -114,61 +114,6 @@ impl Subject for EntropySubject {
         let data = machine.put(&[0; 64]);
         assert_eq!(machine.request(0, &[writable(data, 64)]), 64);
         assert_ne!(machine.get(data, 64), vec![0; 64]);
-    }
-}
-
-struct NetSubject {
-    host: Option<UnixDatagram>,
-}
-
-impl NetSubject {
-    fn tap(&mut self) -> Tap {
-        let (host, tap) = UnixDatagram::pair().unwrap();
-        for end in [&host, &tap] {
-            end.set_nonblocking(true).unwrap();
-        }
-        self.host = Some(host);
-        Tap::from_frame_socket(OwnedFd::from(tap))
-    }
-}
-
-impl Subject for NetSubject {
-    fn make(&mut self) -> Box<dyn VirtioDevice> {
-        let (tap, mac) = (self.tap(), MacAddress::from_id("eth0"));
-        Box::new(Net::new(NetOptions {
-            id: "eth0".into(),
-            backend: tap.into(),
-            mac,
-            mtu: Some(1500),
-        }))
-    }
-
-    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice> {
-        let DeviceState::Net(state) = state else {
-            panic!("{state:?}")
-        };
-        Box::new(Net::from_state("eth0".into(), &state, self.tap()).unwrap())
-    }
-
-    fn assert_works(&mut self, machine: &mut Machine) {
-        let host = self.host.as_ref().unwrap();
-        let frame = [&[0; 12][..], &[0x33; 60]].concat();
-        let address = machine.put(&frame);
-        assert_eq!(machine.request(TRANSMIT_QUEUE, &[readable(address, 72)]), 0);
-        let mut received = [0; 100];
-        assert_eq!(host.recv(&mut received).unwrap(), 72);
-        assert_eq!(received[..72], frame);
-
-        let address = machine.put(&[0; 128]);
-        let head = machine.add(RECEIVE_QUEUE, &[writable(address, 128)]);
-        machine.kick(RECEIVE_QUEUE);
-        host.send(&frame).unwrap();
-        machine.serve_backend(1);
-        assert_eq!(
-            machine.take_used(RECEIVE_QUEUE),
-            Some((u32::from(head), 72))
-        );
-        assert_eq!(machine.get(address + 12, 60), vec![0x33; 60]);
     }
 }
 
@@ -476,6 +421,7 @@ fn hostile_chains_harm_nothing(subject: &mut dyn Subject) {
     for queue in 0..machine.rings.len() {
         for (name, attack) in hostile_chains() {
             machine.init();
+            subject.use_all(&mut machine);
             attack(&mut machine, queue);
             assert!(!machine.interrupt.needs_reset(), "{name} on queue {queue}");
             assert!(
@@ -497,6 +443,7 @@ fn an_index_that_jumps_needs_a_reset_and_no_more(subject: &mut dyn Subject) {
     for queue in 0..machine.rings.len() {
         for jump in [257, 32_768, 65_535] {
             machine.init();
+            subject.use_all(&mut machine);
             machine.take_interrupts();
             let before = machine.counters().needs_resets;
             let index = machine.rings[queue].available_index.wrapping_add(jump);
@@ -673,7 +620,8 @@ macro_rules! conformance {
 }
 
 conformance!(block, BlockSubject::new());
-conformance!(net, NetSubject { host: None });
+conformance!(net, net_subject::NetSubject::with(1));
+conformance!(net_with_queue_pairs, net_subject::NetSubject::with(2));
 conformance!(net_in_user_space, stream_subject::StreamSubject::default());
 conformance!(balloon, balloon_subject::BalloonSubject);
 conformance!(entropy, EntropySubject);

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use lightv_devices::state::{
     BalloonStateV1, BlockStateV1, ConsoleStateV1, EntropyStateV1, HintingStateV1, NetStateV1,
-    OverlayMapV1, OverlayRunV1, PortPairV1, PortStateV1, QueueStateV1, Section, SerialStateV1,
-    StatV1, TransportStateV1, VsockStateV1,
+    NetStateV2, OverlayMapV1, OverlayRunV1, PortPairV1, PortStateV1, QueueStateV1, Section,
+    SerialStateV1, StatV1, TransportStateV1, VsockStateV1,
 };
 
 fn path<S: Section>(case: &str) -> PathBuf {
@@ -140,6 +140,13 @@ fn net() {
             ..state
         },
     );
+    let both = NetStateV2 {
+        active_pairs: 2,
+        ..state.into()
+    };
+    check("pairs", &both);
+    assert_eq!(both.as_v1(), None);
+    assert_eq!(NetStateV2::from(state).as_v1(), Some(state));
 }
 
 #[test]

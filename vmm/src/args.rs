@@ -54,7 +54,7 @@ pub struct Cli {
     #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
     delta: Vec<(String, String)>,
     /// Use a tap, or a network in user space, for network interface ID; a guest with LightV's agent is told the address.
-    #[arg(long, value_name = "[ID=]TAP|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]", action = ArgAction::Append)]
+    #[arg(long, value_name = "[ID=]TAP[,queues=N]|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]", action = ArgAction::Append)]
     net: Vec<NetOverride>,
     /// Use PATH for the socket of vsock.
     #[arg(long, value_name = "PATH")]

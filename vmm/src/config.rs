@@ -143,6 +143,8 @@ pub struct NetConfig {
     pub mac: MacAddress,
     /// MTU that the guest is told.
     pub mtu: Option<u16>,
+    /// Number of queue pairs.
+    pub pairs: u16,
     /// What the guest may receive.
     pub receive_limits: LimiterOptions,
     /// What it may send.
@@ -614,6 +616,7 @@ fn prove_nets(specs: &[NetSpec], faults: &mut Faults) -> Vec<NetConfig> {
         };
         nets.push(NetConfig {
             id: spec.iface_id.clone(),
+            pairs: net::prove_pairs(index, spec, &host, faults),
             host,
             mac,
             mtu,

@@ -60,6 +60,21 @@ fn numbers_of_queues_outside_the_range_are_refused() {
 }
 
 #[test]
+fn only_a_tap_by_name_has_several_queue_pairs() {
+    let net = |host: &str, count: u32| {
+        format!(r#"{{"network-interfaces":[{{"iface_id":"e",{host},"num_queues":{count}}}]}}"#)
+    };
+    let [tap, fd, user] = [r#""host_dev_name":"t""#, r#""host_fd":3"#, r#""user":{}"#];
+    for (host, count) in [(tap, 0), (tap, 9), (fd, 2), (user, 2), (user, 0)] {
+        check_fault(&net(host, count), "network-interfaces[0].num_queues");
+    }
+    for (host, count) in [(tap, 1), (tap, 8), (fd, 1), (user, 1)] {
+        let pairs = prove(&net(host, count)).unwrap().nets()[0].pairs;
+        assert_eq!(u32::from(pairs), count, "{host}");
+    }
+}
+
+#[test]
 fn what_is_not_offered_is_refused_by_name() {
     for (key, value) in [
         ("pmem", r#"[{"id":"p","path_on_host":"f"}]"#),

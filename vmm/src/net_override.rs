@@ -1,5 +1,5 @@
-//! `--net` as it is typed: `ID=TAP[,ip=ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]…]`, `ID=fd=N` with the same, or
-//! `ID=user[,publish=[ADDRESS:]PORT:GUEST_PORT[/udp]]…[,host-loopback]`; without `ID=` for `eth0`.
+//! `--net` as it is typed: `ID=TAP[,ip=ADDRESS/PREFIX[,gw=ADDRESS][,dns=ADDRESS]…][,queues=N]`, `ID=fd=N` with the same but queues,
+//! or `ID=user[,publish=[ADDRESS:]PORT:GUEST_PORT[/udp]]…[,host-loopback]`; without `ID=` for `eth0`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,6 +24,8 @@ pub struct NetOverride {
     pub host: NetHost,
     /// What the guest is told.
     pub address: Option<NetAddress>,
+    /// Number of queue pairs, if it was said.
+    pub queues: Option<u16>,
 }
 
 /// What a guest is told of an interface.
@@ -54,13 +56,19 @@ pub enum NetFault {
     /// An option of another kind of network.
     #[error("{0} is for --net user")]
     OnlyUser(&'static str),
+    /// An option of taps by name.
+    #[error("{0} is for a tap by its name")]
+    OnlyTap(&'static str),
+    /// Text that is no number.
+    #[error("queues is a number of queue pairs, not {0:?}")]
+    NotQueues(String),
     /// An address for a network that has its own.
     #[error("{0} is not for --net user: its guest has {address}/{prefix}, gateway {gateway}, name server {dns}",
         address = user_net::GUEST, prefix = user_net::PREFIX, gateway = user_net::GATEWAY, dns = user_net::NAME_SERVER)]
     NotUser(&'static str),
     /// An option that does not exist.
     #[error(
-        "unknown option {0:?}; there are ip, gw and dns, and for user publish and host-loopback"
+        "unknown option {0:?}; there are ip, gw, dns and queues, and for user publish and host-loopback"
     )]
     UnknownOption(String),
     /// Text that is no address.
@@ -90,28 +98,51 @@ impl FromStr for NetOverride {
         if id.is_empty() || host.is_empty() {
             return Err(NetFault::NotIdTap);
         }
+        let (parts, queues) = take_queues(parts)?;
+        let is_tap = host != "user" && !host.starts_with("fd=");
+        if queues.is_some() && !is_tap {
+            return Err(NetFault::OnlyTap("queues"));
+        }
         let (host, address) = match host.strip_prefix("fd=") {
-            _ if host == "user" => parse_user(parts)?,
-            None => (NetHost::Tap(host.to_owned()), parse_address(parts)?),
+            _ if host == "user" => parse_user(&parts)?,
+            None => (NetHost::Tap(host.to_owned()), parse_address(&parts)?),
             Some(number) => {
                 let fd = number.parse().ok();
                 let fd = fd.filter(|fd| *fd >= limits::INHERITED_FD_MIN);
                 let fd = fd.ok_or_else(|| NetFault::NotFd(number.into()))?;
-                (NetHost::Fd(fd), parse_address(parts)?)
+                (NetHost::Fd(fd), parse_address(&parts)?)
             }
         };
         Ok(Self {
             id: id.to_owned(),
             host,
             address,
+            queues,
         })
     }
 }
 
-type Options<'a> = std::str::Split<'a, char>;
+/// The number of queue pairs, and the options that are not it.
+fn take_queues<'a>(
+    options: impl Iterator<Item = &'a str>,
+) -> Result<(Vec<&'a str>, Option<u16>), NetFault> {
+    let (mut others, mut queues) = (Vec::new(), None);
+    for option in options {
+        match option.split_once('=') {
+            Some(("queues", count)) => {
+                let count = count
+                    .parse()
+                    .map_err(|_| NetFault::NotQueues(count.into()))?;
+                queues = Some(count);
+            }
+            _ => others.push(option),
+        }
+    }
+    Ok((others, queues))
+}
 
 /// What stands after a tap.
-fn parse_address(options: Options<'_>) -> Result<Option<NetAddress>, NetFault> {
+fn parse_address(options: &[&str]) -> Result<Option<NetAddress>, NetFault> {
     let (mut network, mut gateway, mut dns) = (None, None, Vec::new());
     for option in options {
         match option.split_once('=') {
@@ -121,8 +152,8 @@ fn parse_address(options: Options<'_>) -> Result<Option<NetAddress>, NetFault> {
                 dns.push(value.parse().map_err(|_| NetFault::NotIp(value.into()))?);
             }
             Some(("publish", _)) => return Err(NetFault::OnlyUser("publish")),
-            None if option == "host-loopback" => return Err(NetFault::OnlyUser("host-loopback")),
-            _ => return Err(NetFault::UnknownOption(option.into())),
+            None if *option == "host-loopback" => return Err(NetFault::OnlyUser("host-loopback")),
+            _ => return Err(NetFault::UnknownOption((*option).into())),
         }
     }
     if network.is_none() && (gateway.is_some() || !dns.is_empty()) {
@@ -137,18 +168,18 @@ fn parse_address(options: Options<'_>) -> Result<Option<NetAddress>, NetFault> {
 }
 
 /// What stands after `user`.
-fn parse_user(options: Options<'_>) -> Result<(NetHost, Option<NetAddress>), NetFault> {
+fn parse_user(options: &[&str]) -> Result<(NetHost, Option<NetAddress>), NetFault> {
     let mut user = UserNet::default();
     for option in options {
         match option.split_once('=') {
             Some(("publish", value)) => {
                 user.publish.push(value.parse::<Publish>()?.to_string());
             }
-            None if option == "host-loopback" => user.host_loopback = true,
+            None if *option == "host-loopback" => user.host_loopback = true,
             Some(("ip", _)) => return Err(NetFault::NotUser("ip")),
             Some(("gw", _)) => return Err(NetFault::NotUser("gw")),
             Some(("dns", _)) => return Err(NetFault::NotUser("dns")),
-            _ => return Err(NetFault::UnknownOption(option.into())),
+            _ => return Err(NetFault::UnknownOption((*option).into())),
         }
     }
     let address = NetAddress {
@@ -173,6 +204,9 @@ fn parse_ipv4(text: &str) -> Result<Ipv4Addr, NetFault> {
 impl fmt::Display for NetOverride {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}={}", self.id, self.host)?;
+        if let Some(queues) = self.queues {
+            write!(out, ",queues={queues}")?;
+        }
         let (Some(address), NetHost::Tap(_) | NetHost::Fd(_)) = (&self.address, &self.host) else {
             return Ok(());
         };
@@ -212,6 +246,8 @@ mod tests {
             "lan=tap7,ip=10.0.0.2/24,gw=10.0.0.1",
             "lan=tap7,ip=10.0.0.2/24,gw=10.0.0.1,dns=1.1.1.1,dns=fd00::1",
             "lan=fd=3,ip=10.0.0.2/24",
+            "lan=tap7,queues=2,ip=10.0.0.2/24",
+            "lan=tap7,queues=8",
             "eth0=user",
             "lan=user,publish=8080:80,publish=127.0.0.1:53:53/udp,host-loopback",
         ] {
@@ -245,6 +281,10 @@ mod tests {
             ("tap0,publish=1:2", NetFault::OnlyUser("publish")),
             ("fd=3,host-loopback", NetFault::OnlyUser("host-loopback")),
             ("fd=2", NetFault::NotFd("2".into())),
+            ("tap0,queues=x", NetFault::NotQueues("x".into())),
+            ("tap0,queues", NetFault::UnknownOption("queues".into())),
+            ("fd=3,queues=2", NetFault::OnlyTap("queues")),
+            ("user,queues=1", NetFault::OnlyTap("queues")),
             ("lan=fd=x", NetFault::NotFd("x".into())),
             ("user,ip=10.0.0.2/24", NetFault::NotUser("ip")),
             ("user,publish=80", NetFault::Publish(BadPublish)),

@@ -73,6 +73,7 @@ impl Overrides {
             faults.extend(apply_delta(delta_field, &id, path, spec));
         }
         for net in self.nets {
+            faults.extend(other_queues(net_field, &net, spec).filter(|_| is_restore));
             faults.extend(apply_net(net_field, net, spec));
         }
         if let Some(path) = self.vsock {
@@ -142,7 +143,12 @@ fn apply_delta(field: &str, id: &str, path: PathBuf, spec: &mut VmSpec) -> Optio
 
 /// Another tap, and another address where the guest has an agent that takes it.
 fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<ConfigFault> {
-    let NetOverride { id, host, address } = change;
+    let NetOverride {
+        id,
+        host,
+        address,
+        queues,
+    } = change;
     let is_user = matches!(host, NetHost::User(_));
     let ids = || spec.network_interfaces.iter().map(|net| &net.iface_id);
     let Some(index) = ids().position(|known| *known == id) else {
@@ -150,6 +156,7 @@ fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<Conf
     };
     if let Some(net) = spec.network_interfaces.get_mut(index) {
         net.set_host(host);
+        net.num_queues = queues.or(net.num_queues);
     }
     let address = address?;
     let Some(agent) = spec.run.as_mut().and_then(|run| run.agent.as_mut()) else {
@@ -168,6 +175,18 @@ fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<Conf
     agent.network.retain(|old| old.interface != told.interface);
     agent.network.push(told);
     None
+}
+
+/// The number of queue pairs of a snapshot's interface is part of its state. Who says the same again may do so.
+fn other_queues(field: &str, change: &NetOverride, spec: &VmSpec) -> Option<ConfigFault> {
+    let mut nets = spec.network_interfaces.iter();
+    let saved = nets.find(|net| net.iface_id == change.id)?;
+    let saved = saved.num_queues.unwrap_or(1);
+    let asked = change.queues.filter(|asked| *asked != saved)?;
+    Some(fixed(
+        &format!("queues of {field}"),
+        format!("{asked} for `{}`, which was saved with {saved}", change.id),
+    ))
 }
 
 /// The CPU of a snapshot is part of its state. Who says the same again, or nothing, may do so.
@@ -305,6 +324,31 @@ mod tests {
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].address, "10.0.0.3/24");
         assert_eq!(told[0].gateway.as_deref(), Some("10.0.0.1"));
+    }
+
+    #[test]
+    fn a_snapshot_keeps_its_queue_pairs_and_a_boot_does_not() {
+        let apply = |queues: &str, is_restore| {
+            let overrides = Overrides {
+                nets: vec![format!("eth0=tap9{queues}").parse().unwrap()],
+                ..Overrides::default()
+            };
+            let mut spec = spec();
+            spec.network_interfaces[0].num_queues = Some(2);
+            let applied = overrides.apply(&mut spec, is_restore);
+            let applied = applied.map_err(|faults| faults.to_string());
+            applied.map(|()| spec.network_interfaces[0].num_queues)
+        };
+        for is_restore in [true, false] {
+            assert_eq!(apply("", is_restore), Ok(Some(2)));
+            assert_eq!(apply(",queues=2", is_restore), Ok(Some(2)));
+        }
+        assert_eq!(apply(",queues=4", false), Ok(Some(4)));
+        let refused = apply(",queues=1", true).unwrap_err();
+        assert!(
+            refused.starts_with("queues of --net is 1 for `eth0`, which was saved with 2"),
+            "{refused}"
+        );
     }
 
     #[test]

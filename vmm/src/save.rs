@@ -192,7 +192,11 @@ fn add_state(
         contents.add(index, &device.transport)?;
         match &device.state {
             DeviceState::Block(state) => contents.add(index, state)?,
-            DeviceState::Net(state) => contents.add(index, state)?,
+            DeviceState::Net(state) => match state.as_v1() {
+                // As it was before there was a version 2.
+                Some(state) => contents.add(index, &state)?,
+                None => contents.add(index, state)?,
+            },
             DeviceState::Entropy(state) => contents.add(index, state)?,
             DeviceState::Console(state) => contents.add(index, state)?,
             DeviceState::Balloon(state) => contents.add(index, state)?,

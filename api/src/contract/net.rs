@@ -31,6 +31,11 @@ pub struct NetSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 68, maximum = 65535)]
     pub mtu: Option<u64>,
+    /// LightV's own: number of queue pairs, 1–8, 1 unless said otherwise. Linux uses as many as it has vCPUs. More than one need a
+    /// tap by name, made with multi_queue if it is not made by the monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 8)]
+    pub num_queues: Option<u16>,
     /// What the guest may receive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiter>,

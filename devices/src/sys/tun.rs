@@ -17,19 +17,43 @@ struct InterfaceRequest {
 }
 const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
 
+impl InterfaceRequest {
+    const fn new() -> Self {
+        Self {
+            name: [0; NAME_BYTES],
+            flags: 0,
+            rest: [0; 22],
+        }
+    }
+}
+
 /// The flags of an interface that LightV attaches to: whole Ethernet frames, each with a virtio header.
 const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// What a descriptor is to a tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All of it: no other descriptor can be attached.
+    Whole,
+    /// A queue of several.
+    Queue,
+}
+
+impl Share {
+    const fn flags(self) -> libc::c_int {
+        match self {
+            Self::Whole => TAP_FLAGS,
+            Self::Queue => TAP_FLAGS | libc::IFF_MULTI_QUEUE,
+        }
+    }
+}
 
 /// Attaches `tun`, an open /dev/net/tun, to the tap `name`. It is created if there is none and the caller may.
 ///
 /// # Errors
-/// The kernel's; `EINVAL` for a name of 16 bytes or more.
-pub(crate) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let mut request = InterfaceRequest {
-        name: [0; NAME_BYTES],
-        flags: 0,
-        rest: [0; 22],
-    };
+/// The kernel's; `EINVAL` for a name of 16 bytes or more, and for a tap that was made for the other share.
+pub(crate) fn attach(tun: BorrowedFd<'_>, name: &str, share: Share) -> io::Result<()> {
+    let mut request = InterfaceRequest::new();
     let too_long = || io::Error::from_raw_os_error(libc::EINVAL);
     if name.len() >= NAME_BYTES {
         return Err(too_long());
@@ -39,10 +63,28 @@ pub(crate) fn attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         .get_mut(..name.len())
         .ok_or_else(too_long)?
         .copy_from_slice(name.as_bytes());
-    request.flags = libc::c_short::try_from(TAP_FLAGS).map_err(|_| too_long())?;
+    request.flags = libc::c_short::try_from(share.flags()).map_err(|_| too_long())?;
     // SAFETY: `request` has the size of `struct ifreq` (asserted above), is initialised and borrowed exclusively; its
     // name ends with a NUL byte, since it is shorter than the field.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// Has `queue`, a queue of several, take part in its tap's traffic, or not.
+///
+/// # Errors
+/// The kernel's; `EINVAL` when it does so already.
+pub(crate) fn set_queue(queue: BorrowedFd<'_>, takes_part: bool) -> io::Result<()> {
+    let mut request = InterfaceRequest::new();
+    let flag = if takes_part {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    let impossible = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    request.flags = libc::c_short::try_from(flag).map_err(impossible)?;
+    // SAFETY: the kernel reads a `struct ifreq`, whose size `request` has (asserted above), which is initialised and lives over
+    // the call.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
 }
 
 /// What an attached descriptor is.
@@ -58,11 +100,7 @@ pub(crate) struct Identity {
 /// # Errors
 /// The kernel's: ENOTTY and others when it is none.
 pub(crate) fn identity(tap: BorrowedFd<'_>) -> io::Result<Identity> {
-    let mut request = InterfaceRequest {
-        name: [0; NAME_BYTES],
-        flags: 0,
-        rest: [0; 22],
-    };
+    let mut request = InterfaceRequest::new();
     // SAFETY: the kernel writes a `struct ifreq`, whose size `request` has (asserted above), and which is borrowed exclusively.
     check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
     let name = request.name.split(|byte| *byte == 0).next();

@@ -117,7 +117,7 @@ fn valued_option(drive: &mut DriveSpec, option: &str) -> Result<bool, ArgFault> 
     Ok(true)
 }
 
-/// `ID=TAP[,mac=…][,ip=a.b.c.d/p[,gw=…][,dns=…]]`.
+/// `ID=TAP[,mac=…][,ip=a.b.c.d/p[,gw=…][,dns=…]][,queues=N]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct NetArg {
     /// What the monitor is told.
@@ -140,11 +140,17 @@ impl FromStr for NetArg {
     fn from_str(text: &str) -> Result<Self, NetFault> {
         let (macs, others): (Vec<&str>, Vec<&str>) =
             text.split(',').partition(|part| part.starts_with("mac="));
-        let NetOverride { id, host, address } = others.join(",").parse()?;
+        let NetOverride {
+            id,
+            host,
+            address,
+            queues,
+        } = others.join(",").parse()?;
         let mac = macs.last().and_then(|mac| mac.strip_prefix("mac="));
         let mut spec = NetSpec {
             iface_id: id,
             guest_mac: mac.map(str::to_owned),
+            num_queues: queues,
             ..NetSpec::default()
         };
         spec.set_host(host);
@@ -254,6 +260,14 @@ mod tests {
                 net.address.map(|told| ip_parameter(&told, 0)).as_deref(),
                 Some(expected)
             );
+        }
+    }
+
+    #[test]
+    fn a_tap_has_as_many_queue_pairs_as_are_asked_for() {
+        for (text, queues) in [("tap0", None), ("e=tap0,ip=10.0.0.2/24,queues=2", Some(2))] {
+            let net: NetArg = text.parse().expect("valid");
+            assert_eq!(net.spec.num_queues, queues, "{text}");
         }
     }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use lightv_api::config::NetSpec;
 use lightv_api::contract::net::{self, UserNet};
+use lightv_devices::limits::NET_QUEUE_PAIRS_MAX;
 
 use super::{Faults, NetConfig};
 use crate::limits;
@@ -149,6 +150,28 @@ pub(super) fn prove_host(
             Some(NetHost::User(user))
         }
     }
+}
+
+/// How many pairs of queues interface number `index`, on `host`, has.
+pub(super) fn prove_pairs(
+    index: usize,
+    spec: &NetSpec,
+    host: &NetHost,
+    faults: &mut Faults,
+) -> u16 {
+    let count = spec.num_queues.unwrap_or(1);
+    let field = format!("network-interfaces[{index}].num_queues");
+    if !(1..=NET_QUEUE_PAIRS_MAX).contains(&count) {
+        faults.add(field, count, format!("1–{NET_QUEUE_PAIRS_MAX}"));
+    } else if count > 1 {
+        let allowed = match host {
+            NetHost::Tap(_) => return count,
+            NetHost::Fd(_) => "1 for a host_fd, which is one queue of a tap",
+            NetHost::User(_) => "1 for a network in user space, which is one stream of frames",
+        };
+        faults.add(field, count, allowed);
+    }
+    count
 }
 
 fn prove_user(

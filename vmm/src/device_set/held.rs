@@ -45,6 +45,7 @@ impl Held {
         match self {
             Self::Vsock(vsock) => vsock.device.forget_driver(),
             Self::Balloon(balloon) => balloon.forget_driver(),
+            Self::Net(net) => net.forget_driver(),
             _ => {}
         }
     }

@@ -279,12 +279,12 @@ fn lay_over(
 
 /// The host's end of an interface: a tap that is held, one that is opened, or a new network in user space.
 fn open_network(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Backend, DeviceSetError> {
-    if let Some(tap) = held.and_then(|held| held.taps.take(&net.host)) {
+    if let Some(tap) = held.and_then(|held| held.taps.take(net)) {
         return Ok(tap.into());
     }
     let id = net.id.clone();
     match &net.host {
-        NetHost::Tap(name) => Tap::open(name)
+        NetHost::Tap(name) => Tap::open(name, net.pairs)
             .map(Backend::from)
             .map_err(|cause| DeviceSetError::Tap { id, cause }),
         NetHost::Fd(number) => Tap::inherit(*number)

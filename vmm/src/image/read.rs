@@ -335,6 +335,24 @@ impl Image {
         }
     }
 
+    /// As [`take`](Self::take), for a section of version `Old` or `T`.
+    ///
+    /// # Errors
+    /// [`OpenImageError`]; of a version that is neither, it names that of `T`.
+    pub fn take_either<Old, T>(&mut self, index: u32) -> Result<Option<T>, OpenImageError>
+    where
+        Old: Section + DeserializeOwned,
+        T: Section + DeserializeOwned + From<Old>,
+    {
+        let is_old = self.entries.iter().any(|entry| {
+            entry.kind == Old::KIND && entry.index == index && entry.version == Old::VERSION
+        });
+        if is_old {
+            return Ok(self.take::<Old>(index)?.map(T::from));
+        }
+        self.take(index)
+    }
+
     /// As [`take`](Self::take), for a section that must be there.
     ///
     /// # Errors

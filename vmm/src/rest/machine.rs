@@ -25,7 +25,7 @@ use crate::args::{Origin, RunJob};
 use crate::boot::Site;
 use crate::builder::{Builder, MemoryFrom, PrepareError, SnapshotFiles};
 use crate::config::limiter::LimitsPatch;
-use crate::config::{ConfigFaults, MachineConfig, NetHost};
+use crate::config::{ConfigFaults, MachineConfig};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::{HeldBackends, HostSide};
 use crate::event::{Event, EventSender};
@@ -290,8 +290,7 @@ impl Machine for Monitor {
         if let Part::Net(id) = change.part
             && let Some(net) = config.nets().iter().find(|net| net.id == id)
         {
-            let hosts: Vec<&NetHost> = config.nets().iter().map(|net| &net.host).collect();
-            let held = self.held.taps.hold(&net.host, &hosts);
+            let held = self.held.taps.hold(net, config.nets());
             held.map_err(|error| Refusal::of(&error))?;
         }
         if let (Part::Vsock, Some(vsock)) = (change.part, config.vsock()) {
@@ -453,6 +452,7 @@ fn overrides_of(params: &LoadParams) -> Overrides {
                 id: net.iface_id.clone(),
                 host: net.host(),
                 address: None,
+                queues: None,
             })
             .collect(),
         ..Overrides::default()

@@ -2,8 +2,8 @@
 
 use lightv_api::config::VmSpec;
 use lightv_devices::state::{
-    BalloonStateV1, BlockStateV1, ConsoleStateV1, DeviceState, EntropyStateV1, NetStateV1, Section,
-    SerialStateV1, TransportStateV1, VsockStateV1,
+    BalloonStateV1, BlockStateV1, ConsoleStateV1, DeviceState, EntropyStateV1, NetStateV1,
+    NetStateV2, Section, SerialStateV1, TransportStateV1, VsockStateV1,
 };
 
 use super::irqchip_state::VmStateV1;
@@ -164,7 +164,7 @@ fn take_devices(image: &mut Image) -> Result<Vec<SavedDevice>, OpenImageError> {
         let transport = image.take_needed::<TransportStateV1>(index)?;
         let state = if let Some(state) = image.take::<BlockStateV1>(index)? {
             DeviceState::Block(state)
-        } else if let Some(state) = image.take::<NetStateV1>(index)? {
+        } else if let Some(state) = image.take_either::<NetStateV1, NetStateV2>(index)? {
             DeviceState::Net(state)
         } else if let Some(state) = image.take::<EntropyStateV1>(index)? {
             DeviceState::Entropy(state)

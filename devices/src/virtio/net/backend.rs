@@ -64,16 +64,37 @@ impl Backend {
         }
     }
 
-    /// Sends `start` and then what is in `buffers`.
+    /// Number of queue pairs that it serves: 1 or more.
+    pub(super) fn pairs(&self) -> usize {
+        match self {
+            Self::Tap(tap) => tap.pairs(),
+            Self::Stream(_) => 1,
+        }
+    }
+
+    /// Gives the host's frames to the first `count` pairs alone.
+    pub(super) fn attach(&mut self, count: usize) -> io::Result<()> {
+        match self {
+            Self::Tap(tap) => tap.attach(count),
+            Self::Stream(_) => Ok(()),
+        }
+    }
+
+    /// Sends `start` and then what is in `buffers`, a frame of `pair`.
     ///
     /// # Errors
     /// The kernel's, EINTR not among them.
-    pub(super) fn send(&self, buffers: &mut GuestBuffers, start: &[u8]) -> io::Result<Given> {
+    pub(super) fn send(
+        &self,
+        pair: usize,
+        buffers: &mut GuestBuffers,
+        start: &[u8],
+    ) -> io::Result<Given> {
         loop {
             let sent = match self {
                 // A tap takes a frame whole or not at all.
                 Self::Tap(tap) => buffers
-                    .send_frame(tap.as_fd(), start)
+                    .send_frame(tap.queue(pair), start)
                     .map(|_bytes| Given::Whole),
                 Self::Stream(stream) => {
                     let all = buffers.bytes().saturating_add(start.len() as u64);
@@ -110,10 +131,11 @@ impl Prefix {
     }
 }
 
+/// What is readable when the host has something for the card.
 impl AsFd for Backend {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tap(tap) => tap.as_fd(),
+            Self::Tap(tap) => tap.watched(),
             Self::Stream(stream) => stream.as_fd(),
         }
     }

@@ -23,6 +23,10 @@ pub mod feature {
     pub const HOST_TSO6: u64 = 1 << 12;
     /// A frame for the guest may be spread over several chains.
     pub const MRG_RXBUF: u64 = 1 << 15;
+    /// There is a control queue.
+    pub const CTRL_VQ: u64 = 1 << 17;
+    /// There are several pairs of queues.
+    pub const MQ: u64 = 1 << 22;
     /// The guest takes several UDP datagrams over IPv4 in one piece.
     pub const GUEST_USO4: u64 = 1 << 54;
     /// The guest takes several UDP datagrams over IPv6 in one piece.
@@ -49,22 +53,30 @@ pub(super) enum Offloads {
     TcpAndUdp,
 }
 
-/// What a card offers.
-pub(super) const fn features(mtu: Option<u16>, offloads: Offloads) -> u64 {
+/// What a card with so many pairs of queues offers.
+pub(super) const fn features(mtu: Option<u16>, pairs: usize, offloads: Offloads) -> u64 {
+    let several = if pairs > 1 {
+        feature::CTRL_VQ | feature::MQ
+    } else {
+        0
+    };
     let mtu = if mtu.is_some() { feature::MTU } else { 0 };
     let offloads = match offloads {
         Offloads::None => 0,
         Offloads::Tcp => feature::TSO,
         Offloads::TcpAndUdp => feature::TSO | feature::USO,
     };
-    crate::virtio::feature::COMMON | feature::MAC | feature::MRG_RXBUF | offloads | mtu
+    crate::virtio::feature::COMMON | feature::MAC | feature::MRG_RXBUF | several | offloads | mtu
 }
 
-/// `struct virtio_net_config` up to `mtu`: address at 0, MTU at 10; what belongs to features not offered is 0.
-pub(super) fn config_space(mac: MacAddress, mtu: Option<u16>) -> [u8; 12] {
+/// `struct virtio_net_config` up to `mtu`: address at 0, `max_virtqueue_pairs` at 8, MTU at 10; what belongs to features not
+/// offered is 0.
+pub(super) fn config_space(mac: MacAddress, mtu: Option<u16>, pairs: usize) -> [u8; 12] {
     let [a, b, c, d, e, f] = mac.0;
+    let pairs = if pairs > 1 { pairs } else { 0 };
+    let [few, many] = u16::try_from(pairs).unwrap_or(u16::MAX).to_le_bytes();
     let [low, high] = mtu.unwrap_or(0).to_le_bytes();
-    [a, b, c, d, e, f, 0, 0, 0, 0, low, high]
+    [a, b, c, d, e, f, 0, 0, few, many, low, high]
 }
 
 /// An Ethernet address of a card: not all zeros, not a group's.

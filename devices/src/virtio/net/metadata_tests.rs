@@ -14,7 +14,7 @@ const PLAIN: u64 = COMMON | feature::MAC;
 const MERGEABLE: u64 = PLAIN | feature::MRG_RXBUF;
 
 /// Who has 169.254.169.254? Tell 10.0.0.2.
-const ARP_REQUEST: [u8; 42] = [
+pub(super) const ARP_REQUEST: [u8; 42] = [
     0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 6, 0, 0xac, 0x10, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 6, 0,
     0xac, 0x10, 0, 2, 10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 169, 254, 169, 254,
 ];

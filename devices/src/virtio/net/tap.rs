@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::sys::tun;
+use crate::sys::tun::{self, Share};
 use crate::virtio::net::config::feature;
 use crate::virtio::net::frame::HEADER_BYTES;
+use crate::virtio::net::tap_queues::TapQueues;
 
 /// Where the kernel gives out taps.
 const TUN_PATH: &str = "/dev/net/tun";
@@ -15,7 +16,10 @@ const TUN_PATH: &str = "/dev/net/tun";
 /// An open tap that gives and takes whole frames, each after a virtio header.
 #[derive(Debug)]
 pub struct Tap {
+    /// Its first queue.
     fd: OwnedFd,
+    /// Of a tap with several.
+    queues: Option<Box<TapQueues>>,
     source: Source,
     has_uso: bool,
     offload: u32,
@@ -59,11 +63,13 @@ pub enum OpenTapError {
     /// It belongs to another user.
     #[error(
         "No permission to use tap {name}: it needs CAP_NET_ADMIN, or a tap of this user's own \
-         (ip tuntap add dev {name} mode tap user USER)"
+         (ip tuntap add dev {name} mode {mode} user USER)"
     )]
     NotPermitted {
         /// The tap.
         name: String,
+        /// How it is to be made.
+        mode: &'static str,
         /// The kernel's reason.
         #[source]
         cause: io::Error,
@@ -71,21 +77,45 @@ pub enum OpenTapError {
     /// There is none, and this process cannot make one.
     #[error(
         "Tap {name} does not exist, and creating it needs CAP_NET_ADMIN \
-         (ip tuntap add dev {name} mode tap user USER)"
+         (ip tuntap add dev {name} mode {mode} user USER)"
     )]
     Missing {
         /// The tap.
         name: String,
+        /// How it is to be made.
+        mode: &'static str,
         /// The kernel's reason.
         #[source]
         cause: io::Error,
     },
     /// The interface is of another kind.
     #[error(
-        "Interface {name} is not a tap that one process can use: it is no tap, or a tun, or was made with multi_queue"
+        "Interface {name} is not a tap that one process can use: it is no tap, or a tun, or was made with multi_queue, \
+         which is for cards with num_queues of 2 or more"
     )]
     WrongKind {
         /// The interface.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// The interface has one queue, or is of another kind.
+    #[error(
+        "Interface {name} is not a tap with several queues, which a card with num_queues of 2 or more needs: \
+         make it with multi_queue (ip tuntap add dev {name} mode tap multi_queue user USER)"
+    )]
+    OneQueue {
+        /// The interface.
+        name: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// Its queues cannot be watched together.
+    #[error("Cannot watch the queues of tap {name}")]
+    Watch {
+        /// The tap.
         name: String,
         /// The kernel's reason.
         #[source]
@@ -151,28 +181,43 @@ pub enum OpenTapError {
 }
 
 impl Tap {
-    /// Attaches to the tap `name` of this network namespace. If there is none, and the process may, it is made, and
-    /// goes away with the process.
+    /// Attaches to the tap `name` of this network namespace, with a queue for each of `pairs` pairs of the card's. If there is
+    /// none, and the process may, it is made, and goes away with the process.
+    ///
+    /// A tap with several queues is not the process's alone: the kernel lets others have further ones.
     ///
     /// # Errors
     /// [`OpenTapError`].
-    pub fn open(name: &str) -> Result<Self, OpenTapError> {
+    pub fn open(name: &str, pairs: u16) -> Result<Self, OpenTapError> {
         if !is_interface_name(name) {
             return Err(OpenTapError::Name {
                 name: name.to_owned(),
             });
         }
-        let tun = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(TUN_PATH)
-            .map_err(|cause| OpenTapError::OpenTun {
+        if pairs <= 1 {
+            return Self::set_up(attach(name, Share::Whole)?, name);
+        }
+        let tap = Self::set_up(attach(name, Share::Queue)?, name)?;
+        let further = (1..pairs).map(|_| {
+            let queue = attach(name, Share::Queue)?;
+            set_header(&queue, name)?;
+            Ok(queue)
+        });
+        let further = further.collect::<Result<_, _>>()?;
+        tap.with_further(further)
+            .map_err(|cause| OpenTapError::Watch {
                 name: name.to_owned(),
                 cause,
-            })?;
-        tun::attach(tun.as_fd(), name).map_err(|cause| attach_error(name, cause))?;
-        Self::set_up(OwnedFd::from(tun), name)
+            })
+    }
+
+    /// Itself with more queues: of the same tap, or frame sockets as the first is one. They take part in its traffic as they are.
+    ///
+    /// # Errors
+    /// The kernel's, when they cannot be watched together.
+    pub fn with_further(mut self, further: Vec<OwnedFd>) -> io::Result<Self> {
+        self.queues = Some(Box::new(TapQueues::new(further)?));
+        Ok(self)
     }
 
     /// A tap that the caller has attached already, with IFF_VNET_HDR, and made non-blocking. `name` is for messages.
@@ -213,17 +258,14 @@ impl Tap {
     }
 
     fn set_up(fd: OwnedFd, name: &str) -> Result<Self, OpenTapError> {
-        let header_bytes = i32::try_from(HEADER_BYTES).unwrap_or(i32::MAX);
-        tun::set_header_bytes(fd.as_fd(), header_bytes).map_err(|cause| OpenTapError::Header {
-            name: name.to_owned(),
-            cause,
-        })?;
+        set_header(&fd, name)?;
         let has_uso = probe_uso(fd.as_fd()).map_err(|cause| OpenTapError::Offload {
             name: name.to_owned(),
             cause,
         })?;
         Ok(Self {
             fd,
+            queues: None,
             source: Source::Tun,
             has_uso,
             offload: 0,
@@ -236,6 +278,7 @@ impl Tap {
     pub const fn from_frame_socket(fd: OwnedFd) -> Self {
         Self {
             fd,
+            queues: None,
             source: Source::FrameSocket,
             has_uso: false,
             offload: 0,
@@ -252,6 +295,55 @@ impl Tap {
         Ok(())
     }
 
+    /// Number of its queues in each direction: 1 or more.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.queues.as_ref().map_or(1, |queues| queues.count())
+    }
+
+    /// How many of them take part in its traffic.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.queues.as_ref().map_or(1, |queues| queues.attached())
+    }
+
+    /// Queue `number`: the first in place of one that does not take part.
+    pub(super) fn queue(&self, number: usize) -> BorrowedFd<'_> {
+        let further = self.queues.as_ref().and_then(|queues| queues.get(number));
+        further.unwrap_or_else(|| self.fd.as_fd())
+    }
+
+    /// Has the first `count` queues take part in its traffic, and no others.
+    pub(super) fn attach(&mut self, count: usize) -> io::Result<()> {
+        let Some(queues) = &mut self.queues else {
+            return Ok(());
+        };
+        let before = queues.attached();
+        let are_of_tun = self.source == Source::Tun;
+        let attached = queues.attach(count, are_of_tun);
+        if attached.is_err() {
+            // As it was, if that can be had.
+            let _ = queues.attach(before, are_of_tun);
+        }
+        attached
+    }
+
+    /// Watches queue `number` of several, or not. That of one queue is watched by who calls.
+    pub(super) fn watch(&mut self, number: usize, is_wanted: bool) {
+        let Some(queues) = &mut self.queues else {
+            return;
+        };
+        queues.watch(number, self.fd.as_fd(), is_wanted);
+    }
+
+    /// What is readable when a queue is that is watched.
+    pub(super) fn watched(&self) -> BorrowedFd<'_> {
+        match &self.queues {
+            Some(queues) => queues.as_fd(),
+            None => self.fd.as_fd(),
+        }
+    }
+
     /// Whether the kernel cuts UDP for the guest, and leaves it whole for a guest that takes that: from Linux 6.2 on.
     #[must_use]
     pub const fn has_uso(&self) -> bool {
@@ -265,10 +357,27 @@ impl Tap {
     }
 }
 
-impl AsFd for Tap {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
+/// A new descriptor of the tap `name`.
+fn attach(name: &str, share: Share) -> Result<OwnedFd, OpenTapError> {
+    let tun = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(TUN_PATH)
+        .map_err(|cause| OpenTapError::OpenTun {
+            name: name.to_owned(),
+            cause,
+        })?;
+    tun::attach(tun.as_fd(), name, share).map_err(|cause| attach_error(name, share, cause))?;
+    Ok(OwnedFd::from(tun))
+}
+
+fn set_header(fd: &OwnedFd, name: &str) -> Result<(), OpenTapError> {
+    let header_bytes = i32::try_from(HEADER_BYTES).unwrap_or(i32::MAX);
+    tun::set_header_bytes(fd.as_fd(), header_bytes).map_err(|cause| OpenTapError::Header {
+        name: name.to_owned(),
+        cause,
+    })
 }
 
 /// Both together: the kernel takes neither alone.
@@ -315,14 +424,21 @@ fn is_interface_name(name: &str) -> bool {
         && !name.chars().any(char::is_whitespace)
 }
 
-fn attach_error(name: &str, cause: io::Error) -> OpenTapError {
+fn attach_error(name: &str, share: Share, cause: io::Error) -> OpenTapError {
     let exists = tun::interface_exists(name);
     let name = name.to_owned();
-    match cause.raw_os_error() {
-        Some(libc::EBUSY) => OpenTapError::Busy { name, cause },
-        Some(libc::EPERM | libc::EACCES) if exists => OpenTapError::NotPermitted { name, cause },
-        Some(libc::EPERM | libc::EACCES) => OpenTapError::Missing { name, cause },
-        Some(libc::EINVAL) => OpenTapError::WrongKind { name, cause },
+    let mode = match share {
+        Share::Whole => "tap",
+        Share::Queue => "tap multi_queue",
+    };
+    match (cause.raw_os_error(), share) {
+        (Some(libc::EBUSY), _) => OpenTapError::Busy { name, cause },
+        (Some(libc::EPERM | libc::EACCES), _) if exists => {
+            OpenTapError::NotPermitted { name, mode, cause }
+        }
+        (Some(libc::EPERM | libc::EACCES), _) => OpenTapError::Missing { name, mode, cause },
+        (Some(libc::EINVAL), Share::Whole) => OpenTapError::WrongKind { name, cause },
+        (Some(libc::EINVAL), Share::Queue) => OpenTapError::OneQueue { name, cause },
         _ => OpenTapError::Attach { name, cause },
     }
 }
@@ -346,7 +462,7 @@ mod tests {
             "a\0b",
             "a\u{a0}b",
         ] {
-            let found = Tap::open(name);
+            let found = Tap::open(name, 1);
             assert!(
                 matches!(found, Err(OpenTapError::Name { .. })),
                 "{name:?}: {found:?}"
@@ -376,11 +492,21 @@ mod tests {
 
     #[test]
     fn errors_name_the_tap_and_what_to_do() {
-        let text =
-            |errno| attach_error("lv-none0", io::Error::from_raw_os_error(errno)).to_string();
+        let of = |share, errno| {
+            let cause = io::Error::from_raw_os_error(errno);
+            attach_error("lv-none0", share, cause).to_string()
+        };
+        let text = |errno| of(Share::Whole, errno);
         assert!(text(libc::EBUSY).contains("lv-none0 is in use"));
         assert!(text(libc::EPERM).contains("lv-none0 does not exist"));
         assert!(text(libc::EINVAL).contains("multi_queue"));
         assert!(text(libc::ENOMEM).contains("lv-none0"));
+        for errno in [libc::EPERM, libc::EINVAL] {
+            let text = of(Share::Queue, errno);
+            assert!(
+                text.contains("ip tuntap add dev lv-none0 mode tap multi_queue user USER"),
+                "{text}"
+            );
+        }
     }
 }

@@ -494,13 +494,14 @@ fn offloads_are_set_at_each_start_to_what_was_accepted() {
 #[test]
 fn a_restore_checks_address_and_mtu() {
     let tap = || Tap::from_frame_socket(OwnedFd::from(UnixDatagram::pair().unwrap().1));
-    let good = NetStateV1 {
+    let good = NetStateV2 {
         mac: [2, 0, 0, 0, 0, 1],
         mtu: Some(1500),
+        active_pairs: 1,
     };
     let net = Net::from_state("eth0".into(), &good, tap()).unwrap();
     assert_eq!(net.save(), DeviceState::Net(good));
-    let state = NetStateV1 {
+    let state = NetStateV2 {
         mac: [0; 6],
         ..good
     };
@@ -509,7 +510,7 @@ fn a_restore_checks_address_and_mtu() {
         matches!(found, Err(RestoreDeviceError::Mac { .. })),
         "{found:?}"
     );
-    let state = NetStateV1 {
+    let state = NetStateV2 {
         mtu: Some(67),
         ..good
     };

@@ -52,6 +52,8 @@ enum Sent {
 /// Where frames go to.
 pub(super) struct Ways<'a> {
     pub(super) backend: &'a mut Backend,
+    /// By which of its queues.
+    pub(super) pair: usize,
     /// Frames are lost on the way to the host.
     pub(super) is_gone: bool,
     pub(super) detour: Option<&'a mut Detour>,
@@ -183,7 +185,7 @@ impl Transmitter {
             return Sent::Dropped;
         }
         let began = Instant::now();
-        match self.give(chain, &prepared, ways.backend) {
+        match self.give(chain, &prepared, ways) {
             Ok(()) => {
                 counters.write_time.record_since(began);
                 Counters::add_one(&counters.writes);
@@ -207,16 +209,12 @@ impl Transmitter {
     }
 
     /// Gives the host the frame, of which it keeps what the host does not take at once.
-    fn give(
-        &mut self,
-        chain: &Chain,
-        prepared: &Prepared,
-        backend: &mut Backend,
-    ) -> io::Result<()> {
+    fn give(&mut self, chain: &Chain, prepared: &Prepared, ways: &mut Ways<'_>) -> io::Result<()> {
+        let backend = &mut *ways.backend;
         let prefix = backend.prefix(prepared.header.bytes(), prepared.frame_bytes);
         let mut space = [0; START_BYTES];
         let start = prepared.start(prefix, &mut space);
-        let Given::Part(taken) = backend.send(&mut self.buffers, start)? else {
+        let Given::Part(taken) = backend.send(ways.pair, &mut self.buffers, start)? else {
             return Ok(());
         };
         let Backend::Stream(stream) = backend else {

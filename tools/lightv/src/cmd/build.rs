@@ -63,7 +63,7 @@ pub(crate) struct BuildArgs {
     /// (user); the address is told to the guest as `ip=…`, with --rootfs to its agent
     #[arg(
         long,
-        value_name = "[ID=]TAP|fd=N[,mac=M][,ip=A/P[,gw=A][,dns=A]]|user[,mac=M][,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
+        value_name = "[ID=]TAP[,queues=N]|fd=N[,mac=M][,ip=A/P[,gw=A][,dns=A]]|user[,mac=M][,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
     )]
     net: Vec<NetArg>,
     /// Add a source of random bytes (default with --kernel)

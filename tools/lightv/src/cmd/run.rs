@@ -38,7 +38,7 @@ pub(crate) struct RunArgs {
     /// (user); ID is eth0 when left out. A Linux guest is told the address
     #[arg(
         long,
-        value_name = "[ID=]TAP|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
+        value_name = "[ID=]TAP[,queues=N]|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
     )]
     net: Vec<NetOverride>,
     /// Use another file for disk ID

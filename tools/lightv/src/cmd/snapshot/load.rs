@@ -66,8 +66,10 @@ pub(super) struct LoadArgs {
 /// Why nothing is restored.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error("--net {id}: only ID=TAP; a snapshot of two files takes no address")]
-    Address { id: String },
+    #[error(
+        "--net {id}: only ID=TAP; a snapshot of two files takes no address and no number of queues"
+    )]
+    Net { id: String },
 }
 
 impl Coded for LoadError {
@@ -78,8 +80,8 @@ impl Coded for LoadError {
 
 /// Restores it.
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
-    if let Some(net) = args.net.iter().find(|net| net.address.is_some()) {
-        return Err(LoadError::Address { id: net.id.clone() }.into());
+    if let Some(net) = args.net.iter().find(|net| !is_host_alone(net)) {
+        return Err(LoadError::Net { id: net.id.clone() }.into());
     }
     let background = Background::named(args.name.as_deref(), &args.state)?;
     let started = background.start(&[])?;
@@ -88,6 +90,11 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         return Err(VmError::Client(refused).into());
     }
     started.show_id()
+}
+
+/// Whether it says nothing but what the interface is connected to.
+const fn is_host_alone(net: &NetOverride) -> bool {
+    net.address.is_none() && net.queues.is_none()
 }
 
 fn body(args: &LoadArgs) -> SnapshotLoad {
