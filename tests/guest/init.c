@@ -3,21 +3,27 @@
  * (poweroff, reboot, halt). Every line that a test looks for begins with "init: ".
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/input.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/klog.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/random.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <termios.h>
 #include <unistd.h>
@@ -35,6 +41,15 @@ static void die(const char *what)
 {
 	printf("init: failed: %s: %s\n", what, strerror(errno));
 	end(RB_POWER_OFF);
+}
+
+static void use_cpu(int cpu)
+{
+	cpu_set_t set;
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof set, &set))
+		die("sched_setaffinity");
 }
 
 /* Counts, so that a test sees it go on after a restore. */
@@ -183,11 +198,7 @@ static void loops(int cpus)
 	for (int cpu = 0; cpu < cpus; cpu++) {
 		if (fork())
 			continue;
-		cpu_set_t own;
-		CPU_ZERO(&own);
-		CPU_SET(cpu, &own);
-		if (sched_setaffinity(0, sizeof own, &own))
-			die("sched_setaffinity");
+		use_cpu(cpu);
 		for (unsigned round = 1;; round++) {
 			for (volatile unsigned i = 0; i < 20000000; i++)
 				;
@@ -238,10 +249,7 @@ static void show_queues(void)
 	int fd = open("/disks/vda", O_RDWR | O_DIRECT);
 	for (int cpu = 0; cpu < sysconf(_SC_NPROCESSORS_ONLN); cpu++) {
 		off_t at = (off_t)cpu * sizeof block;
-		cpu_set_t set;
-		CPU_ZERO(&set);
-		CPU_SET(cpu, &set);
-		sched_setaffinity(0, sizeof set, &set);
+		use_cpu(cpu);
 		memset(block, 'A' + cpu, sizeof block);
 		if (pwrite(fd, block, sizeof block, at) != sizeof block)
 			die("pwrite");
@@ -251,6 +259,103 @@ static void show_queues(void)
 		blocks += block[0] == 'A' + cpu && block[sizeof block - 1] == 'A' + cpu;
 	}
 	printf("init: queues %d blocks %d\n", queues, blocks);
+}
+
+/* Asks about eth0, or sets something. */
+static void ask(unsigned long request, struct ifreq *question)
+{
+	static int any = -1;
+	if (any < 0)
+		any = socket(AF_INET, SOCK_DGRAM, 0);
+	strcpy(question->ifr_name, "eth0");
+	if (ioctl(any, request, question))
+		die("ioctl");
+}
+
+/* What the driver of eth0 has counted under this name. */
+static unsigned long long counted(const char *name)
+{
+	static union {
+		struct ethtool_drvinfo info;
+		struct ethtool_gstrings names;
+		uint64_t space[1024];
+	} strings;
+	static union {
+		struct ethtool_stats stats;
+		uint64_t space[256];
+	} numbers;
+	struct ifreq question = { .ifr_data = (void *)&strings };
+	strings.info.cmd = ETHTOOL_GDRVINFO;
+	ask(SIOCETHTOOL, &question);
+	unsigned count = strings.info.n_stats;
+	if (count > 200)
+		die("n_stats");
+	strings.names = (struct ethtool_gstrings){ ETHTOOL_GSTRINGS, ETH_SS_STATS, count };
+	ask(SIOCETHTOOL, &question);
+	numbers.stats = (struct ethtool_stats){ ETHTOOL_GSTATS, count };
+	question.ifr_data = (void *)&numbers;
+	ask(SIOCETHTOOL, &question);
+	for (unsigned i = 0; i < count; i++)
+		if (!strcmp((char *)strings.names.data + i * ETH_GSTRING_LEN, name))
+			return numbers.stats.data[i];
+	die(name);
+	return 0;
+}
+
+/* A datagram to 10.0.0.1 and its answer, by the queues of this CPU. True when the answer says that it is enough. */
+static int exchange(void)
+{
+	struct sockaddr_in host = { AF_INET, htons(7), { inet_addr("10.0.0.1") } };
+	struct timeval patience = { 1, 0 };
+	char answer[8];
+	int link = socket(AF_INET, SOCK_DGRAM, 0);
+	setsockopt(link, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	if (link < 0 || connect(link, (void *)&host, sizeof host))
+		die("connect");
+	ssize_t bytes;
+	do {
+		if (send(link, "more", 4, 0) != 4)
+			die("send");
+		bytes = recv(link, answer, sizeof answer, 0);
+	} while (bytes < 0);
+	close(link);
+	return bytes == 3;
+}
+
+/* If there is a network card: each CPU exchanges datagrams, again and again; what went by each pair of queues is said after
+ * each round. */
+static void pairs(int cpus)
+{
+	struct dirent *entry;
+	struct ifreq question = { 0 };
+	int is_enough = 0;
+	DIR *folder = opendir("/sys/class/net/eth0/queues");
+	if (!folder)
+		return;
+	while ((entry = readdir(folder)))
+		if (entry->d_name[0] != '.')
+			printf("init: queue %s\n", entry->d_name);
+	struct sockaddr_in *address = (void *)&question.ifr_addr;
+	*address = (struct sockaddr_in){ AF_INET, 0, { inet_addr("10.0.0.2") } };
+	ask(SIOCSIFADDR, &question);
+	question.ifr_flags = IFF_UP | IFF_RUNNING;
+	ask(SIOCSIFFLAGS, &question);
+	for (int round = 1; !is_enough; round++) {
+		for (int cpu = 0; cpu < cpus; cpu++) {
+			use_cpu(cpu);
+			is_enough |= exchange();
+		}
+		printf("init: round %d", round);
+		for (int pair = 0; pair < cpus; pair++) {
+			char name[64];
+			for (const char *way = "tr"; *way; way++) {
+				snprintf(name, sizeof name, "%cx_queue_%d_packets", *way, pair);
+				printf(" %llu", counted(name));
+			}
+		}
+		puts("");
+		fflush(stdout);
+	}
 }
 
 static void end_as(const char *how)
@@ -286,6 +391,7 @@ int main(int argc, char **argv)
 		show_devices();
 		show_queues();
 		show_log("");
+		pairs(CPU_COUNT(&cpus));
 	} else if (!strcmp(what, "memory")) {
 		show_log("BIOS-e820");
 		show("/proc/iomem");

@@ -58,7 +58,19 @@ impl Netns {
     /// # Panics
     /// When it cannot be made.
     pub fn add_tap(&self, tap: &str) {
-        self.ip(&format!("tuntap add dev {tap} mode tap"));
+        self.add_tap_of("tap", tap);
+    }
+
+    /// The same, with several queues.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn add_queued_tap(&self, tap: &str) {
+        self.add_tap_of("tap multi_queue", tap);
+    }
+
+    fn add_tap_of(&self, mode: &str, tap: &str) {
+        self.ip(&format!("tuntap add dev {tap} mode {mode}"));
         self.ip(&format!("addr add {HOST_ADDRESS} dev {tap}"));
         self.ip(&format!("link set {tap} up"));
     }

@@ -3,13 +3,18 @@
 //! much as it can.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use lightv_api::exit;
 use lightv_api::host::HostReport;
 use lightv_tests::host::has_kvm;
 use lightv_tests::linux::{self, Guest};
+use lightv_tests::netns::Netns;
 use lightv_tests::process::{Finished, Process, wait_for};
 use lightv_tests::scratch::Scratch;
 use rustix::process::Signal;
@@ -27,7 +32,7 @@ fn said<'a>(finished: &'a Finished, what: &str) -> Vec<&'a str> {
         .collect()
 }
 
-// Devices, and the ends that are the guest's own.
+// Devices, their queues, and the ends that are the guest's own.
 
 /// A guest with two devices, and what its kernel is told besides `args`.
 fn with_devices(args: &str) -> Guest {
@@ -39,12 +44,12 @@ fn with_devices(args: &str) -> Guest {
     }))
 }
 
-/// Both devices have one driver, no more, and the pool of random numbers was ready.
-fn check_devices(finished: &Finished, args: usize) {
+/// Each device has one driver, no more, and the pool of random numbers was ready.
+fn check_devices(finished: &Finished, args: usize, drivers: &[&str]) {
     assert_eq!(said(finished, "cpus="), [format!("2 args={args}")]);
     let mut devices = said(finished, "device ");
     devices.sort_unstable();
-    assert_eq!(devices, ["virtio_blk", "virtio_rng"], "{finished:?}");
+    assert_eq!(devices, drivers, "{finished:?}");
     assert_eq!(said(finished, "queues "), ["2 blocks 2"], "{finished:?}");
     assert_eq!(said(finished, "random ").len(), 1, "{finished:?}");
     let log = said(finished, "log: ").join("\n");
@@ -54,20 +59,83 @@ fn check_devices(finished: &Finished, args: usize) {
     }
 }
 
+/// Answers datagrams to port 7, with "end" once it is enough.
+fn answer(netns: &Netns) -> Arc<AtomicBool> {
+    let socket = netns
+        .within(|| UdpSocket::bind("0.0.0.0:7"))
+        .expect("port 7");
+    let is_enough = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&is_enough);
+    thread::spawn(move || {
+        let mut bytes = [0; 8];
+        while let Ok((length, guest)) = socket.recv_from(&mut bytes) {
+            let is_enough = flag.load(Ordering::Relaxed);
+            let answer = if is_enough { b"end" } else { &bytes[..length] };
+            let _ = socket.send_to(answer, guest);
+        }
+    });
+    is_enough
+}
+
+/// Frames that the guest has sent by its first pair, received by it, sent by the second, received by that, as its last round
+/// says.
+fn last_round(text: &str) -> Option<[u64; 4]> {
+    // A line that is not whole yet is none.
+    let whole = &text[..=text.rfind('\n')?];
+    let line = whole
+        .lines()
+        .rfind(|line| line.starts_with("init: round "))?;
+    let numbers = line.split_whitespace().skip(3);
+    let numbers: Vec<u64> = numbers.map(|number| number.parse().expect(line)).collect();
+    Some(numbers.try_into().expect("four numbers"))
+}
+
+/// The network card too: each vCPU sends and receives by a pair of its own, before a save and after a restore onto another tap.
 #[test]
-fn linux_finds_cpus_and_devices_by_acpi_and_powers_off() {
-    if has_kvm() {
-        let finished = with_devices("quiet -- devices poweroff").run(exit::OK);
-        check_devices(&finished, 2);
-        assert!(!finished.stdout.contains("virtio_mmio.device="));
+fn linux_finds_cpus_and_devices_by_acpi_uses_their_queues_also_after_a_restore_and_powers_off() {
+    if !has_kvm() {
+        return;
     }
+    let [before, after] = [(); 2].map(|()| {
+        let netns = Netns::new();
+        netns.add_queued_tap("tap0");
+        // The guest has the address of the old one.
+        netns.ip("link set tap0 address 06:00:00:00:00:01");
+        netns
+    });
+    let [_, is_enough] = [&before, &after].map(answer);
+    let net = json!([{"iface_id": "eth0", "host_dev_name": "tap0", "num_queues": 2}]);
+    let guest = with_devices("quiet -- devices poweroff");
+    let guest = guest.with(&json!({"network-interfaces": net}));
+    let vm = before.within(|| guest.start(&["--save", "x.lv", "--save-at", "signal"]));
+    vm.wait_stdout(|text| text.contains("init: round 3 ").then_some(()));
+    vm.signal(Signal::USR1);
+    let saved = vm.finish().with_code(exit::OK);
+    check_devices(&saved, 2, &["virtio_blk", "virtio_net", "virtio_rng"]);
+    assert!(!saved.stdout.contains("virtio_mmio.device="));
+    let mut queues = said(&saved, "queue ");
+    queues.sort_unstable();
+    assert_eq!(queues, ["rx-0", "rx-1", "tx-0", "tx-1"], "{saved:?}");
+    let first = last_round(&saved.stdout).expect("a round");
+    assert!(first.iter().all(|frames| *frames >= 2), "{saved:?}");
+
+    let vm = after.within(|| guest.vmm(&["--restore", "x.lv"]));
+    vm.wait_stdout(|text| {
+        let now = last_round(text)?;
+        let mut frames = now.iter().zip(first);
+        frames.all(|(now, then)| *now >= then + 3).then_some(())
+    });
+    is_enough.store(true, Ordering::Relaxed);
+    let restored = vm.finish().with_code(exit::OK);
+    linux::assert_is_well(&saved.stdout);
+    linux::assert_is_well(&restored.stdout);
 }
 
 #[test]
 fn linux_without_acpi_finds_them_by_the_mp_table_and_the_command_line_and_reboots() {
     if has_kvm() {
         let finished = with_devices("quiet acpi=off reboot=k -- devices reboot").run(exit::OK);
-        check_devices(&finished, 2);
+        check_devices(&finished, 2, &["virtio_blk", "virtio_rng"]);
         assert!(finished.stdout.contains("virtio_mmio.device="));
     }
 }

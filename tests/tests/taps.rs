@@ -75,6 +75,59 @@ fn a_persistent_tap_serves_one_machine_after_the_other_by_name_or_passed_on() {
 }
 
 #[test]
+fn a_card_with_several_queue_pairs_has_a_tap_with_as_many_queues() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (plain, queued) = (Netns::with_tap(), Netns::new());
+    queued.add_queued_tap("tap0");
+    let start = |netns: &Netns, args: &[&str]| netns.start(&mut scratch.lightv(args));
+    for (netns, net, word) in [
+        (&plain, "tap0,queues=2", "mode tap multi_queue"),
+        (&queued, "tap0", "num_queues of 2 or more"),
+        (&plain, "tap0,queues=9", "1–8"),
+        (&plain, "user,queues=2", "a tap by its name"),
+    ] {
+        let refused = start(netns, &["build", "echo", "-o", "no.lv", "--net", net]).finish();
+        assert_ne!(refused.code, i32::from(OK), "{net}: {refused:?}");
+        assert!(refused.stderr.contains(word), "{net}: {refused:?}");
+    }
+    let net = "tap0,queues=2,ip=10.0.0.2/24";
+    let built = start(&queued, &["build", "echo", "-o", "echo.lv", "--net", net]);
+    let _ = built.finish().with_code(OK);
+    // Onto another tap, that the monitor makes itself: the driver uses one pair of the two.
+    for (net, made) in [("tap0", false), ("tap1", true)] {
+        let process = start(&queued, &["run", "echo.lv", "--net", net]);
+        if made {
+            wait_for("the tap", || {
+                queued.links().contains(&net.into()).then_some(())
+            });
+            queued.ip("addr del 10.0.0.1/24 dev tap0");
+            queued.ip(&format!("addr add 10.0.0.1/24 dev {net}"));
+            queued.ip(&format!("link set {net} up"));
+        }
+        wait_for("the guest's answer", || {
+            let mut stream = queued.try_connect(machine::guest_at(2, 7)).ok()?;
+            stream.write_all(b"echo").ok()?;
+            let mut answer = [0; 4];
+            stream.read_exact(&mut answer).ok()?;
+            (answer == *b"echo").then_some(())
+        });
+        let finished = process.end();
+        assert_eq!((finished.code, finished.stderr.as_str()), (143, ""));
+    }
+    for (net, word) in [
+        ("tap0,queues=4", "which was saved with 2"),
+        ("fd=3", "num_queues is 2"),
+        ("user", "num_queues is 2"),
+    ] {
+        let refused = start(&queued, &["run", "echo.lv", "--net", net]).finish();
+        refused.assert_refused(BAD_CONFIG, &[word]);
+    }
+}
+
+#[test]
 fn a_descriptor_that_is_no_usable_tap_is_refused() {
     if !has_kvm() {
         return;
