@@ -7,8 +7,9 @@ use virtio_drivers::transport::mmio::MmioTransport;
 use crate::mmio::Window;
 use crate::virtio::Identity;
 
-/// Bytes of a receive buffer, header included: as Linux has them.
-const BUFFER_BYTES: usize = 4096;
+/// Bytes of a receive buffer, header included: the host fills each with one packet, of as much as it has, and each costs a turn
+/// of both sides. What no packet reaches takes no memory.
+const BUFFER_BYTES: usize = 64 << 10;
 /// `InterruptStatus` and `InterruptACK` (virtio 1.2 §4.2.2).
 const INTERRUPT_STATUS: usize = 0x060;
 const INTERRUPT_ACK: usize = 0x064;

@@ -128,6 +128,12 @@ struct Stream {
     received: Vec<u8>,
     /// Bytes that were taken since the host was told of room.
     untold: u32,
+    /// Bytes that were sent, modulo 2^32.
+    sent: u32,
+    /// Bytes of ours that the host can keep, as it has said last.
+    host_bytes: u32,
+    /// Bytes that it has passed on, modulo 2^32.
+    host_forwarded: u32,
     heard_ns: u64,
 }
 
@@ -150,6 +156,9 @@ impl Stream {
             is_gone: false,
             received: Vec::with_capacity(BUFFER_BYTES as usize),
             untold: 0,
+            sent: 0,
+            host_bytes: 0,
+            host_forwarded: 0,
             heard_ns: time::now_ns(),
         };
         while !stream.is_open {
@@ -189,6 +198,8 @@ impl Stream {
     }
 
     fn react(&mut self, event: &VsockEvent) -> Result<(), Gone> {
+        self.host_bytes = event.buffer_status.buffer_allocation;
+        self.host_forwarded = event.buffer_status.forward_count;
         match event.event_type {
             VsockEventType::Connected => self.is_open = true,
             VsockEventType::Disconnected {
@@ -237,12 +248,34 @@ impl Stream {
         }
     }
 
+    /// Bytes that the host has room for, as far as it has said.
+    fn room(&self) -> u32 {
+        let under_way = self.sent.wrapping_sub(self.host_forwarded);
+        self.host_bytes.saturating_sub(under_way)
+    }
+
+    /// Looks for packets until the host has room for `bytes`, but not for long: it says so by itself when it has passed on what it
+    /// was sent, and the driver, if it has no room, asks for it by a packet, which costs both sides a turn.
+    fn poll_for_room(&mut self, bytes: u32) -> Result<(), Gone> {
+        let start_ns = time::now_ns();
+        while self.room() < bytes && time::now_ns() - start_ns < POLL_NS {
+            if !self.poll()? {
+                core::hint::spin_loop();
+            }
+            self.still_there()?;
+        }
+        Ok(())
+    }
+
     /// Sends a piece, as soon as the host has room for it.
     fn write(&mut self, piece: &[u8]) -> Result<(), Gone> {
+        let bytes = u32::try_from(piece.len()).unwrap_or(u32::MAX);
         loop {
+            self.poll_for_room(bytes)?;
             match self.sockets.driver.send(piece, &mut self.info) {
                 Ok(()) => {
                     self.untold = 0;
+                    self.sent = self.sent.wrapping_add(bytes);
                     return Ok(());
                 }
                 Err(virtio_drivers::Error::SocketDeviceError(
