@@ -96,8 +96,8 @@ pub(crate) fn parts(
             return None;
         }
         let taken = length.saturating_sub(skip).min(left);
-        // Wraps only for an address outside RAM, whose use then fails.
-        let address = segment.address.wrapping_add(skip);
+        // A buffer that goes round the end of addresses ends there: nothing is in RAM at the last one, and its use fails.
+        let address = segment.address.saturating_add(skip);
         skip = 0;
         left = left.saturating_sub(taken);
         let bytes = u32::try_from(taken).ok()?;

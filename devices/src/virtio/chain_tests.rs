@@ -75,6 +75,24 @@ fn a_buffer_across_the_hole_or_the_end_is_out_of_ram() {
     }
 }
 
+#[test]
+fn no_part_of_a_buffer_that_goes_round_the_end_of_addresses_is_in_ram() {
+    let mem = mem();
+    let segment = Segment {
+        address: u64::MAX - 255,
+        bytes: 512,
+    };
+    for skip in [0, 255, 256, 257, 511] {
+        let found = write_at(&mem, &[segment], skip, b"x");
+        assert!(matches!(found, Err(GuestFault::OutOfRam { .. })), "{skip}");
+        let found = read_at(&mem, &[segment], skip, &mut [0]);
+        assert!(matches!(found, Err(GuestFault::OutOfRam { .. })), "{skip}");
+    }
+    let mut low = [0xff; 256];
+    mem.read_slice(&mut low, GuestAddress(0)).unwrap();
+    assert_eq!(low, [0; 256]);
+}
+
 proptest! {
     #[test]
     fn parts_are_the_bytes_asked_for(
