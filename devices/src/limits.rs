@@ -38,7 +38,8 @@ pub const OVERLAY_SAMPLES: u64 = 64;
 pub const DISK_LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Disk requests served before other devices have their turn.
 pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
-/// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying.
+/// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying. What is discarded or made zero counts
+/// too.
 pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
 /// Bytes of a network frame with its header: what a tap accepts, 65,535 bytes of IP packet, 15 of Ethernet and VLAN,
 /// 12 of header.

@@ -301,9 +301,9 @@ fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limite
         }
         match desk.ring.pop() {
             Popped::Chain(chain) => {
-                let moved_bytes = worker.serve(chain, desk);
-                limiter.charge(moved_bytes);
-                bytes_left = bytes_left.saturating_sub(moved_bytes);
+                let cost = worker.serve(chain, desk);
+                limiter.charge(cost.data_bytes);
+                bytes_left = bytes_left.saturating_sub(cost.turn_bytes);
             }
             Popped::Malformed => {}
             Popped::Empty => {

@@ -63,6 +63,37 @@ fn what_is_discarded_becomes_a_hole_and_zeroes_need_not_be_sent() {
 }
 
 #[test]
+fn stretches_that_become_zero_are_as_much_of_a_turn_as_data() {
+    const STRETCH_BYTES: u64 = 128 << 20;
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().set_len(STRETCH_BYTES).unwrap();
+    let disk = Disk::open(file.path(), false).unwrap().with_discard();
+    let block = Block::new("d".into(), CacheType::Unsafe, disk);
+    let mut bench = Bench::with(block, file);
+    for kind in [11_u32, 13] {
+        let header = [&kind.to_le_bytes()[..], &[0; 12]].concat();
+        let header = readable(bench.machine.put(&header), 16);
+        let sectors = STRETCH_BYTES / 512;
+        let range = [0, sectors].map(u64::to_le_bytes).concat();
+        let range = readable(bench.machine.put(&range), 16);
+        let status = writable(bench.machine.alloc(1), 1);
+        for _ in 0..3 {
+            bench.machine.add(0, &[header, range, status]);
+        }
+        let device = Arc::clone(&bench.machine.device);
+        for _ in 0..3 {
+            let progress = device.lock().unwrap().process_queue(0).unwrap();
+            assert_eq!(progress, Progress::More);
+            assert!(bench.machine.take_used(0).is_some());
+            assert!(bench.machine.take_used(0).is_none());
+        }
+        let progress = device.lock().unwrap().process_queue(0).unwrap();
+        assert_eq!(progress, Progress::Done);
+    }
+    assert_eq!(bench.machine.counters().discards, 6);
+}
+
+#[test]
 fn a_disk_that_does_not_discard_knows_no_such_request() {
     let mut bench = Bench::new(|_| {});
     assert_eq!(bench.machine.offered() & (3 << 13), 0);

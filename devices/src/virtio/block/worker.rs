@@ -36,6 +36,16 @@ struct Outcome {
     bytes_to_guest: u32,
 }
 
+/// What a request has cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Bytes of data that it names: what a limiter counts.
+    pub(super) data_bytes: u64,
+    /// Bytes by which a turn is measured: those, or of the stretch that was discarded or made zero, which a host may have to
+    /// write.
+    pub(super) turn_bytes: u64,
+}
+
 /// A request that is under way.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -106,13 +116,13 @@ pub(super) struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Serves one request, or begins to. Returns how many bytes of data it names.
-    pub(super) fn serve(&self, chain: Chain, desk: &mut Desk<'_>) -> u64 {
+    /// Serves one request, or begins to.
+    pub(super) fn serve(&self, chain: Chain, desk: &mut Desk<'_>) -> Cost {
         let Ok((status_at, parsed)) = Request::parse(desk.ring.mem(), &chain, self.disk) else {
             // There is no place for a status byte.
             self.counters.guest_fault();
             desk.ring.complete(chain, 0);
-            return 0;
+            return Cost::default();
         };
         let request = match parsed {
             Ok(request) => request,
@@ -123,9 +133,10 @@ impl Worker<'_> {
                     bytes_to_guest: 0,
                 };
                 self.conclude(desk.ring, (chain, status_at), &outcome);
-                return 0;
+                return Cost::default();
             }
         };
+        let cost = request.cost();
         let mut buffers = desk.buffers();
         if gather(&request, &chain, &mut buffers).is_err() {
             self.conclude(desk.ring, (chain, status_at), &self.guest_fault());
@@ -139,13 +150,13 @@ impl Worker<'_> {
                 is_syncing: false,
             };
             self.start(pending, buffers, desk);
-            return request.data_bytes;
+            return cost;
         } else {
             let outcome = self.execute(&request, (desk.ring, &chain), &mut buffers);
             self.conclude(desk.ring, (chain, status_at), &outcome);
         }
         desk.spare.push(buffers);
-        request.data_bytes
+        cost
     }
 
     /// Whether the host may be waited for.
@@ -444,6 +455,22 @@ impl Worker<'_> {
             }
         };
         ring.complete(chain, used);
+    }
+}
+
+impl Request {
+    const fn cost(&self) -> Cost {
+        let data_bytes = self.data_bytes;
+        let turn_bytes = match self.action {
+            Action::Discard { bytes, .. } | Action::WriteZeroes { bytes, .. } => bytes,
+            Action::Read { .. } | Action::Write { .. } | Action::Flush | Action::GetId => {
+                data_bytes
+            }
+        };
+        Cost {
+            data_bytes,
+            turn_bytes,
+        }
     }
 }
 
