@@ -41,6 +41,9 @@ pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
 /// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying. What is discarded or made zero counts
 /// too.
 pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
+/// Data bytes of the requests of a disk that are under way, after which no more begin: a reset waits for them, and with it the loop.
+/// Four of the longest, or a full queue of the usual ones.
+pub const BLOCK_BYTES_UNDER_WAY_MAX: u64 = 256 << 20;
 /// Bytes of a network frame with its header: what a tap accepts, 65,535 bytes of IP packet, 15 of Ethernet and VLAN,
 /// 12 of header.
 pub const FRAME_BYTES_MAX: usize = 65_562;

@@ -40,14 +40,17 @@ pub(crate) struct Uring<T> {
     /// By the number that the kernel has of them.
     flights: Vec<Option<Flight<T>>>,
     free: Vec<usize>,
+    /// Bytes of all their buffers.
+    bytes: u64,
+    bytes_max: u64,
 }
 
 impl<T> Uring<T> {
-    /// A ring for `entries` operations at a time.
+    /// A ring for `entries` operations at a time, and no more when their buffers have `bytes_max`.
     ///
     /// # Errors
     /// The kernel's: it has no io_uring, or it is not allowed here (`kernel.io_uring_disabled`, a seccomp filter).
-    pub(crate) fn new(entries: u16) -> io::Result<Self> {
+    pub(crate) fn new(entries: u16, bytes_max: u64) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(entries))?;
         let completed = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         ring.submitter().register_eventfd(completed.as_raw_fd())?;
@@ -57,6 +60,8 @@ impl<T> Uring<T> {
             completed,
             flights: (0..entries).map(|_| None).collect(),
             free: (0..entries).rev().collect(),
+            bytes: 0,
+            bytes_max,
         })
     }
 
@@ -67,7 +72,7 @@ impl<T> Uring<T> {
 
     /// Whether another operation can begin.
     pub(crate) const fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() && self.bytes < self.bytes_max
     }
 
     /// Whether operations are under way.
@@ -91,6 +96,7 @@ impl<T> Uring<T> {
         let pushed = unsafe { self.ring.submission().push(&entry) };
         match self.flights.get_mut(number) {
             Some(slot) if pushed.is_ok() => {
+                self.bytes = self.bytes.saturating_add(flight.buffers.bytes());
                 *slot = Some(flight);
                 Ok(())
             }
@@ -142,6 +148,8 @@ impl<T> Uring<T> {
         let number = usize::try_from(entry.user_data()).ok()?;
         let flight = self.flights.get_mut(number)?.take()?;
         self.free.push(number);
+        // Nobody has taken any of them meanwhile.
+        self.bytes = self.bytes.saturating_sub(flight.buffers.bytes());
         let result = usize::try_from(entry.result())
             .map_err(|_| io::Error::from_raw_os_error(entry.result().saturating_neg()));
         Some((flight, result))
@@ -186,5 +194,46 @@ impl<T> std::fmt::Debug for Uring<T> {
         out.debug_struct("Uring")
             .field("busy", &busy)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::memory::GuestMem;
+    use crate::virtio::chain::Segment;
+
+    #[test]
+    fn there_is_room_for_so_many_operations_and_bytes() {
+        let mem = Arc::new(GuestMem::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(4096).unwrap();
+        for (entries, bytes_max, fit) in [(8, 1000, 2), (2, u64::MAX, 2), (8, 1001, 3)] {
+            let mut uring = Uring::new(entries, bytes_max).unwrap();
+            for _ in 0..3 {
+                let mut prepared = 0;
+                while uring.has_room() {
+                    let mut buffers = GuestBuffers::new(Arc::clone(&mem));
+                    let (address, bytes) = (0, 500);
+                    buffers.push(Segment { address, bytes }).unwrap();
+                    let flight = Flight {
+                        file: Arc::clone(&file),
+                        buffers,
+                        payload: (),
+                    };
+                    let operation = Operation::Read { offset: 0 };
+                    assert!(uring.prepare(operation, flight).is_ok());
+                    prepared += 1;
+                }
+                assert_eq!(prepared, fit, "{entries} {bytes_max}");
+                while uring.is_busy() {
+                    uring.wait().unwrap();
+                    while uring.next_complete().is_some() {}
+                }
+                assert!(uring.has_room());
+            }
+        }
     }
 }

@@ -34,7 +34,8 @@ use crate::counters::Counters;
 use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{
-    BLOCK_BYTES_PER_TURN, BLOCK_QUEUE_SIZE, BLOCK_QUEUES_MAX, BLOCK_REQUESTS_PER_TURN,
+    BLOCK_BYTES_PER_TURN, BLOCK_BYTES_UNDER_WAY_MAX, BLOCK_QUEUE_SIZE, BLOCK_QUEUES_MAX,
+    BLOCK_REQUESTS_PER_TURN,
 };
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
@@ -220,7 +221,7 @@ impl Block {
     pub fn set_engine(&mut self, engine: IoEngine) -> io::Result<()> {
         self.uring = match engine {
             IoEngine::Sync => None,
-            IoEngine::Async => Some(Uring::new(BLOCK_QUEUE_SIZE)?),
+            IoEngine::Async => Some(Uring::new(BLOCK_QUEUE_SIZE, BLOCK_BYTES_UNDER_WAY_MAX)?),
         };
         Ok(())
     }
