@@ -83,6 +83,8 @@ pub const EVENTS_PER_TURN: usize = 64;
 /// Times that a device which needs a reset is told of; the rest are only counted. A guest must not be able to push all else
 /// out of the events that are kept.
 pub const NEEDS_RESETS_TOLD: u32 = 10;
+/// Times that the boot timer's line is logged: once a boot is usual, and a restored machine may do it again.
+pub const BOOT_TIMES_TOLD: u32 = 10;
 /// How long the end of the process waits for those who are told of it. They are on the same host.
 pub const END_TOLD_MS: u64 = 500;
 /// How often a vCPU that does not come out is signalled again.
