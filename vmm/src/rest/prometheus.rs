@@ -275,7 +275,7 @@ fn encode_devices(out: &mut Out<'_, '_>, devices: &[DeviceMeter]) -> fmt::Result
 
 type Field = fn(&lightv_devices::counters::CountersSnapshot) -> u64;
 
-const DEVICE_COUNTERS: [(&str, &str, Field); 7] = [
+const DEVICE_COUNTERS: [(&str, &str, Field); 9] = [
     (
         "device_requests",
         "Chains of descriptors that devices took from their queues",
@@ -295,6 +295,16 @@ const DEVICE_COUNTERS: [(&str, &str, Field); 7] = [
         "device_needs_resets",
         "Times that devices gave up on their drivers",
         |now| now.needs_resets,
+    ),
+    (
+        "device_resets",
+        "Times that drivers reset their devices",
+        |now| now.resets,
+    ),
+    (
+        "device_ignored_accesses",
+        "Accesses to registers of devices that mean nothing",
+        |now| now.ignored_accesses,
     ),
     (
         "device_interrupts",
