@@ -46,7 +46,8 @@ impl Held {
             Self::Vsock(vsock) => vsock.device.forget_driver(),
             Self::Balloon(balloon) => balloon.forget_driver(),
             Self::Net(net) => net.forget_driver(),
-            _ => {}
+            Self::Console(console) => console.forget_driver(),
+            Self::Block(_) | Self::Other(_) => {}
         }
     }
 

@@ -201,6 +201,12 @@ impl Console {
         self.send_messages();
     }
 
+    /// The driver has reset the device: what it has said of ports, and what it was to be told of them, does not count any more.
+    pub fn forget_driver(&mut self) {
+        self.table = PortTable::default();
+        self.update_watch();
+    }
+
     fn is_guest_open(&self, port: usize) -> bool {
         match &self.active {
             Some(active) if active.is_multiport => self.table.is_guest_open(port),

@@ -636,6 +636,19 @@ fn a_restored_guest_is_told_what_has_changed_and_no_more() {
 }
 
 #[test]
+fn the_driver_after_a_reset_is_told_nothing_of_what_the_one_before_was_owed() {
+    let mut driver = Driver::open(UNKNOWN);
+    driver.machine.set_status(0);
+    driver.console.lock().unwrap().forget_driver();
+    driver.mailbox = None;
+    driver.machine.init();
+    assert_eq!(driver.messages(), []);
+    driver.say(u32::MAX, event::DEVICE_READY, 1);
+    let events: Vec<_> = driver.messages().into_iter().map(|m| m.1).collect();
+    assert_eq!(events, [event::PORT_ADD; 5]);
+}
+
+#[test]
 fn a_turn_is_bounded_and_what_is_left_is_served_without_a_notification() {
     let mut driver = Driver::open(UNKNOWN);
     let file = tempfile::tempfile().unwrap();
