@@ -14,6 +14,11 @@ impl Window {
         Self { base, len }
     }
 
+    /// Guest-physical address of `offset`, for a device to know.
+    pub const fn address(self, offset: usize) -> u64 {
+        (self.base + offset) as u64
+    }
+
     /// Reads a `T` at `offset`, which is aligned for it.
     /// # Panics
     /// If it does not lie in the window.

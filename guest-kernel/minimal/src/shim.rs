@@ -91,6 +91,9 @@ global_asm!(
     MSR_EFER = const MSR_EFER,
     EFER_LME = const EFER_LME,
     KERNEL_CODE = const KERNEL_CODE,
+    USER_DATA = const USER_DATA,
+    USER_CODE = const USER_CODE,
+    USER_FLAGS = const USER_FLAGS,
     APIC_ID = const crate::apic::ID,
     options(att_syntax)
 );

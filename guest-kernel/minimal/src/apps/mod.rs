@@ -13,6 +13,7 @@ mod http;
 mod measure;
 mod metadata;
 mod net_bench;
+mod raw;
 mod server;
 mod smp;
 mod tick;
@@ -45,6 +46,7 @@ const APPS: &[(&str, App)] = &[
     ("metadata", metadata::run),
     ("net-bench", net_bench::run),
     ("panic", ends::panic),
+    ("raw", raw::run),
     ("reset", ends::reset),
     ("server", server::server),
     ("smp", smp::run),

@@ -27,6 +27,14 @@ pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
     time::init();
     machine.ready();
     let wanted = control::get().map(|control| control.vcpus());
+    bring_up(wanted);
+    println!("cpus online={} apic_ids={}", online(), Ids);
+    let complete = wanted.is_none_or(|wanted| wanted == online());
+    Ok(if complete { STATUS_OK } else { STATUS_FAILED })
+}
+
+/// Starts all other CPUs, also again, and waits until `wanted` have come in all, this one and earlier starts included.
+pub(super) fn bring_up(wanted: Option<u32>) {
     shim::place_trampoline(usize::from(TRAMPOLINE_PAGE) << PAGE_SHIFT);
     apic::init_others();
     time::sleep_until(time::now_ns() + INIT_NS);
@@ -35,13 +43,10 @@ pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
     while Some(online()) != wanted && time::now_ns() < deadline_ns {
         core::hint::spin_loop();
     }
-    println!("cpus online={} apic_ids={}", online(), Ids);
-    let complete = wanted.is_none_or(|wanted| wanted == online());
-    Ok(if complete { STATUS_OK } else { STATUS_FAILED })
 }
 
-/// CPUs that run, this one included.
-fn online() -> u32 {
+/// CPUs that have come up, this one included: one that came twice counts twice.
+pub(super) fn online() -> u32 {
     // SAFETY: an aligned word that only `lock incl` in the trampoline changes.
     1 + unsafe { &other_cpus }.load(Ordering::Acquire)
 }
