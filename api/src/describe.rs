@@ -57,14 +57,24 @@ pub struct SectionDescription {
 pub struct ProcessDescription {
     /// Process id.
     pub pid: u32,
+    /// Resident memory, guest RAM included, in KiB.
+    pub resident_kib: u64,
+    /// Names of the threads.
+    pub threads: Vec<String>,
+    /// What only root is told; a monitor keeps it from others, its own user included.
+    #[serde(flatten)]
+    pub details: Option<ProcessDetails>,
+}
+
+/// What `lightv inspect --pid` prints more for root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessDetails {
     /// Proportional set size of everything but guest RAM, in KiB.
     pub own_pss_kib: u64,
     /// Proportional set size of guest RAM, in KiB.
     pub guest_pss_kib: u64,
     /// Guest RAM that is this VM's alone (written since the restore), in KiB.
     pub guest_private_kib: u64,
-    /// Names of the threads.
-    pub threads: Vec<String>,
     /// Open files, as `/proc/PID/fd` shows them.
     pub open_files: Vec<String>,
 }

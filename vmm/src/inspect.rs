@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use lightv_api::describe::ProcessDescription;
+use lightv_api::describe::{ProcessDescription, ProcessDetails};
 
 /// Why a process could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +30,14 @@ pub enum InspectError {
     },
 }
 
-/// Looks at process `pid`.
+impl InspectError {
+    /// Whether somebody else may see it.
+    fn is_denied(&self) -> bool {
+        matches!(self, Self::Read { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
+/// Looks at process `pid`. Who is not root sees less of it.
 ///
 /// # Errors
 /// [`InspectError`].
@@ -43,7 +50,6 @@ pub fn inspect(pid: u32) -> Result<ProcessDescription, InspectError> {
     if name != "lightv-vmm" {
         return Err(InspectError::NotAVm { pid, name });
     }
-    let memory = sum_mappings(&read("smaps")?);
     let list = |name: &str| {
         let path = PathBuf::from(format!("/proc/{pid}/{name}"));
         let entries =
@@ -56,17 +62,36 @@ pub fn inspect(pid: u32) -> Result<ProcessDescription, InspectError> {
     let threads = list("task")?
         .into_iter()
         .filter_map(|path| fs::read_to_string(path.join("comm")).ok());
-    let files = list("fd")?
-        .into_iter()
-        .filter_map(|path| fs::read_link(path).ok());
+    let threads = threads.map(|name| name.trim_end().to_owned()).collect();
+    let details = match (read("smaps"), list("fd")) {
+        (Ok(smaps), Ok(files)) => {
+            let memory = sum_mappings(&smaps);
+            let files = files
+                .into_iter()
+                .filter_map(|path| fs::read_link(path).ok());
+            Some(ProcessDetails {
+                own_pss_kib: memory.own_pss_kib,
+                guest_pss_kib: memory.guest_pss_kib,
+                guest_private_kib: memory.guest_private_kib,
+                open_files: files.map(|path| path.display().to_string()).collect(),
+            })
+        }
+        (Err(error), _) | (_, Err(error)) if !error.is_denied() => return Err(error),
+        _ => None,
+    };
     Ok(ProcessDescription {
         pid,
-        own_pss_kib: memory.own_pss_kib,
-        guest_pss_kib: memory.guest_pss_kib,
-        guest_private_kib: memory.guest_private_kib,
-        threads: threads.map(|name| name.trim_end().to_owned()).collect(),
-        open_files: files.map(|path| path.display().to_string()).collect(),
+        resident_kib: resident_kib(&read("status")?),
+        threads,
+        details,
     })
+}
+
+/// `VmRSS` of `/proc/PID/status`, which everybody can read.
+fn resident_kib(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.unwrap_or(0)
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

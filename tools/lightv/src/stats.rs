@@ -20,16 +20,25 @@ pub(crate) struct Stats {
     pub(crate) pid: u32,
     /// Processor time of all threads since the last look, in percent of one core.
     pub(crate) cpu_percent: f64,
+    /// Resident memory, the guest's included, in KiB.
+    pub(crate) resident_kib: u64,
+    pub(crate) threads: usize,
+    #[serde(flatten)]
+    pub(crate) details: Option<Details>,
+    /// `None` where no REST API is served, or it does not answer.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// What root alone is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Details {
     /// The monitor's own memory, its share of what several processes have, in KiB.
     pub(crate) own_kib: u64,
     /// The guest's memory that the host holds, its share of what clones have together, in KiB.
     pub(crate) guest_kib: u64,
     /// Of the guest's memory, what this microVM alone has, in KiB.
     pub(crate) guest_private_kib: u64,
-    pub(crate) threads: usize,
     pub(crate) open_files: usize,
-    /// `None` where no REST API is served, or it does not answer.
-    pub(crate) moved: Option<Moved>,
 }
 
 /// Totals since the start.
@@ -64,11 +73,9 @@ impl Look {
         let now = Self::at(self.vm.clone())?;
         let ProcessDescription {
             pid,
-            own_pss_kib,
-            guest_pss_kib,
-            guest_private_kib,
+            resident_kib,
             threads,
-            open_files,
+            details,
         } = inspect::inspect(self.vm.pid).ok()?;
         let seconds = (now.at - self.at).as_secs_f64();
         let cpu = now.cpu.saturating_sub(self.cpu).as_secs_f64();
@@ -76,11 +83,14 @@ impl Look {
             id: self.vm.id.clone(),
             pid,
             cpu_percent: hundredths(cpu / seconds.max(f64::EPSILON) * 100.0),
-            own_kib: own_pss_kib,
-            guest_kib: guest_pss_kib,
-            guest_private_kib,
+            resident_kib,
             threads: threads.len(),
-            open_files: open_files.len(),
+            details: details.map(|details| Details {
+                own_kib: details.own_pss_kib,
+                guest_kib: details.guest_pss_kib,
+                guest_private_kib: details.guest_private_kib,
+                open_files: details.open_files.len(),
+            }),
             moved: self.moved(),
         })
     }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use crate::memory::{GuestRam, RamPart};
 use crate::page_set::PageSet;
 use crate::sys::mapping::PAGE_BYTES;
+use crate::sys::process;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 /// Bits of a page map entry: the page is present; it is in swap; it is a file's or shared.
@@ -38,7 +39,7 @@ pub enum Page {
 /// # Errors
 /// The kernel's, when the page map cannot be read.
 pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Result<()> {
-    let map = File::open("/proc/self/pagemap")?;
+    let map = process::page_map()?;
     let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
     // A copy: whoever visits a page may want to know more of it.
     let given_back = ram.given_back().clone();

@@ -1,7 +1,9 @@
 //! What the process takes away from itself, and what it knows of itself.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
+use std::sync::OnceLock;
 
 use rustix::process::Resource;
 
@@ -40,6 +42,38 @@ pub fn forbid_core_files() -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+static PAGE_MAP: OnceLock<File> = OnceLock::new();
+
+/// Keeps other processes of the same user from reading or changing this one's memory (PR_SET_DUMPABLE), and the kernel from
+/// writing it down. What `/proc` says of it belongs to root then, but for what is said to all, and but for this process.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_dumps() -> io::Result<()> {
+    // The only file of its own that a process could not open any more. Without it a save fails, and says so.
+    if let Ok(file) = File::open("/proc/self/pagemap") {
+        let _ = PAGE_MAP.set(file);
+    }
+    // SAFETY: integers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The page map of this process (proc_pid_pagemap(5)).
+///
+/// # Errors
+/// The kernel's.
+pub fn page_map() -> io::Result<File> {
+    match PAGE_MAP.get() {
+        Some(file) => file.try_clone(),
+        None => File::open("/proc/self/pagemap"),
     }
 }
 

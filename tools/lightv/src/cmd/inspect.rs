@@ -172,19 +172,27 @@ fn write_process(out: &mut impl Write, process: &ProcessDescription) -> io::Resu
     let kib = |count: u64| text::bytes(count.saturating_mul(1024));
     let facts = [
         ("Process", process.pid.to_string()),
-        (
-            "Monitor",
-            format!("{} (proportional)", kib(process.own_pss_kib)),
-        ),
-        (
-            "Guest RAM",
-            format!("{} (proportional)", kib(process.guest_pss_kib)),
-        ),
-        ("of it alone", kib(process.guest_private_kib)),
+        ("Resident", kib(process.resident_kib)),
         ("Threads", process.threads.join(", ")),
     ];
     write_facts(out, &facts)?;
-    process
+    let Some(details) = &process.details else {
+        let text = "what it is made of, and open files, are told root alone";
+        return write_facts(out, &[("Memory", text.to_owned())]);
+    };
+    let facts = [
+        (
+            "Monitor",
+            format!("{} (proportional)", kib(details.own_pss_kib)),
+        ),
+        (
+            "Guest RAM",
+            format!("{} (proportional)", kib(details.guest_pss_kib)),
+        ),
+        ("of it alone", kib(details.guest_private_kib)),
+    ];
+    write_facts(out, &facts)?;
+    details
         .open_files
         .iter()
         .try_for_each(|file| write_facts(out, &[("Open file", file.clone())]))

@@ -16,7 +16,8 @@ use crate::vms::{self, VmError};
 
 /// Show what the microVMs that run take of the host
 ///
-/// CPU is processor time over the interval, in percent of one core. OWN is the monitor's memory, GUEST what the host holds of
+/// CPU is processor time over the interval, in percent of one core, RESIDENT all memory that the process uses. For root alone:
+/// OWN is the monitor's memory, GUEST what the host holds of
 /// the guest's, each with its share of what several have together; ALONE is what no other clone has of it. Data moved and exits
 /// are totals, asked for where a REST API is served.
 #[derive(Debug, Parser)]
@@ -100,6 +101,7 @@ fn table(stats: &[Stats]) -> Table {
         "ID",
         ">PID",
         ">CPU %",
+        ">RESIDENT",
         ">OWN",
         ">GUEST",
         ">ALONE",
@@ -111,6 +113,10 @@ fn table(stats: &[Stats]) -> Table {
     ]);
     for vm in stats {
         let kib = |kib: u64| bytes(kib.saturating_mul(1024));
+        let detail = |of: fn(&crate::stats::Details) -> u64| {
+            let details = vm.details.as_ref();
+            details.map_or_else(|| "-".to_owned(), |details| kib(of(details)))
+        };
         let moved = |of: fn(&crate::stats::Moved) -> String| {
             vm.moved.as_ref().map_or_else(|| "-".to_owned(), of)
         };
@@ -118,9 +124,10 @@ fn table(stats: &[Stats]) -> Table {
             vm.id.clone(),
             vm.pid.to_string(),
             format!("{:.2}", vm.cpu_percent),
-            kib(vm.own_kib),
-            kib(vm.guest_kib),
-            kib(vm.guest_private_kib),
+            kib(vm.resident_kib),
+            detail(|details| details.own_kib),
+            detail(|details| details.guest_kib),
+            detail(|details| details.guest_private_kib),
             moved(|moved| bytes(moved.disk_read_bytes)),
             moved(|moved| bytes(moved.disk_written_bytes)),
             moved(|moved| bytes(moved.net_received_bytes)),
