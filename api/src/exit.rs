@@ -7,6 +7,8 @@
 pub const OK: u8 = 0;
 /// The monitor failed for a reason that has no code of its own.
 pub const FAILURE: u8 = 1;
+/// A thread of the monitor made a system call that its filter does not allow.
+pub const FORBIDDEN_CALL: u8 = 148;
 /// The configuration or the image was refused; nothing was started.
 pub const BAD_CONFIG: u8 = 152;
 /// The command line was refused; nothing was started.

@@ -443,7 +443,7 @@ fn a_program_called_firecracker_takes_its_flags() {
     for bad in [
         &["--no-api"][..],
         &["--http-api-max-payload-size", "0"],
-        &["--seccomp-filter", "x"],
+        &["--no-seccomp", "--seccomp-filter", "x"],
         &["--api-sock"],
         &["--nope"],
     ] {

@@ -13,6 +13,7 @@ pub use self::api::ApiJob;
 use self::api::{ApiArgs, is_firecracker};
 use self::outputs::OutputArgs;
 
+use crate::confinement::Confinement;
 use crate::control::{SaveMoment, SavePlan};
 use crate::metadata::MetadataFile;
 use crate::net_override::NetOverride;
@@ -116,7 +117,7 @@ Examples:
   lightv-vmm --api-sock vm.sock --id vm7
   lightv-vmm --api-sock vm.sock --config vm.json
 
-Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 152 bad configuration or image;
+Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidden system call; 152 bad configuration or image;
 153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
 162 guest panic; 128+N ended by signal N.
 
@@ -164,6 +165,8 @@ pub struct ServeJob {
     pub api: ApiJob,
     /// Log and metrics.
     pub outputs: Outputs,
+    /// How the process is confined.
+    pub confinement: Confinement,
     /// The machine that is started at once.
     pub run: Option<RunJob>,
 }
@@ -180,6 +183,15 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// The image of a restore.
+    #[must_use]
+    pub fn restored(&self) -> Option<&Path> {
+        match self {
+            Self::Restore(path) => Some(path),
+            _ => None,
+        }
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -208,6 +220,8 @@ pub struct RunJob {
     pub metadata: Option<MetadataFile>,
     /// Log and metrics.
     pub outputs: Outputs,
+    /// How the process is confined.
+    pub confinement: Confinement,
     /// Where timings go.
     pub timings: Option<TimingsSink>,
     /// When the caller began.
@@ -283,12 +297,14 @@ impl Cli {
         let api = self.api.job(self.is_firecracker);
         let id = self.id.clone();
         let outputs = self.outputs.outputs();
+        let confinement = self.api.confinement();
         let run = self.into_run();
         match api {
             Some(api) => Some(Job::Serve(Box::new(ServeJob {
                 id,
                 api,
                 outputs,
+                confinement,
                 run,
             }))),
             None => run.map(|run| Job::Run(Box::new(run))),
@@ -297,6 +313,7 @@ impl Cli {
 
     fn into_run(self) -> Option<RunJob> {
         let metadata = self.api.metadata_file();
+        let confinement = self.api.confinement();
         let origin = match (
             self.config.or(self.api.config_file),
             self.restore,
@@ -340,6 +357,7 @@ impl Cli {
             is_tty: self.tty,
             metadata,
             outputs: self.outputs.outputs(),
+            confinement,
             timings: self
                 .timings
                 .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),

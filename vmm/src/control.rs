@@ -36,6 +36,7 @@ use crate::metrics;
 use crate::orders::{Order, OrderReply};
 use crate::poller::{PollError, Poller, Token};
 use crate::runtime_dir;
+use crate::sandbox::{ConfineError, violation};
 use crate::save::SaveError;
 use crate::snapshot::vcpu_state::VcpuStateError;
 use crate::sys::process;
@@ -77,6 +78,8 @@ pub enum Ending {
     Saved,
     /// A signal ended it.
     Signal(u8),
+    /// A thread has made a system call that its filter does not allow.
+    Forbidden,
     /// It was to be saved and could not be.
     SaveFailed(SaveFailure),
 }
@@ -132,6 +135,9 @@ pub enum ControlError {
     /// The kernel's event interface failed.
     #[error("The event loop failed")]
     Poll(#[source] PollError),
+    /// It could not be confined.
+    #[error(transparent)]
+    Confine(ConfineError),
 }
 
 /// What the loop takes over from the time before there was a machine.
@@ -309,6 +315,10 @@ impl Control {
                     self.serve_order(order, reply);
                     None
                 }
+                Event::FirstOutput => {
+                    self.machine.stamps.write_report();
+                    None
+                }
                 Event::Ready => {
                     self.park_all(Purpose::Plan);
                     None
@@ -375,6 +385,10 @@ impl Control {
                     .is_some()
                     .then(|| Ending::by_signal(libc::SIGHUP)),
                 libc::SIGTERM => self.serve_sigterm(),
+                // From somebody else it means nothing.
+                number if number == signal::violation() => {
+                    (violation::count() > 0).then_some(Ending::Forbidden)
+                }
                 other => (!self.tell_agent(other)).then(|| Ending::by_signal(other)),
             };
             if ending.is_some() {

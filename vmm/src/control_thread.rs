@@ -6,20 +6,23 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::buttons::PressError;
+use crate::confinement;
 use crate::control::{self, ControlError, Ending, Inherited, SavePlan};
 use crate::foreground::Leash;
+use crate::lock::lock;
 use crate::machine::Running;
 use crate::poller::{Poller, Token};
 use crate::report;
+use crate::sandbox::{self, ConfineError, Rules, ThreadKind, violation};
 use crate::sys::signal::{self, SignalFd};
 use crate::vm::{NewVm, VmError, open_kvm};
 
@@ -37,10 +40,19 @@ pub struct EmptyVm {
 pub struct Assignment {
     /// The machine.
     pub running: Running,
+    /// The files that may be opened from now on; `None`: all.
+    pub rules: Option<Rules>,
     /// Whether it is saved.
     pub plan: Option<SavePlan>,
     /// Of a run with a terminal: the terminal, and who waits for us.
     pub leash: Option<Leash>,
+}
+
+/// What the thread is told.
+enum Task {
+    /// To make no other system calls than those of its list, and to say whether that was done.
+    Confine(Sender<Result<(), ConfineError>>),
+    Run(Box<Assignment>),
 }
 
 /// The main thread's end.
@@ -50,8 +62,10 @@ pub struct ControlThread {
     /// Whoever sets it makes the VM.
     is_taken: Arc<AtomicBool>,
     vm: Receiver<Result<EmptyVm, VmError>>,
-    assignments: Sender<Assignment>,
+    tasks: Sender<Task>,
     wake: Arc<EventFd>,
+    /// Its answer, until it was looked at.
+    confined: Mutex<Option<Receiver<Result<(), ConfineError>>>>,
 }
 
 /// Stack of the thread: the deepest path is a save, some tens of KiB.
@@ -68,7 +82,7 @@ impl ControlThread {
         finish: impl FnOnce(Result<Ending, ControlError>) + Send + 'static,
     ) -> io::Result<Self> {
         let (vm_sender, vm) = channel();
-        let (assignments, receiver) = channel();
+        let (tasks, receiver) = channel();
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let signals = SignalFd::open()?;
         let waiting = Waiting {
@@ -95,8 +109,9 @@ impl ControlThread {
             kvm_path,
             is_taken,
             vm,
-            assignments,
+            tasks,
             wake,
+            confined: Mutex::new(None),
         })
     }
 
@@ -112,10 +127,32 @@ impl ControlThread {
         self.vm.recv().unwrap_or_else(|_| make_vm(&self.kvm_path))
     }
 
+    /// Has the thread hold itself to its list of system calls, once it is known which: it does so while others prepare the
+    /// machine.
+    pub fn confine(&self) {
+        let (reply, confined) = channel();
+        *lock(&self.confined) = Some(confined);
+        self.tell(Task::Confine(reply));
+    }
+
+    /// Waits until that was done. To be called before there is anything of a guest.
+    ///
+    /// # Errors
+    /// [`ConfineError`].
+    pub fn wait_confined(&self) -> Result<(), ConfineError> {
+        let asked = lock(&self.confined).take();
+        // A thread that is gone takes the process with it.
+        asked.map_or(Ok(()), |confined| confined.recv().unwrap_or(Ok(())))
+    }
+
     /// Hands a machine over to the loop.
     pub fn assign(&self, assignment: Assignment) {
-        // The thread waits for it and cannot be gone; the first write to a counter cannot fail.
-        let _ = self.assignments.send(assignment);
+        self.tell(Task::Run(Box::new(assignment)));
+    }
+
+    fn tell(&self, task: Task) {
+        // The thread waits for it and cannot be gone; a counter of a few tasks cannot be full.
+        let _ = self.tasks.send(task);
         let _ = self.wake.write(1);
     }
 }
@@ -128,7 +165,7 @@ fn make_vm(kvm_path: &Path) -> Result<EmptyVm, VmError> {
 
 /// The thread while there is no machine.
 struct Waiting {
-    receiver: Receiver<Assignment>,
+    receiver: Receiver<Task>,
     wake: Arc<EventFd>,
     signals: SignalFd,
 }
@@ -150,14 +187,28 @@ impl Waiting {
                         Some(gone) if gone == signal::parent_gone() => {
                             return Ok(Ending::by_signal(libc::SIGHUP));
                         }
+                        Some(number) if number == signal::violation() => {
+                            if violation::count() > 0 {
+                                return Ok(Ending::Forbidden);
+                            }
+                        }
                         Some(signal) => return Ok(Ending::by_signal(signal)),
                     }
-                } else if let Ok(assignment) = self.receiver.try_recv() {
+                    continue;
+                }
+                if let Some(assignment) = self.next_assignment() {
                     let Assignment {
                         running,
+                        rules,
                         plan,
                         leash,
-                    } = assignment;
+                    } = *assignment;
+                    if let Some(rules) = rules {
+                        // Before anything of the guest is looked at.
+                        let rules = confinement::with_runtime_folder(rules);
+                        let restricted = sandbox::restrict(ThreadKind::Control, &rules);
+                        restricted.map_err(ControlError::Confine)?;
+                    }
                     let inherited = Inherited {
                         signals: self.signals,
                         save_is_wanted,
@@ -166,6 +217,20 @@ impl Waiting {
                     drop(poller);
                     return control::run(running, plan, inherited);
                 }
+            }
+        }
+    }
+
+    /// Does what it was told, up to the machine that it is given to run.
+    fn next_assignment(&self) -> Option<Box<Assignment>> {
+        let _ = self.wake.read();
+        loop {
+            match self.receiver.try_recv().ok()? {
+                // Who has asked waits for it, or is gone with the process.
+                Task::Confine(reply) => {
+                    let _ = reply.send(sandbox::confine(ThreadKind::Control, None));
+                }
+                Task::Run(assignment) => return Some(assignment),
             }
         }
     }

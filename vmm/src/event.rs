@@ -67,6 +67,8 @@ pub enum Event {
     Stopped(VcpuId, StopReason),
     /// A call to the device with this place in the device set.
     Device(usize, DeviceCall),
+    /// The guest has given out its first byte, and a report of the start is wanted.
+    FirstOutput,
     /// The REST API wants something.
     Order(Order, OrderReply),
 }

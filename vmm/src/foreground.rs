@@ -20,6 +20,7 @@ use rustix::process::{
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::report;
+use crate::sandbox::{self, ThreadKind};
 use crate::sys::process::{Forked, fork, signal_when_parent_ends};
 use crate::sys::signal::{self, SignalFd};
 use crate::terminal::Terminal;
@@ -105,6 +106,8 @@ fn wait(pid: i32, mut reader: PipeReader) -> io::Result<Waited> {
     let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
     let monitor = pidfd_open(pid, PidfdFlags::empty())?;
     let signals = SignalFd::open()?;
+    sandbox::catch_forbidden()?;
+    sandbox::confine(ThreadKind::Foreground, None).map_err(io::Error::other)?;
     let mut may_let_go = true;
     loop {
         let pipe_flags = if may_let_go {

@@ -12,6 +12,7 @@ use lightv_devices::mmds::Mmds;
 use crate::args::{Origin, RunJob};
 use crate::boot::Site;
 use crate::builder::{Builder, PrepareError};
+use crate::confinement::{ConfinementError, Written};
 use crate::control::{ControlError, Ending, SaveMoment, describe_stop};
 use crate::control_thread::{Assignment, ControlThread};
 use crate::describe::AddWorkingSetError;
@@ -22,8 +23,8 @@ use crate::image::header::FORMAT_VERSION;
 use crate::machine::StartError;
 use crate::memory::GuestRam;
 use crate::metadata::{MetadataError, MetadataFile};
-use crate::sandbox::{self, SandboxError};
-use crate::stamps::Stamps;
+use crate::sandbox::{self, ConfineError, SandboxError, violation};
+use crate::stamps::{Stamps, TimingsSink};
 use crate::sys::cpu;
 use crate::sys::file::StandardStream;
 use crate::sys::process;
@@ -54,6 +55,10 @@ pub enum RunError {
     Prepare(#[from] PrepareError),
     #[error("The process cannot limit itself")]
     Sandbox(#[source] SandboxError),
+    #[error(transparent)]
+    Confinement(#[from] ConfinementError),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     #[error("Cannot start the control thread")]
     ControlThread(#[source] io::Error),
     #[error(transparent)]
@@ -75,8 +80,8 @@ impl RunError {
         match self {
             Self::Prepare(cause) => cause.exit_status(),
             Self::WorkingSet(_) => exit::SAVE_FAILED,
-            Self::Metadata(_) => exit::BAD_CONFIG,
-            Self::ControlThread(_) | Self::Start(_) => exit::HOST_FAILURE,
+            Self::Metadata(_) | Self::Confinement(_) => exit::BAD_CONFIG,
+            Self::ControlThread(_) | Self::Start(_) | Self::Confine(_) => exit::HOST_FAILURE,
             Self::Signals(_) | Self::Sandbox(_) | Self::NoVcpu | Self::Control(_) => exit::FAILURE,
         }
     }
@@ -121,7 +126,7 @@ pub fn begin() -> Begun {
     let watched = Arc::new(OnceLock::new());
     let control = signal::prepare()
         .map_err(RunError::Signals)
-        .and_then(|()| sandbox::enter().map_err(RunError::Sandbox))
+        .and_then(|()| sandbox::prepare().map_err(RunError::Sandbox))
         .and_then(|()| start_control(Arc::clone(&watched)));
     Begun {
         main_ns,
@@ -175,6 +180,8 @@ fn build_and_run(
     watched: &Watched,
     control: &ControlThread,
 ) -> Result<Infallible, RunError> {
+    job.confinement.choose(None)?;
+    control.confine();
     let at_ready = job
         .save
         .as_ref()
@@ -204,21 +211,31 @@ fn build_and_run(
     if let (Some(MetadataFile { path, .. }), None) = (job.metadata, machine.config.mmds()) {
         return Err(MetadataError::Unreachable { path }.into());
     }
-    if let (Origin::Restore(path), true) = (job.origin, job.record_working_set) {
-        let _ = watched.set((path, machine.ram.clone()));
+    let recorded = job.origin.restored().filter(|_| job.record_working_set);
+    if let Some(path) = recorded {
+        let _ = watched.set((path.to_owned(), machine.ram.clone()));
     }
     if metrics::time_to_flush().is_some() {
         outputs::attach(&machine);
     }
     machine.bus.set_park_at_ready(at_ready);
+    control.wait_confined()?;
+    let written = Written {
+        images: [recorded, job.save.as_ref().map(|plan| plan.path.as_path())],
+        timings: job.timings.as_ref().and_then(TimingsSink::path),
+    };
+    let rules = job.confinement.rules(&machine.config, &written);
     let (running, first) = machine.start(false).map_err(RunError::Start)?;
     control.assign(Assignment {
         running,
+        rules,
         plan: job.save,
         leash,
     });
     // A proved configuration has at least one vCPU.
-    first.map_or(Err(RunError::NoVcpu), |vcpu| vcpu.run())
+    let first = first.ok_or(RunError::NoVcpu)?;
+    first.confine()?;
+    first.run()
 }
 
 /// The image and RAM of a run whose written pages are recorded.
@@ -264,6 +281,7 @@ fn reason_of(ending: &Ending) -> String {
         Ending::Stopped(reason) => stopped(reason),
         Ending::OutputLost(reason) => format!("{}; some of its output is lost", stopped(reason)),
         Ending::Signal(number) => format!("ended by signal {number}"),
+        Ending::Forbidden => violation::last().unwrap_or_default(),
         Ending::SaveFailed(failure) => report::text_of(failure),
     }
 }
@@ -278,6 +296,11 @@ fn exit_status(ending: &Ending) -> u8 {
             status => status,
         },
         Ending::Signal(number) => exit::by_signal(*number),
+        // Standard error has it already.
+        Ending::Forbidden => {
+            tracing::error!("{}", violation::last().unwrap_or_default());
+            exit::FORBIDDEN_CALL
+        }
         Ending::SaveFailed(failure) => match failure.interrupted_by() {
             Some(signal) => exit::by_signal(signal),
             None => {
@@ -316,6 +339,10 @@ pub fn run_with_terminal(job: RunJob) -> u8 {
     if !terminal::is_there() {
         report::say("--tty: standard input and output are not a terminal");
         return exit::BAD_ARGUMENTS;
+    }
+    if let Err(error) = job.confinement.choose(None) {
+        report::warn(&error);
+        return exit::BAD_CONFIG;
     }
     match foreground::split() {
         Ok(Split::Monitor(leash)) => {

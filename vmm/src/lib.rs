@@ -16,6 +16,7 @@ pub mod bus;
 pub mod buttons;
 pub mod cmdline;
 pub mod config;
+pub mod confinement;
 pub mod control;
 pub mod control_page;
 pub mod control_thread;
@@ -58,6 +59,7 @@ pub mod serial_out;
 pub mod sink;
 pub mod snapshot;
 pub mod stamps;
+pub mod starter;
 pub mod stop_text;
 #[allow(unsafe_code)]
 pub mod sys;

@@ -87,6 +87,10 @@ pub const NEEDS_RESETS_TOLD: u32 = 10;
 pub const BOOT_TIMES_TOLD: u32 = 10;
 /// How long the end of the process waits for those who are told of it. They are on the same host.
 pub const END_TOLD_MS: u64 = 500;
+/// How long a thread that has made a forbidden system call waits for the loop to end the process in good order.
+pub const VIOLATION_SERVED_MS: u32 = 1000;
+/// Bytes of a file of system-call filters: LightV's own lists together have some 40 KiB.
+pub const FILTER_FILE_BYTES_MAX: u64 = 1 << 20;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;
 

@@ -14,6 +14,7 @@ use crate::device_set::DeviceSet;
 use crate::event::{EventReceiver, EventSender};
 use crate::kernel::BootFiles;
 use crate::memory::GuestRam;
+use crate::sandbox::ConfineError;
 use crate::snapshot::page_log::PageLog;
 use crate::stamps::Stamps;
 use crate::vcpu::{self, Vcpu, VcpuContext, VcpuHandle};
@@ -56,13 +57,19 @@ pub struct Machine {
 
 /// Why the machine could not be started.
 #[derive(Debug, thiserror::Error)]
-#[error("Cannot start the thread of vCPU {id}")]
-pub struct StartError {
-    /// Which vCPU.
-    pub id: VcpuId,
-    /// The kernel's reason.
-    #[source]
-    pub cause: io::Error,
+pub enum StartError {
+    /// There are no threads left.
+    #[error("Cannot start the thread of vCPU {id}")]
+    Thread {
+        /// Which vCPU.
+        id: VcpuId,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// A thread could not be confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
 /// A machine whose vCPUs run, or are about to: what the loop owns.
@@ -77,19 +84,22 @@ pub struct Running {
 }
 
 impl Machine {
-    /// Starts the threads of all vCPUs but the first, which the caller runs itself: on the way to the guest's first
-    /// instruction there is then no thread to wait for. `is_paused`: none enters the guest before it is told to.
+    /// Starts the threads of all vCPUs but the first, which the caller runs itself: on the way to the first instruction of a
+    /// guest with one vCPU there is then no thread to wait for. They are confined when this comes back, and wait for the
+    /// first. `is_paused`: none enters the guest before it is told to.
     ///
     /// # Errors
     /// [`StartError`]; threads that were started end with the process.
     pub fn start(mut self, is_paused: bool) -> Result<(Running, Option<Vcpu>), StartError> {
+        self.stamps.report_to(self.sender.clone());
         let context = VcpuContext {
             bus: Arc::clone(&self.bus),
             events: self.sender.clone(),
             control_page: Arc::clone(&self.control_page),
+            gate: Arc::default(),
         };
         let mut handles = Vec::with_capacity(self.vcpus.len());
-        let mut first = None;
+        let (mut first, mut spawned) = (None, Vec::new());
         for (id, fd) in (0..).zip(std::mem::take(&mut self.vcpus)) {
             let (vcpu, handle) = vcpu::prepare(id, fd, context.clone());
             if is_paused {
@@ -99,8 +109,12 @@ impl Machine {
             if id == 0 {
                 first = Some(vcpu);
             } else {
-                vcpu.spawn().map_err(|cause| StartError { id, cause })?;
+                let thread = vcpu.spawn();
+                spawned.push(thread.map_err(|cause| StartError::Thread { id, cause })?);
             }
+        }
+        for vcpu in spawned {
+            vcpu.wait_confined()?;
         }
         Ok((
             Running {

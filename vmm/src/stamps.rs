@@ -1,12 +1,13 @@
 //! When each step of a start was done, for `--timings`. Without that flag a stamp is one comparison.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use lightv_api::timings::{Mark, StartTimings};
 
+use crate::event::{Event, EventSender};
 use crate::lock::lock;
 use crate::report;
 use crate::sink;
@@ -39,6 +40,17 @@ pub enum TimingsSink {
     Keep(fn(&StartTimings)),
 }
 
+impl TimingsSink {
+    /// The file, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
 /// Stamps of one start.
 #[derive(Debug)]
 pub struct Stamps {
@@ -49,6 +61,8 @@ pub struct Stamps {
     steps: Mutex<Vec<(Step, u64)>>,
     marks: Mutex<Vec<(String, u64)>>,
     has_output: AtomicBool,
+    /// Who writes the report: a vCPU must not open a file.
+    reporter: OnceLock<EventSender>,
 }
 
 /// Guest marks that are kept, so that a guest cannot grow the list.
@@ -72,7 +86,13 @@ impl Stamps {
             sink,
             steps: Mutex::default(),
             marks: Mutex::default(),
+            reporter: OnceLock::new(),
         }
+    }
+
+    /// There is a loop, which [writes the report](Self::write_report) when it is told to.
+    pub fn report_to(&self, events: EventSender) {
+        let _ = self.reporter.set(events);
     }
 
     /// `step` is done.
@@ -104,13 +124,16 @@ impl Stamps {
         self.sink.is_some() && !self.has_output.load(Ordering::Relaxed)
     }
 
-    /// The guest's first byte is out: the start is over, and the report is written.
+    /// The guest's first byte is out: the start is over, and the report is to be written.
     pub fn first_output(&self) {
         if self.has_output.load(Ordering::Relaxed) || self.has_output.swap(true, Ordering::SeqCst) {
             return;
         }
         self.step(Step::Process);
-        self.write_report();
+        match self.reporter.get() {
+            Some(events) => events.send(Event::FirstOutput),
+            None => self.write_report(),
+        }
     }
 
     /// The report, as far as the start has come.
@@ -164,7 +187,8 @@ impl Stamps {
         }
     }
 
-    fn write_report(&self) {
+    /// Writes the report.
+    pub fn write_report(&self) {
         let report = self.report();
         let Ok(mut line) = serde_json::to_string(&report) else {
             return;

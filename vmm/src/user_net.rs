@@ -19,6 +19,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::{Protocol, UserNetConfig};
 use crate::limits;
+use crate::starter::{self, OverError};
 
 /// The program.
 pub const PROGRAM: &str = "passt";
@@ -44,6 +45,9 @@ pub enum UserNetError {
     /// It could not be started.
     #[error("Cannot start {PROGRAM}")]
     Start(#[source] io::Error),
+    /// The machine runs already.
+    #[error(transparent)]
+    Over(#[from] OverError),
     /// It has ended at once.
     #[error("{PROGRAM} ended with {status}: {text}")]
     Ended {
@@ -120,6 +124,11 @@ impl Drop for Passt {
 /// # Errors
 /// [`UserNetError`].
 pub fn start(config: &UserNetConfig, mtu: Option<u16>) -> Result<FrameStream, UserNetError> {
+    let config = config.clone();
+    starter::run(move || start_here(&config, mtu))?
+}
+
+fn start_here(config: &UserNetConfig, mtu: Option<u16>) -> Result<FrameStream, UserNetError> {
     let start = UserNetError::Start;
     let (ours, theirs) = UnixStream::pair().map_err(start)?;
     let (ready, pid_file) = io::pipe().map_err(start)?;

@@ -12,10 +12,9 @@
 //! A vCPU parks only after KVM_RUN has returned EINTR with `immediate_exit` set: then the access that caused its last
 //! exit is complete, and its state can be saved.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -25,6 +24,8 @@ use crate::arch::VcpuId;
 use crate::bus::{Bus, Effect, ExitKind};
 use crate::control_page::ControlPage;
 use crate::event::{Event, EventSender, StopReason};
+use crate::lock::lock;
+use crate::sandbox::{self, ConfineError, ThreadKind};
 use crate::snapshot::vcpu_state;
 use crate::stop_text;
 use crate::sys::kvm::ImmediateExit;
@@ -84,6 +85,48 @@ pub struct VcpuContext {
     pub events: EventSender,
     /// The control device's page, for the clock.
     pub control_page: Arc<ControlPage>,
+    /// Where vCPUs wait for the first.
+    pub gate: Arc<Gate>,
+}
+
+/// Where vCPUs wait before they enter the guest, until all threads of the machine are confined: the first opens it, which is
+/// the last to be confined.
+#[derive(Debug, Default)]
+pub struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *lock(&self.is_open) = true;
+        self.opened.notify_all();
+    }
+
+    fn wait(&self) {
+        let mut is_open = lock(&self.is_open);
+        while !*is_open {
+            is_open = self
+                .opened
+                .wait(is_open)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// A vCPU's thread that was started: whether it is confined.
+#[derive(Debug)]
+pub struct Spawned(Receiver<Result<(), ConfineError>>);
+
+impl Spawned {
+    /// Waits until it is.
+    ///
+    /// # Errors
+    /// [`ConfineError`]; the thread has ended then.
+    pub fn wait_confined(self) -> Result<(), ConfineError> {
+        // A thread that says nothing takes the process with it.
+        self.0.recv().unwrap_or(Ok(()))
+    }
 }
 
 /// A vCPU that is ready to run, and what the loop holds of it.
@@ -133,19 +176,42 @@ impl std::fmt::Debug for Vcpu {
 }
 
 impl Vcpu {
-    /// Starts a thread that runs it.
+    /// Starts a thread that is confined and runs it.
     ///
     /// # Errors
     /// The kernel's, when there are no threads left.
-    pub fn spawn(self) -> std::io::Result<()> {
+    pub fn spawn(self) -> std::io::Result<Spawned> {
         let thread = thread::Builder::new()
             .name(format!("vcpu-{}", self.id))
             .stack_size(STACK_BYTES);
-        thread.spawn(move || self.run()).map(|_detached| ())
+        let (sender, confined) = channel();
+        thread.spawn(move || {
+            let result = self.confine();
+            let is_confined = result.is_ok();
+            let _ = sender.send(result);
+            if is_confined {
+                self.run()
+            }
+        })?;
+        Ok(Spawned(confined))
     }
 
-    /// Runs until the process ends.
+    /// Holds the calling thread to what a vCPU may do. All other threads of the machine have to be confined before the one
+    /// that runs vCPU 0.
+    ///
+    /// # Errors
+    /// [`ConfineError`].
+    pub fn confine(&self) -> Result<(), ConfineError> {
+        sandbox::confine(ThreadKind::Vcpu, Some(self.id))
+    }
+
+    /// Runs until the process ends, on a thread that is confined.
     pub fn run(mut self) -> ! {
+        if self.id == 0 {
+            self.context.gate.open();
+        } else {
+            self.context.gate.wait();
+        }
         let _ = self.shared.thread.set(KickTarget::current_thread());
         let reason = loop {
             if let Some(reason) = self.enter() {

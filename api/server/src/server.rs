@@ -20,7 +20,8 @@ use crate::settings::Settings;
 /// Name of the server's thread.
 const THREAD_NAME: &str = "api";
 
-/// Serves `listener` on a thread of its own, until the process ends.
+/// Serves `listener` on a thread of its own, until the process ends. The thread calls `confine` before anything else, and serves
+/// nobody before that comes back.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -28,15 +29,18 @@ pub fn spawn(
     listener: UnixListener,
     service: impl Service,
     settings: Settings,
+    confine: impl FnOnce() -> io::Result<()> + Send + 'static,
     on_failure: impl FnOnce(io::Error) + Send + 'static,
 ) -> io::Result<()> {
     thread::Builder::new()
         .name(THREAD_NAME.to_owned())
         .stack_size(limits::STACK_BYTES)
-        .spawn(move || match run(listener, service, settings) {
-            Ok(never) => match never {},
-            Err(error) => on_failure(error),
-        })
+        .spawn(
+            move || match confine().and_then(|()| run(listener, service, settings)) {
+                Ok(never) => match never {},
+                Err(error) => on_failure(error),
+            },
+        )
         .map(drop)
 }
 

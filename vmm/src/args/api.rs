@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
+use crate::confinement::{Confinement, LandlockChoice, SeccompChoice};
 use crate::metadata::MetadataFile;
+use crate::sandbox::PathAccess;
 
 /// See `Cli`.
 #[derive(Debug, Args)]
@@ -32,9 +34,19 @@ pub(super) struct ApiArgs {
     /// Accepted with a warning: devices are on virtio-mmio, which guests find by ACPI and by the command line.
     #[arg(long)]
     pub(super) enable_pci: bool,
-    /// There is no seccomp filter yet that this could switch off.
-    #[arg(long)]
-    pub(super) no_seccomp: bool,
+    /// Do not hold threads to the system calls that they need (docs/isolation.md).
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    no_seccomp: bool,
+    /// Hold threads to the lists in this file: JSON as in vmm/seccomp. Threads that it does not name keep LightV's.
+    #[arg(long, value_name = "FILE")]
+    seccomp_filter: Option<PathBuf>,
+    /// Let the files and folders at PATH be read (r) or also written (rw) once the machine runs, and with --api-sock no others
+    /// be opened at any time, but for LightV's own.
+    #[arg(long, value_name = "path=PATH,access=r|rw", action = ArgAction::Append, value_parser = parse_rule)]
+    landlock_rules: Vec<(PathBuf, PathAccess)>,
+    /// Do not restrict the files that can be opened.
+    #[arg(long, conflicts_with = "landlock_rules")]
+    no_landlock: bool,
     /// When the caller began, in microseconds of CLOCK_MONOTONIC: --started-at-ns by Firecracker's name.
     #[arg(long, value_name = "US", conflicts_with = "started_at_ns")]
     pub(super) start_time_us: Option<u64>,
@@ -53,9 +65,6 @@ pub(super) struct ApiArgs {
     /// Print the version of the snapshot format that this file has.
     #[arg(long, value_name = "FILE", group = "job")]
     pub(super) describe_snapshot: Option<PathBuf>,
-    /// Refused: there are no seccomp filters yet.
-    #[arg(long, value_name = "FILE", hide = true, value_parser = refuse_filter, action = ArgAction::Set)]
-    pub(super) seccomp_filter: Option<PathBuf>,
 }
 
 /// As the server's own default.
@@ -70,8 +79,16 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("1–{BYTES_MAX} are allowed"))
 }
 
-fn refuse_filter(_: &str) -> Result<PathBuf, String> {
-    Err("this version of LightV has no seccomp filters".to_owned())
+/// The path may hold anything, commas too: the access comes last.
+fn parse_rule(text: &str) -> Result<(PathBuf, PathAccess), String> {
+    let parts = text
+        .strip_prefix("path=")
+        .and_then(|rest| rest.rsplit_once(",access="));
+    match parts {
+        Some((path, "r")) if !path.is_empty() => Ok((path.into(), PathAccess::Read)),
+        Some((path, "rw")) if !path.is_empty() => Ok((path.into(), PathAccess::ReadWrite)),
+        _ => Err("path=PATH,access=r or path=PATH,access=rw is needed".to_owned()),
+    }
 }
 
 /// What the REST API is served with.
@@ -107,6 +124,21 @@ impl ApiArgs {
             cpu_before_us: self.start_time_cpu_us.unwrap_or(0),
             cpu_of_parents_us: self.parent_cpu_time_us.unwrap_or(0),
         })
+    }
+
+    /// How the process is confined.
+    pub(super) fn confinement(&self) -> Confinement {
+        let seccomp = match (&self.seccomp_filter, self.no_seccomp) {
+            (Some(path), _) => SeccompChoice::File(path.clone()),
+            (None, true) => SeccompChoice::Off,
+            (None, false) => SeccompChoice::BuiltIn,
+        };
+        let landlock = match (self.no_landlock, self.landlock_rules.as_slice()) {
+            (true, _) => LandlockChoice::Off,
+            (false, []) => LandlockChoice::Named,
+            (false, given) => LandlockChoice::Given(given.to_vec()),
+        };
+        Confinement { seccomp, landlock }
     }
 
     /// Metadata to begin with.

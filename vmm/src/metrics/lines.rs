@@ -22,6 +22,7 @@ use crate::at_end;
 use crate::bus::ExitKind;
 use crate::device_set::DeviceMeter;
 use crate::lock::lock;
+use crate::sandbox::violation;
 use crate::sink::LineSink;
 use crate::sys::process::wall_clock_ns;
 
@@ -191,6 +192,7 @@ fn totals() -> Value {
     add("latencies_us", latencies());
     add("logger", logger());
     add_api(&mut add);
+    add("seccomp", json!({"num_faults": violation::count()}));
     add_absent(&mut add);
     let none = Vec::new();
     let devices = machine.as_ref().map_or(&none, |machine| &machine.devices);
@@ -570,7 +572,6 @@ const ABSENT: &[(&str, &[&str])] = &[
             "rate_limiter_throttled_events",
         ],
     ),
-    ("seccomp", &["num_faults"]),
     (
         "signals",
         &[

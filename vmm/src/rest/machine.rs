@@ -38,9 +38,11 @@ use crate::net_override::NetOverride;
 use crate::orders::{BalloonOrder, Order, SnapshotTarget};
 use crate::outputs;
 use crate::overrides::Overrides;
+use crate::sandbox::ConfineError;
 use crate::serial_out::SerialOut;
 use crate::snapshot::page_log::PageLog;
 use crate::stamps::{Stamps, TimingsSink};
+use crate::starter;
 use crate::sys::process;
 use crate::vcpu::Vcpu;
 
@@ -57,6 +59,8 @@ pub(super) enum StartMachineError {
     NoVcpu,
     #[error("Cannot start the thread of vCPU 0")]
     FirstVcpu(#[source] std::io::Error),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
 impl StartMachineError {
@@ -64,7 +68,7 @@ impl StartMachineError {
     pub(super) const fn exit_status(&self) -> u8 {
         match self {
             Self::Prepare(cause) => cause.exit_status(),
-            Self::Start(_) | Self::FirstVcpu(_) => exit::HOST_FAILURE,
+            Self::Start(_) | Self::FirstVcpu(_) | Self::Confine(_) => exit::HOST_FAILURE,
             Self::NoVcpu | Self::PageLog(_) => exit::FAILURE,
         }
     }
@@ -153,6 +157,7 @@ impl Monitor {
             machine.page_log = Some(log);
         }
         let was_restored = machine.restores > 0;
+        self.control.wait_confined()?;
         let (running, first) = machine.start(is_paused)?;
         let first = first.ok_or(StartMachineError::NoVcpu)?;
         feed::publish(|| match was_restored {
@@ -161,6 +166,7 @@ impl Monitor {
         });
         self.control.assign(Assignment {
             running,
+            rules: None,
             plan: None,
             leash: None,
         });
@@ -170,7 +176,9 @@ impl Monitor {
 
     fn run(&mut self, machine: BuiltMachine, is_paused: bool) -> Result<(), StartMachineError> {
         let first = self.assign(machine, is_paused)?;
-        first.spawn().map_err(StartMachineError::FirstVcpu)
+        starter::end();
+        let thread = first.spawn().map_err(StartMachineError::FirstVcpu)?;
+        Ok(thread.wait_confined()?)
     }
 
     /// Gives an order, and waits until it is carried out.

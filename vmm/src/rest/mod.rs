@@ -14,6 +14,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use lightv_api::contract::instance::InstanceState;
@@ -31,8 +32,9 @@ use crate::builder::PrepareError;
 use crate::job::{self, Begun, RunError};
 use crate::listen::{ListenError, Purpose, listen};
 use crate::metadata::{MetadataError, MetadataFile};
+use crate::sandbox::{self, ConfineError, ThreadKind};
 use crate::sys::process;
-use crate::{at_end, feed, limits, metrics, report, runtime_dir};
+use crate::{at_end, feed, limits, metrics, report, runtime_dir, starter};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,8 @@ enum ServeError {
     Start(#[from] StartMachineError),
     #[error("Cannot start the thread of the REST API")]
     Thread(#[source] io::Error),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
 }
 
 impl ServeError {
@@ -56,7 +60,7 @@ impl ServeError {
             Self::Start(cause) => cause.exit_status(),
             Self::Metadata(_) => exit::BAD_CONFIG,
             Self::Listen(_) => exit::FAILURE,
-            Self::Thread(_) => exit::HOST_FAILURE,
+            Self::Thread(_) | Self::Confine(_) => exit::HOST_FAILURE,
         }
     }
 }
@@ -80,8 +84,13 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         id,
         api,
         outputs,
+        confinement,
         run,
     } = job;
+    confinement
+        .choose(Some(&api.socket))
+        .map_err(RunError::from)?;
+    control.confine();
     outputs
         .open(&id)
         .map_err(|cause| RunError::from(PrepareError::Outputs(cause)))?;
@@ -91,6 +100,11 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         Ok::<_, ServeError>((listener, move || socket.remove()))
     })?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
+    if run.is_none() {
+        control.wait_confined()?;
+        // Networks in user space may be asked for, by a thread that must not start programs.
+        starter::start().map_err(ServeError::Thread)?;
+    }
     let mut monitor = Monitor::new(control, &id);
     if let Some(metadata) = &metadata {
         monitor.put_metadata(metadata);
@@ -115,22 +129,61 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     let exporter = Arc::new(Exporter::new(prometheus::Machine));
     count_for_lines(&exporter);
     let (service, worker) = split(Controller::new(monitor, setup), Some(exporter));
-    let on_failure = |cause| {
-        report::warn(&ServeError::Thread(cause));
-        job::end_process(exit::FAILURE)
-    };
-    server::spawn(listener, service, settings(&api), on_failure).map_err(ServeError::Thread)?;
+    let (door, wait) = door();
+    server::spawn(listener, service, settings(&api), wait, fail).map_err(ServeError::Thread)?;
     note_startup_cpu(&api);
     runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     runtime_dir::register_announced();
     tell_service_manager();
     if let Some(vcpu) = vcpu {
-        worker.spawn().map_err(ServeError::Thread)?;
+        let spawned = worker.spawn(|| sandbox::confine(ThreadKind::ApiMachine, None));
+        spawned.map_err(ServeError::Thread)??;
+        vcpu.confine()?;
+        door.open()?;
         vcpu.run()
     }
+    sandbox::confine(ThreadKind::ApiMachine, None)?;
+    door.open()?;
     worker.run();
     // The server never lets go of its end.
     job::end_process(exit::FAILURE)
+}
+
+/// The server cannot go on.
+fn fail(cause: io::Error) {
+    report::warn(&ServeError::Thread(cause));
+    job::end_process(exit::FAILURE)
+}
+
+/// What the server waits behind until all threads are confined.
+struct Door {
+    confined: Receiver<Result<(), ConfineError>>,
+    opened: Sender<()>,
+}
+
+/// The door, and how the server's thread waits behind it.
+fn door() -> (Door, impl FnOnce() -> io::Result<()> + Send + 'static) {
+    let (sender, confined) = channel();
+    let (opened, is_open) = channel();
+    let wait = move || {
+        // Who opens it says what went wrong here, and ends the process.
+        let _ = sender.send(sandbox::confine(ThreadKind::Api, None));
+        is_open.recv().map_err(io::Error::other)
+    };
+    (Door { confined, opened }, wait)
+}
+
+impl Door {
+    /// Lets the server begin.
+    ///
+    /// # Errors
+    /// [`ConfineError`] of the server's thread, which then does not begin.
+    fn open(&self) -> Result<(), ConfineError> {
+        // A thread that is gone takes the process with it.
+        self.confined.recv().unwrap_or(Ok(()))?;
+        let _ = self.opened.send(());
+        Ok(())
+    }
 }
 
 /// The list of all that happens. The end is the last that clients are told, when the socket and all else that stands for the

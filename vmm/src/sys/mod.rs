@@ -7,4 +7,5 @@ pub mod kvm;
 pub mod mapping;
 pub mod process;
 pub mod signal;
+pub mod sigsys;
 pub mod uffd;

@@ -30,6 +30,12 @@ pub fn parent_gone() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
+/// The signal by which a thread that has made a forbidden system call tells the loop. Served too.
+#[must_use]
+pub fn violation() -> libc::c_int {
+    libc::SIGRTMIN() + 2
+}
+
 /// Blocks the served signals for this thread and all that it will start, so that they wait until
 /// [`open_signal_fd`]'s reader comes; ignores SIGPIPE and SIGXFSZ, which become errors of the write that caused
 /// them; and installs the kick.
@@ -71,7 +77,7 @@ fn served_set() -> libc::sigset_t {
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the line above has initialised it.
     let mut set = unsafe { set.assume_init() };
-    for signal in SERVED.into_iter().chain([parent_gone()]) {
+    for signal in SERVED.into_iter().chain([parent_gone(), violation()]) {
         // SAFETY: `set` is initialised and `signal` is a valid number.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
@@ -160,7 +166,11 @@ impl KickTarget {
     /// Makes the system call that the thread is in, KVM_RUN among them, return EINTR. A thread that is gone is no
     /// error.
     pub fn kick(self) {
-        let signal = kick_signal();
+        self.send(kick_signal());
+    }
+
+    /// Sends the thread `signal`. May be called in a signal handler.
+    pub fn send(self, signal: libc::c_int) {
         let process = std::process::id();
         // SAFETY: tgkill only addresses threads of this process by the process id, so a reused thread id can at
         // worst kick another thread of ours, whose calls are all repeated on EINTR.

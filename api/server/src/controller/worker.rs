@@ -62,16 +62,28 @@ pub struct Worker<M> {
 }
 
 impl<M: Machine> Worker<M> {
-    /// Serves one request after the other on a thread of its own, until there is no server any more.
+    /// Serves one request after the other on a thread of its own, until there is no server any more. Comes back when that
+    /// thread has called `confine`.
     ///
     /// # Errors
-    /// The thread cannot be started.
-    pub fn spawn(self) -> io::Result<()> {
+    /// The thread cannot be started, or `confine` fails.
+    pub fn spawn<E: Send + 'static>(
+        self,
+        confine: impl FnOnce() -> Result<(), E> + Send + 'static,
+    ) -> io::Result<Result<(), E>> {
+        let (sender, confined) = channel();
         thread::Builder::new()
             .name(THREAD_NAME.to_owned())
             .stack_size(limits::MACHINE_STACK_BYTES)
-            .spawn(move || self.run())
-            .map(drop)
+            .spawn(move || {
+                let result = confine();
+                let is_confined = result.is_ok();
+                let _ = sender.send(result);
+                if is_confined {
+                    self.run();
+                }
+            })?;
+        confined.recv().map_err(io::Error::other)
     }
 
     /// The same on this thread.

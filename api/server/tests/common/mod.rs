@@ -162,8 +162,16 @@ impl Running {
         let (machine, record, let_go) = FakeMachine::new();
         let feed = setup.feed.clone();
         let (service, worker) = split(Controller::new(machine, setup), None);
-        worker.spawn().unwrap();
-        server::spawn(listener, service, settings, |error| panic!("{error}")).unwrap();
+        let confined = worker.spawn(|| Ok::<(), std::io::Error>(()));
+        confined.unwrap().unwrap();
+        server::spawn(
+            listener,
+            service,
+            settings,
+            || Ok(()),
+            |error| panic!("{error}"),
+        )
+        .unwrap();
         Self {
             path,
             record,

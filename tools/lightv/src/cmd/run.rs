@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::exit;
 use lightv_vmm::args::{Origin, RunJob};
+use lightv_vmm::confinement::{Confinement, SeccompChoice};
 use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::outputs::Outputs;
 use lightv_vmm::overrides::Overrides;
@@ -78,6 +79,9 @@ pub(crate) struct RunArgs {
     /// Write metrics into this file or FIFO, every 60 seconds and at the end: JSON lines (docs/metrics.md)
     #[arg(long, value_name = "PATH")]
     metrics_path: Option<PathBuf>,
+    /// Do not hold the monitor's threads to the system calls that they need (docs/isolation.md)
+    #[arg(long)]
+    no_seccomp: bool,
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
@@ -134,11 +138,18 @@ impl Coded for RunError {
 }
 
 impl RunArgs {
-    /// `lightv run IMAGE` and `lightv run IMAGE -- ARGS`, without a parser; `None` for everything else.
+    /// `lightv run [--no-seccomp] IMAGE [-- ARGS]`, without a parser; `None` for everything else.
     ///
     /// Building the parser takes 45 µs, two per cent of a start.
     pub(crate) fn parse_plain(args: &[OsString]) -> Option<Self> {
-        let [_, command, image, rest @ ..] = args else {
+        let [_, command, rest @ ..] = args else {
+            return None;
+        };
+        let (no_seccomp, rest) = match rest {
+            [option, rest @ ..] if option == "--no-seccomp" => (true, rest),
+            _ => (false, rest),
+        };
+        let [image, rest @ ..] = rest else {
             return None;
         };
         let is_plain = command == "run" && !image.as_encoded_bytes().starts_with(b"-");
@@ -149,6 +160,7 @@ impl RunArgs {
         };
         is_plain.then(|| Self {
             image: image.into(),
+            no_seccomp,
             args: args.to_vec(),
             has_separator,
             ..Self::default()
@@ -173,6 +185,9 @@ impl RunArgs {
         args.push(image.into());
         if is_tty {
             args.push("--tty".into());
+        }
+        if self.no_seccomp {
+            args.push("--no-seccomp".into());
         }
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
         for net in &self.net {
@@ -250,6 +265,13 @@ impl RunArgs {
                     ..MetricsSpec::default()
                 }),
                 ..Outputs::default()
+            },
+            confinement: Confinement {
+                seccomp: match self.no_seccomp {
+                    true => SeccompChoice::Off,
+                    false => SeccompChoice::BuiltIn,
+                },
+                ..Confinement::default()
             },
             timings: self.timings.map(sink),
             started_at_ns,
@@ -337,6 +359,7 @@ mod tests {
             "lightv run a.lv",
             "lightv run a.lv -- b --c",
             "lightv run a.lv --",
+            "lightv run --no-seccomp a.lv -- b",
         ] {
             let args = words(line);
             let plain = RunArgs::parse_plain(&args).expect(line);
@@ -370,6 +393,7 @@ mod tests {
         check("run a.lv -- b --c", "--restore a.lv -- b --c");
         check("run a.lv --", "--restore a.lv --");
         check("run -t a.lv", "--restore a.lv --tty");
+        check("run --no-seccomp a.lv", "--restore a.lv --no-seccomp");
         check(
             "run --cold --memory 64 --vcpus 2 a.lv",
             "--boot a.lv --memory 64 --vcpus 2",
