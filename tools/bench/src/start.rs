@@ -82,7 +82,7 @@ pub enum StartBenchError {
     NoRounds,
 }
 
-/// Measures `run`, `cold` and `floor` in turn, round by round, in microseconds; `floor` is the reference.
+/// Measures `run`, the same with `no_seccomp`, `cold` and `floor` in turn, round by round, in microseconds; `floor` is the reference.
 ///
 /// `progress` is told of every round: how many are done, and of how many.
 ///
@@ -98,6 +98,13 @@ pub fn measure(
         Timed::new(
             "run",
             command(&bench.lightv, &["run".as_ref(), &bench.image]),
+        ),
+        Timed::new(
+            "no_seccomp",
+            command(
+                &bench.lightv,
+                &["run".as_ref(), "--no-seccomp".as_ref(), &bench.image],
+            ),
         ),
         Timed::new(
             COLD,
