@@ -31,7 +31,7 @@ const GUEST: Embedded = Embedded {
         "guest-kernel/minimal/build.rs",
         "guest-kernel/minimal/link.ld",
         "guest-kernel/workloads/src",
-        "guest-kernel/workloads/Cargo.toml",
+        "guest-kernel/minimal/workloads/Cargo.toml",
     ],
     flags: "",
 };
@@ -40,7 +40,7 @@ const AGENT: Embedded = Embedded {
     folder: "rootfs/init",
     bin: "lightv-init",
     variable: "LIGHTV_AGENT_ELF",
-    sources: &["rootfs/contract/src", "rootfs/contract/Cargo.toml"],
+    sources: &["rootfs/contract/src", "rootfs/init/contract/Cargo.toml"],
     // As rootfs/init/.cargo/config.toml says, which does not count here: CARGO_ENCODED_RUSTFLAGS goes before it.
     flags: "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static",
 };

@@ -67,6 +67,8 @@ impl Recipe {
             .args(self.packages.iter().map(|name| format!("--package={name}")))
             .current_dir(source)
             .env("CARGO_TARGET_DIR", target)
+            // What an earlier build has left must not show.
+            .env("CARGO_INCREMENTAL", "0")
             .env("CARGO_ENCODED_RUSTFLAGS", flags(source, target)?);
         // What is embedded is built from the same sources.
         for embedded in ["LIGHTV_GUEST_ELF", "LIGHTV_AGENT_ELF"] {
@@ -85,12 +87,14 @@ impl Recipe {
 pub(crate) fn reproducible(args: &[String]) -> Result<(), TaskError> {
     let recipe = Recipe::of(args)?;
     let base = commands::target_dir().join("reproducible");
+    let folders = FOLDERS.map(|name| base.join(name));
+    // Both before the first build, which takes minutes: of the same sources.
+    for folder in &folders {
+        copy_sources(&folder.join("source"))?;
+    }
     let mut built = Vec::new();
-    for name in FOLDERS {
-        let folder = base.join(name);
-        let source = folder.join("source");
-        copy_sources(&source)?;
-        built.push(recipe.build(&source, &folder.join("target"))?);
+    for folder in &folders {
+        built.push(recipe.build(&folder.join("source"), &folder.join("target"))?);
     }
     let [first, second] = built.as_slice() else {
         return Ok(());
