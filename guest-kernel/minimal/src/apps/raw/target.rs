@@ -164,10 +164,11 @@ impl Target {
         }
     }
 
-    /// Whether the device does something with `queue`: a console has two for each port, some of which have one direction.
+    /// Whether `queue` is attacked: of a console those of its first port, of messages, and of one port for output alone. The
+    /// others are like these, or have no use.
     pub const fn uses(&self, queue: u16) -> bool {
         match self.kind {
-            Kind::Console => !matches!(queue, 4 | 6 | 9 | 11),
+            Kind::Console => matches!(queue, 0..=3 | 5),
             _ => true,
         }
     }
