@@ -1,199 +1,22 @@
 //! What every virtio device has to bear, driven through its real register front: reset, a second start, save and
 //! restore, and the rings of a hostile guest, after each of which it works again.
 
-#[path = "subjects/balloon.rs"]
-mod balloon_subject;
-#[path = "subjects/net.rs"]
-mod net_subject;
-#[path = "subjects/stream.rs"]
-mod stream_subject;
-#[path = "subjects/vsock.rs"]
-mod subject_vsock;
+mod subjects;
 mod support;
 
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use lightv_devices::state::DeviceState;
-use lightv_devices::virtio::block::{Block, BlockOptions, CacheType, Disk};
-use lightv_devices::virtio::console::{
-    Console, Input, Output, QueueRole, STDIN, STDIO, Streams, TerminalSize, event,
-};
-use lightv_devices::virtio::device::VirtioDevice;
 use lightv_devices::virtio::device_status::bits;
-use lightv_devices::virtio::entropy::Entropy;
 use lightv_devices::virtio::mmio::reg;
-use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
-use subject_vsock::VsockSubject;
+use subjects::{
+    BalloonSubject, BlockSubject, ConsoleSubject, EntropySubject, NetSubject, StreamSubject,
+    Subject, VsockSubject,
+};
 use support::{
     Desc, HIGH_RAM, INDIRECT, LOW_RAM, Machine, NEXT, RUNNING, WRITE, readable, writable,
 };
-
-/// A device under test with its host side.
-trait Subject {
-    /// A new device on the host side.
-    fn make(&mut self) -> Box<dyn VirtioDevice>;
-    /// The device in `state` on the host side.
-    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice>;
-    /// Panics unless the device in `machine`, which is running, does its work.
-    fn assert_works(&mut self, machine: &mut Machine);
-    /// Has the device, which is running, use all of its queues.
-    fn use_all(&mut self, _machine: &mut Machine) {}
-    /// A queue whose chains the device gives back as soon as it has them.
-    fn served_queue(&self, machine: &Machine) -> usize {
-        machine.rings.len() - 1
-    }
-}
-
-struct BlockSubject {
-    file: NamedTempFile,
-}
-
-impl BlockSubject {
-    fn new() -> Self {
-        let mut file = NamedTempFile::new().unwrap();
-        file.write_all(&[0x42; 8192]).unwrap();
-        Self { file }
-    }
-}
-
-impl Subject for BlockSubject {
-    fn make(&mut self) -> Box<dyn VirtioDevice> {
-        let options = BlockOptions {
-            id: "disk".into(),
-            path: self.file.path().into(),
-            read_only: false,
-            cache: CacheType::Writeback,
-        };
-        Box::new(Block::open(&options).unwrap())
-    }
-
-    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice> {
-        let DeviceState::Block(state) = state else {
-            panic!("{state:?}")
-        };
-        let disk = Disk::open(self.file.path(), false).unwrap();
-        Box::new(Block::from_state("disk".into(), &state, disk).unwrap())
-    }
-
-    fn assert_works(&mut self, machine: &mut Machine) {
-        let header = machine.put(&[0; 16]);
-        let data = machine.alloc(512);
-        let status = machine.put(&[0xee]);
-        let buffers = [
-            readable(header, 16),
-            writable(data, 512),
-            writable(status, 1),
-        ];
-        assert_eq!(machine.request(0, &buffers), 513);
-        assert_eq!(
-            (machine.get(data, 512), machine.get(status, 1)),
-            (vec![0x42; 512], vec![0])
-        );
-    }
-}
-
-struct EntropySubject;
-
-impl Subject for EntropySubject {
-    fn make(&mut self) -> Box<dyn VirtioDevice> {
-        Box::new(Entropy::new("entropy".into()))
-    }
-
-    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice> {
-        let DeviceState::Entropy(state) = state else {
-            panic!("{state:?}")
-        };
-        Box::new(Entropy::from_state("entropy".into(), state))
-    }
-
-    fn assert_works(&mut self, machine: &mut Machine) {
-        let data = machine.put(&[0; 64]);
-        assert_eq!(machine.request(0, &[writable(data, 64)]), 64);
-        assert_ne!(machine.get(data, 64), vec![0; 64]);
-    }
-}
-
-#[derive(Default)]
-struct ConsoleSubject {
-    host: Option<(PipeWriter, PipeReader)>,
-}
-
-impl ConsoleSubject {
-    fn console(&mut self) -> Console {
-        let (stdin, writer) = pipe().unwrap();
-        let (reader, stdout) = pipe().unwrap();
-        self.host = Some((writer, reader));
-        let streams = Streams {
-            terminal: None,
-            terminal_output: Output::nowhere(),
-            stdin: Some(Input::open(stdin.as_fd()).unwrap()),
-            stdout: Output::open(stdout.as_fd(), Arc::new(|_| ())).unwrap(),
-            stderr: Output::nowhere(),
-            size: TerminalSize::default(),
-        };
-        Console::new("console".into(), streams).unwrap()
-    }
-
-    /// Sends a message, and takes `answers` of the device.
-    fn say(machine: &mut Machine, port: u32, event: u16, answers: usize) {
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&port.to_le_bytes());
-        bytes[4..6].copy_from_slice(&event.to_le_bytes());
-        bytes[6] = 1;
-        let queue = QueueRole::ControlToGuest.index();
-        let address = machine.alloc(64);
-        for _ in 0..answers {
-            machine.add(queue, &[writable(address, 64)]);
-        }
-        machine.kick(queue);
-        let message = machine.put(&bytes);
-        let from_guest = QueueRole::ControlFromGuest.index();
-        assert_eq!(machine.request(from_guest, &[readable(message, 8)]), 0);
-        for _ in 0..answers {
-            assert!(machine.take_used(queue).is_some());
-        }
-    }
-}
-
-impl Subject for ConsoleSubject {
-    fn make(&mut self) -> Box<dyn VirtioDevice> {
-        Box::new(self.console())
-    }
-
-    fn restore(&mut self, state: DeviceState) -> Box<dyn VirtioDevice> {
-        let DeviceState::Console(state) = state else {
-            panic!("{state:?}")
-        };
-        Box::new(self.console().with_state(&state).unwrap())
-    }
-
-    fn assert_works(&mut self, machine: &mut Machine) {
-        Self::say(machine, u32::MAX, event::DEVICE_READY, 5);
-        Self::say(machine, u32::try_from(STDIN).unwrap(), event::PORT_READY, 2);
-        Self::say(machine, u32::try_from(STDIN).unwrap(), event::PORT_OPEN, 0);
-        let (stdin, stdout) = self.host.as_mut().unwrap();
-        let address = machine.put(b"text");
-        let from_guest = QueueRole::FromGuest(STDIO).index();
-        assert_eq!(machine.request(from_guest, &[readable(address, 4)]), 0);
-        let mut text = [0; 4];
-        stdout.read_exact(&mut text).unwrap();
-        assert_eq!(&text, b"text");
-
-        let to_guest = QueueRole::ToGuest(STDIN).index();
-        let address = machine.alloc(64);
-        machine.add(to_guest, &[writable(address, 64)]);
-        machine.kick(to_guest);
-        stdin.write_all(b"input").unwrap();
-        machine.serve_backend(1);
-        let used = machine.take_used(to_guest).map(|(_, bytes)| bytes);
-        assert_eq!(used, Some(5));
-        assert_eq!(machine.get(address, 5), b"input");
-    }
-}
 
 /// One hostile act on queue `queue` of a running device.
 type Attack = fn(&mut Machine, usize);
@@ -620,10 +443,10 @@ macro_rules! conformance {
 }
 
 conformance!(block, BlockSubject::new());
-conformance!(net, net_subject::NetSubject::with(1));
-conformance!(net_with_queue_pairs, net_subject::NetSubject::with(2));
-conformance!(net_in_user_space, stream_subject::StreamSubject::default());
-conformance!(balloon, balloon_subject::BalloonSubject);
+conformance!(net, NetSubject::with(1));
+conformance!(net_with_queue_pairs, NetSubject::with(2));
+conformance!(net_in_user_space, StreamSubject::default());
+conformance!(balloon, BalloonSubject);
 conformance!(entropy, EntropySubject);
 conformance!(console, ConsoleSubject::default());
 conformance!(vsock, VsockSubject::new());

@@ -8,7 +8,7 @@ use lightv_devices::virtio::device::VirtioDevice;
 use lightv_devices::virtio::mmio::reg;
 
 use super::Subject;
-use super::support::{Machine, readable, writable};
+use crate::support::{Machine, readable, writable};
 
 /// Takes all memory that it is given.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ impl Reclaim for Host {
 pub(crate) struct BalloonSubject;
 
 impl BalloonSubject {
-    fn balloon() -> Balloon {
+    pub(crate) fn balloon() -> Balloon {
         let options = BalloonOptions {
             id: "balloon".into(),
             target_pages: 256,

@@ -11,17 +11,17 @@ use lightv_devices::virtio::net::{
 };
 
 use super::Subject;
-use super::support::{Machine, readable, writable};
+use crate::support::{Machine, readable, writable};
 
 /// A card on sockets in place of a tap.
-pub(super) struct NetSubject {
+pub(crate) struct NetSubject {
     pairs: u16,
     /// The host's end of each.
-    hosts: Vec<UnixDatagram>,
+    pub(crate) hosts: Vec<UnixDatagram>,
 }
 
 impl NetSubject {
-    pub(super) const fn with(pairs: u16) -> Self {
+    pub(crate) const fn with(pairs: u16) -> Self {
         let hosts = Vec::new();
         Self { pairs, hosts }
     }
@@ -79,6 +79,8 @@ impl Subject for NetSubject {
     fn assert_works(&mut self, machine: &mut Machine) {
         self.use_all(machine);
         for (pair, host) in self.hosts.iter().enumerate() {
+            // What a hostile guest has sent before.
+            while host.recv(&mut [0; 1]).is_ok() {}
             let [receive, transmit] = [RECEIVE_QUEUE, TRANSMIT_QUEUE].map(|of| of + 2 * pair);
             let frame = [&[0; 12][..], &[0x33; 60]].concat();
             let address = machine.put(&frame);

@@ -11,7 +11,7 @@ use lightv_devices::virtio::net::{
 };
 
 use super::Subject;
-use super::support::{Machine, readable, writable};
+use crate::support::{Machine, readable, writable};
 
 #[derive(Debug)]
 struct Switch;
@@ -28,7 +28,7 @@ impl StreamPeer for Switch {
 
 #[derive(Default)]
 pub(crate) struct StreamSubject {
-    host: Option<UnixStream>,
+    pub(crate) host: Option<UnixStream>,
 }
 
 impl StreamSubject {

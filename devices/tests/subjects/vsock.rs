@@ -8,20 +8,20 @@ use lightv_devices::virtio::device::VirtioDevice;
 use lightv_devices::virtio::vsock::{self, Vsock};
 use tempfile::TempDir;
 
-use crate::Subject;
+use super::Subject;
 use crate::support::{Machine, readable, writable};
 
-pub(super) struct VsockSubject {
-    folder: TempDir,
-    service: UnixListener,
+pub(crate) struct VsockSubject {
+    pub(crate) folder: TempDir,
+    pub(crate) service: UnixListener,
     /// The guest's next port.
     port: u32,
 }
 
 impl VsockSubject {
-    const CID: u32 = 9;
+    pub(crate) const CID: u32 = 9;
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let service = UnixListener::bind(folder.path().join("v_80")).unwrap();
         let port = 1000;
@@ -32,7 +32,7 @@ impl VsockSubject {
         }
     }
 
-    fn vsock(&self) -> Vsock {
+    pub(crate) fn vsock(&self) -> Vsock {
         let path = self.folder.path().join("v");
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -71,6 +71,10 @@ impl Subject for VsockSubject {
     }
 
     fn assert_works(&mut self, machine: &mut Machine) {
+        // What a hostile guest has asked for before.
+        self.service.set_nonblocking(true).unwrap();
+        while self.service.accept().is_ok() {}
+        self.service.set_nonblocking(false).unwrap();
         self.port += 1;
         self.send(machine, vsock::op::REQUEST, &[]);
         let (mut stream, _) = self.service.accept().unwrap();
