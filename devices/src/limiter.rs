@@ -171,6 +171,8 @@ impl Limiter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -310,5 +312,39 @@ mod tests {
             operations: Some(BucketOptions::default()),
         });
         assert!(!limiter.is_blocked() && limiter.blocked_until().is_none());
+    }
+
+    proptest! {
+        /// Whatever is asked for, and when: over time no more than the rate passes, and nothing waits for ever.
+        #[test]
+        fn no_more_than_the_rate_passes_and_every_wait_ends(
+            size in 1..1_u64 << 40,
+            refill_ns in 1..10_000_000_000_u64,
+            burst in 0..1_u64 << 20,
+            asked in proptest::collection::vec((1..1_u64 << 24, 0..50_000_000_u64), 1..60),
+        ) {
+            let start = Instant::now();
+            let refill = Duration::from_nanos(refill_ns);
+            let mut bucket = Bucket::new(BucketOptions { size, refill, burst }, start).unwrap();
+            let (mut now, mut passed, mut last) = (start, 0_u128, 0_u128);
+            for (tokens, pause_ns) in asked {
+                now += Duration::from_nanos(pause_ns);
+                if let Some(wait) = bucket.empty_for(now) {
+                    // Debts of some requests: a time that can be waited for.
+                    let Some(then) = now.checked_add(wait) else { break };
+                    prop_assert!(bucket.empty_for(then - Duration::from_nanos(1)).is_some());
+                    now = then;
+                    prop_assert_eq!(bucket.empty_for(now), None);
+                }
+                bucket.charge(tokens, now);
+                passed += u128::from(tokens);
+                last = u128::from(tokens);
+                // What was there at first, what has come since, and a last one that is paid for later.
+                let come = u128::from(size) * (now - start).as_nanos() / u128::from(refill_ns);
+                let most = u128::from(size) + u128::from(burst) + come + last;
+                prop_assert!(passed <= most, "{passed} of {most}");
+            }
+            prop_assert!(last > 0);
+        }
     }
 }

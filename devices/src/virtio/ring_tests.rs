@@ -1,5 +1,6 @@
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
+use proptest::prelude::*;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -550,4 +551,147 @@ fn an_unused_queue_is_always_empty_and_touches_no_memory() {
     let mut after = vec![0; 0x1000];
     bench.mem.read_slice(&mut after, GuestAddress(0)).unwrap();
     assert_eq!(before, after);
+}
+
+/// What driver and device do by turns.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// The driver offers a chain, which is malformed or not.
+    Offer { is_malformed: bool },
+    /// The device takes one.
+    Pop,
+    /// It gives the one back that it has had longest.
+    Complete,
+    /// It puts back as many as it took last.
+    PutBack(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0..8_u8).prop_map(|n| Step::Offer { is_malformed: n == 0 }),
+        3 => Just(Step::Pop),
+        2 => Just(Step::Complete),
+        1 => (0..5_usize).prop_map(Step::PutBack),
+    ];
+    proptest::collection::vec(step, 0..80)
+}
+
+/// Both sides of a ring, and what each knows of it.
+struct Model {
+    bench: Bench,
+    /// Heads that the driver has.
+    free: VecDeque<u16>,
+    /// Heads offered, in order, and those that came back.
+    offered: Vec<u16>,
+    given_back: Vec<u16>,
+    held: VecDeque<Chain>,
+    used_index: u16,
+}
+
+impl Model {
+    fn at_position(position: u16) -> Self {
+        Self {
+            bench: Bench::at_position(feature::RING_EVENT_IDX, position),
+            free: (0..SIZE).collect(),
+            offered: Vec::new(),
+            given_back: Vec::new(),
+            held: VecDeque::new(),
+            used_index: position,
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Offer { is_malformed } => {
+                let Some(head) = self.free.pop_front() else {
+                    return;
+                };
+                let flags = if is_malformed { NEXT } else { 0 };
+                let desc = Desc {
+                    flags,
+                    next: head,
+                    ..one_desc(0x5000, 4)
+                };
+                self.bench.desc(TABLE, head, desc);
+                self.bench.offer(head);
+                self.offered.push(head);
+            }
+            Step::Pop => {
+                if let Popped::Chain(chain) = self.bench.ring.pop() {
+                    self.held.push_back(chain);
+                }
+            }
+            Step::Complete => {
+                if let Some(chain) = self.held.pop_front() {
+                    self.bench.ring.complete(chain, 4);
+                }
+            }
+            Step::PutBack(count) => {
+                let kept = self.held.len().saturating_sub(count);
+                let last = self.held.split_off(kept);
+                self.bench.ring.put_back(last.into_iter());
+            }
+        }
+        self.look();
+    }
+
+    /// The driver takes what has come back.
+    fn look(&mut self) {
+        while self.bench.read_u16(USED + 2) != self.used_index {
+            let slot = u64::from(self.used_index % SIZE);
+            let head = self.bench.read_u16(USED + 4 + 8 * slot);
+            self.used_index = self.used_index.wrapping_add(1);
+            self.given_back.push(head);
+            self.free.push_back(head);
+        }
+    }
+}
+
+proptest! {
+    /// Virtio 1.2 §2.7.13: the device gives back each chain once, and takes them in the order of the ring.
+    #[test]
+    fn every_chain_comes_back_once_wherever_the_indices_are(position: u16, steps in steps()) {
+        let mut model = Model::at_position(position);
+        for step in steps {
+            model.take(step);
+            prop_assert!(!model.bench.interrupt.needs_reset());
+            let out = model.offered.len() - model.given_back.len();
+            prop_assert!(out <= usize::from(SIZE) && model.held.len() <= out);
+        }
+        let waits = model.offered.len() - model.given_back.len() > model.held.len();
+        prop_assert_eq!(model.bench.ring.has_waiting(), waits);
+        for _ in 0..SIZE {
+            model.take(Step::Pop);
+        }
+        prop_assert!(matches!(model.bench.ring.pop(), Popped::Empty));
+        while !model.held.is_empty() {
+            model.take(Step::Complete);
+        }
+        let sorted = |mut heads: Vec<u16>| {
+            heads.sort_unstable();
+            heads
+        };
+        prop_assert_eq!(sorted(model.offered), sorted(model.given_back));
+    }
+
+    /// Virtio 1.2 §2.7.7.2: an interrupt exactly if the index that the driver waits for was passed.
+    #[test]
+    fn an_interrupt_comes_exactly_when_the_wanted_index_is_passed(
+        position: u16, batch in 1..=SIZE, wanted_after in 0..20_u16,
+    ) {
+        let mut bench = Bench::at_position(feature::RING_EVENT_IDX, position);
+        let wanted = position.wrapping_add(wanted_after);
+        bench.write_u16(AVAILABLE + 4 + 2 * u64::from(SIZE), wanted);
+        for head in 0..batch {
+            bench.desc(TABLE, head, one_desc(0x5000, 4));
+            bench.offer(head);
+            let chain = bench.pop_chain();
+            bench.ring.complete(chain, 0);
+        }
+        bench.ring.notify();
+        let is_passed = wanted_after < batch;
+        prop_assert_eq!(bench.irqfd.read().is_ok(), is_passed);
+        bench.ring.notify();
+        prop_assert!(bench.irqfd.read().is_err(), "once");
+    }
 }
