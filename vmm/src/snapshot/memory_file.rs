@@ -432,6 +432,8 @@ pub fn runs(ram_bytes: u64) -> Vec<RamRun> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::snapshot::ram_scan;
 
@@ -537,5 +539,18 @@ mod tests {
         assert!(found.iter().any(|sample| sample.offset == 0x2a_5000));
         assert!(found.len() <= limits::MEMORY_SAMPLES && found.len() > 30);
         assert!(found.last().unwrap().offset > 60 << 20);
+    }
+
+    proptest! {
+        /// The file has each byte of RAM once, without gaps.
+        #[test]
+        fn runs_fill_the_file(mib in 1..1_u64 << 26) {
+            let mut end = 0;
+            for run in runs(mib << 20) {
+                prop_assert_eq!((run.file_offset, file_offset(run.address)), (end, end));
+                end += run.bytes;
+            }
+            prop_assert_eq!(end, mib << 20);
+        }
     }
 }

@@ -101,6 +101,10 @@ fn merge(parts: Vec<Vec<MemoryRunV1>>, max: usize) -> Vec<MemoryRunV1> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn run(address: u64, bytes: u64) -> MemoryRunV1 {
@@ -137,5 +141,37 @@ mod tests {
             "{merged:?}"
         );
         assert_eq!(merge(vec![low, high], 1), [run(0, 104), run(1000, 1)]);
+    }
+
+    proptest! {
+        /// Whatever pages there are: runs are in order, have all of them, and are as few as they may be.
+        #[test]
+        fn merged_runs_have_every_page(
+            low in proptest::collection::btree_set(0..400_u64, 0..60),
+            high in proptest::collection::btree_set(0..400_u64, 0..60),
+            max in 1..20_usize,
+        ) {
+            let runs_of = |pages: &BTreeSet<u64>, base: u64| {
+                let mut runs = Vec::new();
+                pages.iter().for_each(|page| push_page(&mut runs, base + page * PAGE));
+                runs
+            };
+            let parts = [(&low, 0), (&high, layout::HOLE_END)];
+            let all: Vec<_> = parts.iter().map(|(pages, base)| runs_of(pages, *base)).collect();
+            let parts_used = all.iter().filter(|runs| !runs.is_empty()).count();
+            let merged = merge(all, max);
+            prop_assert!(merged.len() <= max.max(parts_used));
+            for pair in merged.windows(2) {
+                prop_assert!(pair[0].address + pair[0].bytes < pair[1].address);
+            }
+            for (pages, base) in parts {
+                for address in pages.iter().map(|page| base + page * PAGE) {
+                    let has = |run: &MemoryRunV1| (run.address..run.address + run.bytes).contains(&address);
+                    prop_assert!(merged.iter().any(has), "{:#x}", address);
+                }
+            }
+            let in_hole = |run: &MemoryRunV1| run.address + run.bytes > layout::HOLE_START && run.address < layout::HOLE_END;
+            prop_assert!(!merged.iter().any(in_hole));
+        }
     }
 }

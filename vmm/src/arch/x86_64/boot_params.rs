@@ -162,6 +162,8 @@ fn narrow(value: u64, what: &str) -> Result<u32, BootParamsError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -187,6 +189,26 @@ mod tests {
                     "{mib} MiB: overlap"
                 );
             }
+        }
+    }
+
+    proptest! {
+        /// The map of RAM of any size: in order, without overlap, none of it in the hole, all of it named.
+        #[test]
+        fn the_map_names_all_ram_in_order(mib in 16..1_u64 << 26) {
+            let map = memory_map(mib << 20);
+            prop_assert_eq!(map.iter().map(|entry| entry.bytes).sum::<u64>(), mib << 20);
+            let mut end = 0;
+            for entry in &map {
+                prop_assert!(entry.bytes > 0 && entry.address >= end);
+                end = entry.address + entry.bytes;
+                prop_assert!(end <= layout::HOLE_START || entry.address >= layout::HOLE_END);
+            }
+            let usable = map.iter().filter(|entry| entry.usable);
+            let is_reserved = |at: u64| map.iter().any(|entry| {
+                !entry.usable && (entry.address..entry.address + entry.bytes).contains(&at)
+            });
+            prop_assert!(usable.count() >= 2 && is_reserved(layout::ACPI_TABLES.0));
         }
     }
 }

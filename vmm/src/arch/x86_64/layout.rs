@@ -129,6 +129,8 @@ pub const fn mmio_address(index: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -144,5 +146,28 @@ mod tests {
     fn every_device_has_a_page_below_the_io_apic() {
         let devices = u64::from(*DEVICE_GSIS.end() - *DEVICE_GSIS.start() + 1);
         assert!(mmio_address(devices) <= 0xfec0_0000);
+    }
+
+    proptest! {
+        /// RAM of any size: each byte has one address, and none lies in the hole.
+        #[test]
+        fn every_byte_of_ram_has_one_address_outside_the_hole(bytes in 0..1_u64 << 46, at: u64) {
+            let (low, high) = ram_ranges(bytes);
+            prop_assert_eq!(low.checked_add(high), Some(bytes));
+            prop_assert!(low <= HOLE_START);
+            prop_assert!(high == 0 || low == HOLE_START, "low RAM is filled first");
+            let (low_end, high_end) = (low, HOLE_END + high);
+            let is_ram = at < low_end || (HOLE_END..high_end).contains(&at);
+            prop_assert!(!is_ram || !(HOLE_START..HOLE_END).contains(&at));
+        }
+
+        /// Registers of devices overlap neither each other nor anything else.
+        #[test]
+        fn register_pages_are_apart(a in 0..19_u64, b in 0..19_u64) {
+            let (first, second) = (mmio_address(a), mmio_address(b));
+            prop_assert!(a == b || first.abs_diff(second) >= MMIO_BYTES);
+            prop_assert!(first >= CONTROL_START + CONTROL_BYTES);
+            prop_assert!(first + MMIO_BYTES <= u64::from(IO_APIC));
+        }
     }
 }
