@@ -1,7 +1,7 @@
 //! `cargo xtask check`: what must hold before every commit.
 
 use crate::commands::{self, TaskError};
-use crate::{prerequisites, suite, supply, tidy};
+use crate::{fuzz, prerequisites, suite, supply, tidy};
 
 /// Format, tidy, supply, clippy, unit tests, in this order: the quick ones first.
 pub(crate) fn check() -> Result<(), TaskError> {
@@ -20,6 +20,7 @@ pub(crate) fn check() -> Result<(), TaskError> {
     ];
     commands::run(&mut commands::cargo(&clippy))?;
     check_guests()?;
+    fuzz::check()?;
     suite::unit_tests()?
         .iter()
         .try_for_each(suite::Run::verdict)

@@ -56,6 +56,12 @@ pub(crate) enum TaskError {
     NoCache,
     #[error("`cargo metadata` answered with something that is not its format")]
     Metadata,
+    #[error("There is no fuzz target {name}; there are {known}")]
+    FuzzTarget { name: String, known: String },
+    #[error("Usage: cargo xtask fuzz [--seconds N] [TARGET…] | --replay FILE TARGET | --seeds")]
+    FuzzUsage,
+    #[error("{findings} fuzz target(s) failed")]
+    Findings { findings: u64 },
     #[error("The guest printed {found:?} instead of `Hello, world!`")]
     Hello { found: String },
 }

@@ -5,6 +5,7 @@ mod cache;
 mod check;
 mod clients;
 mod commands;
+mod fuzz;
 mod linux;
 mod prerequisites;
 mod reproducible;
@@ -100,6 +101,11 @@ const TASKS: &[Task] = &[
         name: "clients",
         about: "of `test`, public clients of Firecracker against LightV's socket; minutes more when they have to be built",
         run: |_| suite::clients(),
+    },
+    Task {
+        name: "fuzz",
+        about: "every fuzz target for a minute, or TARGETs; `--seconds N`, `--replay FILE TARGET`, `--seeds`",
+        run: fuzz::fuzz,
     },
     Task {
         name: "man",

@@ -20,6 +20,11 @@ const PREREQUISITES: &[Prerequisite] = &[
         is_present: || runs("gcc"),
     },
     Prerequisite {
+        what: "g++ (builds libFuzzer)",
+        package: "g++",
+        is_present: || runs("g++"),
+    },
+    Prerequisite {
         what: "ld (links the guest)",
         package: "binutils",
         is_present: || runs("ld"),

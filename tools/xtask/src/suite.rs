@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 
 use crate::commands::{self, TaskError};
-use crate::{build, clients, linux, prerequisites};
+use crate::{build, clients, fuzz, linux, prerequisites};
 
 /// The crate whose tests boot real guests.
 const GUEST_TESTS: &str = "lightv-tests";
@@ -72,6 +72,20 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// What `cargo xtask TASK` came to.
+    pub(crate) fn of(task: &str, passed: u64, failed: u64) -> Self {
+        let tally = Tally {
+            passed,
+            failed,
+            skipped: 0,
+        };
+        Self {
+            tally,
+            command: format!("xtask {task}"),
+            status: ExitStatus::default(),
+        }
+    }
+
     /// # Errors
     /// When a test failed, or the runner itself (a build error, for example).
     pub(crate) fn verdict(&self) -> Result<(), TaskError> {
@@ -99,6 +113,7 @@ pub(crate) fn test() -> Result<(), TaskError> {
         cause,
     })?;
     let mut runs = unit_tests()?;
+    runs.push(fuzz::smoke());
     runs.push(guest_tests(&skip_log)?);
     runs.push(client_tests(&skip_log)?);
     runs.push(linux_tests(&skip_log)?);
@@ -176,16 +191,9 @@ fn client_tests(skip_log: &Path) -> Result<Run, TaskError> {
 }
 
 /// What a test needs cannot be had.
-fn not_built(task: &str, error: &TaskError) -> Run {
+pub(crate) fn not_built(task: &str, error: &TaskError) -> Run {
     eprintln!("xtask: cannot test without `cargo xtask {task}`: {error}");
-    Run {
-        tally: Tally {
-            failed: 1,
-            ..Tally::default()
-        },
-        command: format!("xtask {task}"),
-        status: ExitStatus::default(),
-    }
+    Run::of(task, 0, 1)
 }
 
 /// The tests of a Linux guest alone; ends with the closing line.
