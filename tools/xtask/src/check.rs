@@ -3,8 +3,16 @@
 use crate::commands::{self, TaskError};
 use crate::{fuzz, prerequisites, suite, supply, tidy};
 
-/// Format, tidy, supply, clippy, unit tests, in this order: the quick ones first.
+/// [`lint`], then the unit tests.
 pub(crate) fn check() -> Result<(), TaskError> {
+    lint()?;
+    suite::unit_tests()?
+        .iter()
+        .try_for_each(suite::Run::verdict)
+}
+
+/// Format, tidy, supply, clippy, in this order: the quick ones first.
+pub(crate) fn lint() -> Result<(), TaskError> {
     prerequisites::require()?;
     commands::run(&mut commands::cargo(&["fmt", "--all", "--check"]))?;
     tidy::tidy()?;
@@ -20,10 +28,7 @@ pub(crate) fn check() -> Result<(), TaskError> {
     ];
     commands::run(&mut commands::cargo(&clippy))?;
     check_guests()?;
-    fuzz::check()?;
-    suite::unit_tests()?
-        .iter()
-        .try_for_each(suite::Run::verdict)
+    fuzz::check()
 }
 
 /// Both guests: the minimal one, and the agent of a Linux one.

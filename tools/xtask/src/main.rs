@@ -38,6 +38,11 @@ const TASKS: &[Task] = &[
         run: |_| check::check(),
     },
     Task {
+        name: "lint",
+        about: "of `check`, all but the unit tests, which `test` runs too",
+        run: |_| check::lint(),
+    },
+    Task {
         name: "tidy",
         about: "the rules of docs/architecture.md that no compiler checks",
         run: |_| tidy::tidy(),

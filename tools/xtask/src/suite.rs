@@ -150,9 +150,14 @@ pub(crate) fn unit_tests() -> Result<Vec<Run>, TaskError> {
         .collect()
 }
 
-/// Tests of real guests, against the release binaries.
+/// Tests of real guests, against the release binaries: half as many again at a time as there are CPUs, for much of what they do
+/// is to wait for a guest.
 fn guest_tests(skip_log: &Path) -> Result<Run, TaskError> {
     let mut command = runner(&["--package", GUEST_TESTS], commands::cargo);
+    if prerequisites::has_nextest() {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        command.arg(format!("--test-threads={}", threads + threads.div_ceil(2)));
+    }
     command
         .env("LIGHTV_BIN_DIR", commands::release_dir())
         .env(SKIP_LOG, skip_log);
