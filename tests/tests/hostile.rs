@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lightv_api::describe::ProcessDescription;
+use lightv_api::describe::{ProcessDescription, ProcessDetails};
 use lightv_api::exit::OK;
 use lightv_tests::api::Api;
 use lightv_tests::host::has_kvm;
@@ -212,7 +212,8 @@ impl Watched<'_> {
                 _ => {}
             }
         }
-        self.describe().own_pss_kib.saturating_sub(program_kib)
+        let own_kib = details(&self.describe()).own_pss_kib;
+        own_kib.saturating_sub(program_kib)
     }
 
     fn scrape(&self) -> Scrape {
@@ -289,19 +290,23 @@ impl Watched<'_> {
             (busy() - before < IDLE_SECONDS_MAX).then_some(())
         });
         let now = self.describe();
-        let (threads, files) = (now.threads.len(), now.open_files.len());
+        let (threads, files) = (now.threads.len(), details(&now).open_files.len());
         assert!(
             threads.abs_diff(first.threads.len()) <= OTHERS_MAX,
             "{device}: {now:#?}"
         );
         assert!(
-            files.abs_diff(first.open_files.len()) <= OTHERS_MAX,
+            files.abs_diff(details(first).open_files.len()) <= OTHERS_MAX,
             "{device}: {now:#?}"
         );
         let grown = self.memory_kib().saturating_sub(*first_kib);
         println!("{device}: {grown} KiB more, {threads} threads, {files} open files");
         assert!(grown < GROWTH_KIB_MAX, "{device}: {now:#?}");
     }
+}
+
+fn details(found: &ProcessDescription) -> &ProcessDetails {
+    found.details.as_ref().expect("the tests run as root")
 }
 
 /// Mistakes of the driver of `device` that were counted; of the platform: accesses that mean nothing.
