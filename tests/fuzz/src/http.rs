@@ -48,7 +48,8 @@ static SERVER: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
         ..Settings::default()
     };
     let on_failure = |error| panic!("{error}");
-    server::spawn(listener, Echo(Feed::default()), settings, on_failure).expect("a thread");
+    let echo = Echo(Feed::default());
+    server::spawn(listener, echo, settings, || Ok(()), on_failure).expect("a thread");
     (folder, path)
 });
 
