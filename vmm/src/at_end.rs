@@ -53,6 +53,12 @@ where
     Ok(made)
 }
 
+/// Has nothing done that was registered: in a process that is a copy of the one whose it is.
+pub fn forget() {
+    // Not dropped either: what they hold would go with them.
+    std::mem::forget(std::mem::take(&mut lock(&TASKS).list));
+}
+
 /// Does all that was registered, the last first.
 pub fn run() {
     let tasks = {

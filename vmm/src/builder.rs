@@ -326,6 +326,26 @@ impl Builder<'_> {
     }
 }
 
+/// What a machine that comes from `origin` is configured with, changed by `overrides`: for whoever has to know before it is
+/// built. Of an image the manifest alone is proved.
+///
+/// # Errors
+/// [`PrepareError`].
+pub fn spec_of(origin: &Origin, overrides: Overrides) -> Result<VmSpec, PrepareError> {
+    let mut spec = match origin {
+        Origin::Config(path) => parse_spec(path, &read_config(path)?)?,
+        Origin::Boot(path) | Origin::Restore(path) => {
+            let mut image = Image::open_unproved(path).map_err(PrepareError::Image)?;
+            image.take_manifest().map_err(PrepareError::Image)?.config
+        }
+    };
+    let is_restore = matches!(origin, Origin::Restore(_));
+    overrides
+        .apply(&mut spec, is_restore)
+        .map_err(PrepareError::Config)?;
+    Ok(spec)
+}
+
 fn read_config(path: &Path) -> Result<Vec<u8>, PrepareError> {
     if path == Path::new("-") {
         read_stdin().map_err(|cause| PrepareError::ReadConfig {
@@ -367,7 +387,11 @@ fn without_unknown_nulls(bytes: &[u8]) -> Option<Vec<u8>> {
     (object.len() < before).then_some(bytes)
 }
 
-fn read_stdin() -> io::Result<Vec<u8>> {
+/// All of standard input, as a configuration.
+///
+/// # Errors
+/// The kernel's; `EFBIG` for more than a configuration can have.
+pub fn read_stdin() -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     io::stdin()
         .lock()

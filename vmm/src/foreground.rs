@@ -146,8 +146,8 @@ fn wait(pid: i32, mut reader: PipeReader) -> io::Result<Waited> {
     }
 }
 
-/// The size of a terminal is told to its whole group.
-fn pass_on(pid: Pid, number: libc::c_int) {
+/// Passes a signal on to `pid`. The size of a terminal is told to its whole group.
+pub(crate) fn pass_on(pid: Pid, number: libc::c_int) {
     if number == libc::SIGWINCH {
         return;
     }
@@ -157,7 +157,8 @@ fn pass_on(pid: Pid, number: libc::c_int) {
     }
 }
 
-fn status_of(status: WaitStatus) -> u8 {
+/// The exit status that says how a process has ended.
+pub(crate) fn status_of(status: WaitStatus) -> u8 {
     let code = status
         .exit_status()
         .and_then(|code| u8::try_from(code).ok());

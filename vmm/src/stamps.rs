@@ -111,6 +111,14 @@ impl Stamps {
         }
     }
 
+    /// Each of `marks` was done at its time of CLOCK_MONOTONIC, in nanoseconds.
+    pub fn marks_at(&self, marks: &[(&str, u64)]) {
+        if self.sink.is_some() {
+            let marks = marks.iter().map(|(name, ns)| ((*name).to_owned(), *ns));
+            lock(&self.marks).extend(marks);
+        }
+    }
+
     /// The guest has rung `MARK`.
     pub fn guest_mark(&self, number: u32) {
         if self.sink.is_some() && lock(&self.marks).len() < GUEST_MARKS_MAX {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::{Protocol, UserNetConfig};
 use crate::limits;
+use crate::lock::lock;
 use crate::starter::{self, OverError};
 
 /// The program.
@@ -67,7 +69,8 @@ pub enum UserNetError {
 /// The child at work, or what is left of it.
 #[derive(Debug)]
 struct Passt {
-    child: Child,
+    /// Of a jail it is the child of the process outside.
+    child: Option<Child>,
     /// Its standard error. A full pipe loses what it says, and does not hold it up.
     said: PipeReader,
 }
@@ -104,8 +107,8 @@ impl StreamPeer for Passt {
 
     fn why_gone(&mut self) -> String {
         let text = self.last_words();
-        match self.child.try_wait() {
-            Ok(Some(status)) => format!("it ended with {status}: {text}"),
+        match self.child.as_mut().map(Child::try_wait) {
+            Some(Ok(Some(status))) => format!("it ended with {status}: {text}"),
             _ => text,
         }
     }
@@ -114,21 +117,75 @@ impl StreamPeer for Passt {
 impl Drop for Passt {
     fn drop(&mut self) {
         // It has ended, or is about to: its socket is closed. Neither fails for a child that was not waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
-/// Starts passt for a guest with `mtu`, and waits until it is ready.
+/// A passt that was started before there is a machine, and our end.
+#[derive(Debug)]
+struct Held {
+    config: UserNetConfig,
+    mtu: Option<u16>,
+    ours: UnixStream,
+    passt: Passt,
+}
+
+/// Of a machine that will be in a jail, where no passt can be started.
+static HELD: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+
+/// Starts passt for a guest that will come: [`start`] gives it out, in a process that this one has become by fork.
+///
+/// # Errors
+/// [`UserNetError`].
+pub fn hold(config: &UserNetConfig, mtu: Option<u16>) -> Result<(), UserNetError> {
+    let (ours, mut passt) = spawn(config, mtu)?;
+    // It is not the child of who will have it, where its number may be another's.
+    passt.child = None;
+    lock(&HELD).push(Held {
+        config: config.clone(),
+        mtu,
+        ours,
+        passt,
+    });
+    Ok(())
+}
+
+/// Lets go of those that are held, which are another process's by now.
+pub fn let_go() {
+    lock(&HELD).clear();
+}
+
+/// A passt for a guest with `mtu`: one that is held, or a new one, once it is ready.
 ///
 /// # Errors
 /// [`UserNetError`].
 pub fn start(config: &UserNetConfig, mtu: Option<u16>) -> Result<FrameStream, UserNetError> {
+    let held = {
+        let mut held = lock(&HELD);
+        let place = held
+            .iter()
+            .position(|held| held.config == *config && held.mtu == mtu);
+        place.map(|place| held.swap_remove(place))
+    };
+    if let Some(Held { ours, passt, .. }) = held {
+        return stream(ours, passt);
+    }
     let config = config.clone();
-    starter::run(move || start_here(&config, mtu))?
+    starter::run(move || {
+        let (ours, passt) = spawn(&config, mtu)?;
+        stream(ours, passt)
+    })?
 }
 
-fn start_here(config: &UserNetConfig, mtu: Option<u16>) -> Result<FrameStream, UserNetError> {
+fn stream(ours: UnixStream, passt: Passt) -> Result<FrameStream, UserNetError> {
+    FrameStream::new(OwnedFd::from(ours), Box::new(passt)).map_err(UserNetError::Start)
+}
+
+/// Starts passt, and waits until it is ready.
+fn spawn(config: &UserNetConfig, mtu: Option<u16>) -> Result<(UnixStream, Passt), UserNetError> {
     let start = UserNetError::Start;
     let (ours, theirs) = UnixStream::pair().map_err(start)?;
     let (ready, pid_file) = io::pipe().map_err(start)?;
@@ -151,9 +208,12 @@ fn start_here(config: &UserNetConfig, mtu: Option<u16>) -> Result<FrameStream, U
             io::ErrorKind::NotFound => UserNetError::NotInstalled,
             _ => UserNetError::Start(cause),
         })?;
-    let mut passt = Passt { child, said };
+    let mut passt = Passt {
+        child: Some(child),
+        said,
+    };
     wait_until_ready(&mut passt, ready)?;
-    FrameStream::new(OwnedFd::from(ours), Box::new(passt)).map_err(start)
+    Ok((ours, passt))
 }
 
 fn arguments(config: &UserNetConfig, mtu: Option<u16>) -> Vec<String> {
@@ -216,7 +276,14 @@ fn wait_until_ready(passt: &mut Passt, mut ready: PipeReader) -> Result<(), User
         Ok(0) => {
             // Nothing holds the pipe any more: it has ended, or does so now.
             let status = loop {
-                match passt.child.try_wait().map_err(UserNetError::Start)? {
+                match passt
+                    .child
+                    .as_mut()
+                    .map(Child::try_wait)
+                    .transpose()
+                    .map_err(UserNetError::Start)?
+                    .flatten()
+                {
                     None if Instant::now() < until => thread::sleep(Duration::from_millis(1)),
                     status => break status,
                 }

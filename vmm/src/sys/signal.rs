@@ -108,6 +108,21 @@ impl SignalFd {
     /// The next signal that waits, if any.
     #[must_use]
     pub fn next(&self) -> Option<libc::c_int> {
+        self.next_with_origin().map(|(number, _)| number)
+    }
+
+    /// The next signal that waits and that somebody has sent: one that a terminal gives to all of a group is passed over.
+    #[must_use]
+    pub fn next_sent(&self) -> Option<libc::c_int> {
+        loop {
+            let (number, origin) = self.next_with_origin()?;
+            if origin != libc::SI_KERNEL {
+                return Some(number);
+            }
+        }
+    }
+
+    fn next_with_origin(&self) -> Option<(libc::c_int, libc::c_int)> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let bytes = size_of::<libc::signalfd_siginfo>();
         // SAFETY: `info` is valid for a write of `bytes`.
@@ -117,7 +132,8 @@ impl SignalFd {
         }
         // SAFETY: the kernel has filled the whole structure.
         let info = unsafe { info.assume_init() };
-        libc::c_int::try_from(info.ssi_signo).ok()
+        let number = libc::c_int::try_from(info.ssi_signo).ok()?;
+        Some((number, info.ssi_code))
     }
 }
 

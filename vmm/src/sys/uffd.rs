@@ -1,7 +1,8 @@
 //! Pages that another process serves (userfaultfd(2), ioctl_userfaultfd(2)).
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
@@ -32,19 +33,46 @@ struct UffdioRegister {
     ioctls: u64,
 }
 
+/// Gives those who may open it a descriptor.
+const DEVICE: &str = "/dev/userfaultfd";
+/// `USERFAULTFD_IOC_NEW`: `_IO(0xaa, 0x00)`.
+const IOCTL_NEW: libc::c_ulong = 0xaa00;
+
+/// A descriptor of `device`, [`DEVICE`].
+fn by_device(device: &File) -> io::Result<OwnedFd> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: this ioctl takes flags and gives a new descriptor, which is only used for mappings of this process that are
+    // never unmapped.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), IOCTL_NEW, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` is new and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The same by the system call.
+fn by_call() -> io::Result<OwnedFd> {
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+    // SAFETY: the descriptor is only used for mappings of this process that are never unmapped.
+    Ok(unsafe { userfaultfd(flags) }?)
+}
+
 /// A descriptor by which faults are told and served.
 #[derive(Debug)]
 pub struct Userfault(OwnedFd);
 
 impl Userfault {
-    /// A new one. KVM's faults come from the kernel, so the process needs CAP_SYS_PTRACE, or
-    /// `vm.unprivileged_userfaultfd` of 1.
+    /// A new one. KVM's faults come from the kernel, so the process needs a `/dev/userfaultfd` that it may open, as a jail has
+    /// one; or CAP_SYS_PTRACE, or `vm.unprivileged_userfaultfd` of 1.
     ///
     /// # Errors
     /// The kernel's.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: the descriptor is only used for mappings of this process that are never unmapped.
-        let fd = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK) }?;
+        let fd = match File::open(DEVICE) {
+            Ok(device) => by_device(&device)?,
+            Err(_) => by_call()?,
+        };
         let mut api = UffdioApi {
             api: API,
             features: 0,

@@ -23,7 +23,7 @@ pub use self::config::{CacheType, feature};
 pub use self::disk::{Delta, Disk, OverlayOptions};
 pub use self::overlay::{
     DeltaAccess, HeaderFault, OpenDeltaError, Overlay, OverlayError, SavedDelta, StoredDelta,
-    StoredPiece,
+    StoredPiece, note_boot,
 };
 pub use self::proved::{PROOF_CHUNK_BYTES, chunk_count, chunk_sums};
 pub use self::state::{BlockStateV1, OverlayMapV1, OverlayRunV1};

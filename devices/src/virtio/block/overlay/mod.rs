@@ -30,7 +30,7 @@ use rustix::io::retry_on_intr;
 use xxhash_rust::xxh3::Xxh3;
 
 pub use self::error::{OpenDeltaError, OverlayError};
-pub use self::file::DeltaAccess;
+pub use self::file::{DeltaAccess, note_boot};
 pub use self::format::HeaderFault;
 pub use self::saved::{SavedDelta, StoredDelta, StoredPiece};
 
