@@ -56,6 +56,7 @@ pub mod runtime_dir;
 pub mod sandbox;
 pub mod save;
 pub mod serial_out;
+pub mod service_manager;
 pub mod sink;
 pub mod snapshot;
 pub mod stamps;

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightv_api::runtime::VmRecord;
@@ -117,20 +117,38 @@ pub fn announce(id: &str, source: Option<&Path>, api_socket: Option<&Path>) {
     });
 }
 
+/// Who registers this process, if it does not do it itself.
+static REGISTRAR: OnceLock<fn()> = OnceLock::new();
+
+/// Has `registrar` called in place of a registration: the directory is out of this process's sight.
+pub fn leave_to(registrar: fn()) {
+    // Once: a process enters a jail once.
+    let _ = REGISTRAR.set(registrar);
+}
+
 /// Writes what was announced, once; it is taken away at the end of the process. What fails is said, and costs nothing else.
 pub fn register_announced() {
+    match REGISTRAR.get() {
+        // It is said once, as it is registered once.
+        Some(registrar) if lock(&ANNOUNCED).take().is_some() => registrar(),
+        Some(_) => {}
+        None => register_announced_as(std::process::id()),
+    }
+}
+
+/// The same for the process `pid`, for which this one stands.
+pub fn register_announced_as(pid: u32) {
     let announced = lock(&ANNOUNCED).take();
     if let Some(announced) = announced
-        && let Err(error) = register(announced)
+        && let Err(error) = register(announced, pid)
     {
         report::warn(&error);
     }
 }
 
-fn register(announced: Announced) -> Result<(), RegisterError> {
+fn register(announced: Announced, pid: u32) -> Result<(), RegisterError> {
     let folder = ensure_folder()?;
     let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-    let pid = std::process::id();
     let log = folder.join(log_name(&announced.id));
     let since_1970 = announced.started.duration_since(UNIX_EPOCH);
     let record = VmRecord {

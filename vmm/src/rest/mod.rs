@@ -34,7 +34,9 @@ use crate::listen::{ListenError, Purpose, listen};
 use crate::metadata::{MetadataError, MetadataFile};
 use crate::sandbox::{self, ConfineError, ThreadKind};
 use crate::sys::process;
-use crate::{at_end, feed, limits, metrics, report, runtime_dir, starter};
+use crate::{
+    at_end, feed, limits, metrics, report, runtime_dir, service_manager, starter,
+};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +136,7 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     note_startup_cpu(&api);
     runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     runtime_dir::register_announced();
-    tell_service_manager();
+    service_manager::tell_ready();
     if let Some(vcpu) = vcpu {
         let spawned = worker.spawn(|| sandbox::confine(ThreadKind::ApiMachine, None));
         spawned.map_err(ServeError::Thread)??;
@@ -225,15 +227,5 @@ fn settings(api: &ApiJob) -> Settings {
     Settings {
         body_bytes_max: usize::try_from(api.body_bytes_max).unwrap_or(usize::MAX),
         ..Settings::default()
-    }
-}
-
-/// `READY=1` to a service manager that has asked to be told (sd_notify(3)). One that cannot be reached is no reason not to
-/// serve.
-fn tell_service_manager() {
-    if let Err(cause) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        report::say(&format!(
-            "cannot tell the service manager (NOTIFY_SOCKET) that the API is served: {cause}"
-        ));
     }
 }
