@@ -82,3 +82,13 @@ pub fn processes_in(folder: &Path) -> Vec<String> {
         })
         .collect()
 }
+
+/// The file `file` of process `pid` in proc.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn proc_file(pid: u32, file: &str) -> String {
+    let path = format!("/proc/{pid}/{file}");
+    fs::read_to_string(&path).unwrap_or_else(|cause| panic!("{path}: {cause}"))
+}

@@ -6,6 +6,7 @@
 //! is waited for has [`process::DEADLINE`], which only ends what hangs.
 
 pub mod api;
+pub mod cgroups;
 pub mod cpu_guest;
 pub mod disk;
 pub mod events;
@@ -21,4 +22,5 @@ pub mod rootfs;
 pub mod scratch;
 pub mod strace;
 pub mod trial;
+pub mod unprivileged;
 pub mod usage;

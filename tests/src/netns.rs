@@ -42,6 +42,12 @@ impl Netns {
         Self { name, handle }
     }
 
+    /// The file that stands for it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
     /// A new one with the tap `tap0`.
     ///
     /// # Panics

@@ -15,6 +15,7 @@ use lightv_tests::netns::Netns;
 use lightv_tests::process::{Finished, Process, after_script, run, tool, wait_for};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::trial::Trial;
+use lightv_tests::unprivileged::{MOUNT_NAME_SPACE, UNPRIVILEGED, private_dev};
 use serde_json::{Value, json};
 
 #[test]
@@ -147,28 +148,6 @@ fn a_missing_tap_is_made_and_goes_with_the_machine() {
     let _ = netns.within(|| vm.run(&change)).with_code(0);
     wait_for("the tap's end", || (netns.links() == ["lo"]).then_some(()));
 }
-
-/// Shell text that gives a mount name space its own /dev: with KVM for all, for root only, or without.
-fn private_dev(kvm_mode: Option<&str>) -> String {
-    let kvm = kvm_mode.map_or(String::new(), |mode| {
-        format!("mknod -m {mode} /dev/kvm c 10 232")
-    });
-    format!(
-        "mount -t tmpfs -o mode=755 tmpfs /dev; {kvm}
-         mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
-         mkdir /dev/net; mknod -m 666 /dev/net/tun c 10 200"
-    )
-}
-
-const MOUNT_NAME_SPACE: [&str; 4] = ["unshare", "--mount", "--propagation", "private"];
-const UNPRIVILEGED: [&str; 6] = [
-    "setpriv",
-    "--reuid",
-    "65534",
-    "--regid",
-    "65534",
-    "--clear-groups",
-];
 
 /// A machine whose files everyone may read, and `lightv-vmm --config` for it as the user nobody.
 fn as_nobody(change: &Value) -> (Trial, Command) {
