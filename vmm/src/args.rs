@@ -1,6 +1,8 @@
 //! The command line: as typed ([`Cli`]), then as proved ([`Job`]).
 
 mod api;
+mod jail;
+mod jailer;
 mod outputs;
 
 use std::ffi::OsString;
@@ -11,10 +13,13 @@ use lightv_api::contract::instance::{APP_NAME, FIRECRACKER_VERSION};
 
 pub use self::api::ApiJob;
 use self::api::{ApiArgs, is_firecracker};
+pub use self::jail::JailArgs;
+pub use self::jailer::{JailerCli, is_jailer};
 use self::outputs::OutputArgs;
 
 use crate::confinement::Confinement;
 use crate::control::{SaveMoment, SavePlan};
+use crate::jail_plan::JailPlan;
 use crate::metadata::MetadataFile;
 use crate::net_override::NetOverride;
 use crate::outputs::Outputs;
@@ -100,6 +105,8 @@ pub struct Cli {
     api: ApiArgs,
     #[command(flatten)]
     outputs: OutputArgs,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Arguments of this run; given at all, they replace the stored ones.
     #[arg(last = true)]
     args: Option<Vec<String>>,
@@ -116,6 +123,9 @@ Examples:
   lightv-vmm --describe vm.lv
   lightv-vmm --api-sock vm.sock --id vm7
   lightv-vmm --api-sock vm.sock --config vm.json
+  lightv-vmm --config vm.json --jail
+  lightv-vmm --restore vm.lv --jail --jail-uid 1007 --jail-gid 1007 --jail-netns /run/netns/vm7
+  lightv-vmm --api-sock vm.sock --jail --jail-ro /srv/kernels --jail-rw /srv/vm7
 
 Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidden system call; 152 bad configuration or image;
 153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
@@ -246,8 +256,14 @@ impl Cli {
         let matches = command.try_get_matches_from(args)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         cli.is_firecracker = is_firecracker;
-        let has_reader = cli.names_machine() || cli.api.job(is_firecracker).is_some();
-        if cli.api.metadata.is_some() && !has_reader {
+        let names_work = cli.names_machine() || cli.api.job(is_firecracker).is_some();
+        if cli.jail.plan().is_some() && !names_work {
+            let text = "--jail needs a machine or --api-sock: there is nothing else to run in it";
+            return Err(
+                Self::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
+            );
+        }
+        if cli.api.metadata.is_some() && !names_work {
             let text =
                 "--metadata needs a machine or --api-sock: without them nobody could read it";
             return Err(
@@ -267,6 +283,12 @@ impl Cli {
     #[must_use]
     pub const fn has_enable_pci(&self) -> bool {
         self.api.enable_pci
+    }
+
+    /// The jail in which it is to be done, if in one.
+    #[must_use]
+    pub fn jail(&self) -> Option<JailPlan> {
+        self.jail.plan()
     }
 
     const fn names_machine(&self) -> bool {
@@ -366,8 +388,8 @@ impl Cli {
     }
 }
 
-/// Whether these arguments, the program's name first, ask for a machine without a terminal, which can be begun before they
-/// are parsed: with one, this process is not the monitor.
+/// Whether these arguments, the program's name first, ask for a machine without a terminal and a jail, which can be begun
+/// before they are parsed: with either, this process is not the monitor.
 #[must_use]
 pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
     let options = [
@@ -382,7 +404,7 @@ pub fn names_a_machine(args: impl Iterator<Item = OsString>) -> bool {
     for arg in args.skip(1).take_while(|arg| arg != "--") {
         let name = arg.as_encoded_bytes().split(|byte| *byte == b'=').next();
         is_named |= name.is_some_and(|name| options.contains(&name));
-        if arg == "--tty" {
+        if arg == "--tty" || arg == "--jail" {
             return false;
         }
     }
@@ -487,6 +509,7 @@ mod tests {
             "v --describe a -- --restore b",
             "v --restored a",
             "v --restore a --tty",
+            "v --restore a --jail",
             "v --tty --config=a",
         ] {
             assert!(!named(line), "{line}");

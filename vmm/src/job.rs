@@ -20,6 +20,8 @@ use crate::device_set::HostSide;
 use crate::event::StopReason;
 use crate::foreground::{self, Leash, Split};
 use crate::image::header::FORMAT_VERSION;
+use crate::jail::Inhabitant;
+use crate::jail_plan::JailPlan;
 use crate::machine::StartError;
 use crate::memory::GuestRam;
 use crate::metadata::{MetadataError, MetadataFile};
@@ -31,7 +33,9 @@ use crate::sys::process;
 use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
-use crate::{at_end, describe, feed, host_check, inspect, metrics, outputs, report, runtime_dir};
+use crate::{
+    at_end, describe, feed, host_check, inspect, jail, metrics, outputs, report, runtime_dir,
+};
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
@@ -103,6 +107,8 @@ pub fn cpu_signature() -> u32 {
 #[derive(Debug)]
 pub struct Begun {
     main_ns: u64,
+    /// Steps that were done before.
+    marks: Vec<(&'static str, u64)>,
     watched: Watched,
     control: Result<ControlThread, RunError>,
 }
@@ -121,7 +127,12 @@ impl Begun {
 /// Begins a run: the first thing that a process does which is to be a VM. What fails here is said by [`Begun::run`].
 #[must_use]
 pub fn begin() -> Begun {
-    let main_ns = process::monotonic_ns();
+    begin_in_jail(process::monotonic_ns(), Vec::new())
+}
+
+/// The same in a jail, which the process outside has begun with at `main_ns` (CLOCK_MONOTONIC).
+#[must_use]
+pub fn begin_in_jail(main_ns: u64, marks: Vec<(&'static str, u64)>) -> Begun {
     process::use_one_heap();
     let watched = Arc::new(OnceLock::new());
     let control = signal::prepare()
@@ -130,6 +141,7 @@ pub fn begin() -> Begun {
         .and_then(|()| start_control(Arc::clone(&watched)));
     Begun {
         main_ns,
+        marks,
         watched,
         control,
     }
@@ -142,11 +154,13 @@ impl Begun {
     pub fn run(self, job: RunJob, leash: Option<Leash>) -> u8 {
         let Self {
             main_ns,
+            marks,
             watched,
             control,
         } = self;
         let built = |control: ControlThread| {
             let stamps = stamps_of(&job, main_ns);
+            stamps.marks_at(&marks);
             build_and_run(job, leash, &stamps, &watched, &control)
         };
         match control.and_then(built) {
@@ -354,6 +368,18 @@ pub fn run_with_terminal(job: RunJob) -> u8 {
             report::warn(&error);
             exit::HOST_FAILURE
         }
+    }
+}
+
+/// Runs a machine in the jail of `plan`, and returns its exit status. To be called before there is a second thread.
+#[must_use]
+pub fn run_in_jail(plan: &JailPlan, job: RunJob) -> u8 {
+    match jail::enter_or_end(plan, Inhabitant::run(&job)) {
+        Ok(inside) => {
+            name_process();
+            begin_in_jail(inside.began_ns, inside.marks).run(job, None)
+        }
+        Err(status) => status,
     }
 }
 

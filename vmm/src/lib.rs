@@ -29,6 +29,8 @@ pub mod foreground;
 pub mod host_check;
 pub mod image;
 pub mod inspect;
+pub mod jail;
+pub mod jail_plan;
 pub mod job;
 pub mod kernel;
 pub mod kvm_stats;

@@ -4,13 +4,23 @@
 
 use std::env;
 
+use clap::Parser as _;
 use clap::error::ErrorKind;
 use lightv_api::exit;
-use lightv_vmm::args::{self, Cli, Job};
+use lightv_vmm::args::{self, Cli, JailerCli, Job};
+use lightv_vmm::jail::jailer;
+use lightv_vmm::jail_plan::JailPlan;
 use lightv_vmm::job::Begun;
 use lightv_vmm::{boot_timer, job, report, rest};
 
 fn main() {
+    if args::is_jailer(env::args_os().next().as_ref()) {
+        let status = match JailerCli::try_parse() {
+            Ok(cli) => jailer::run(&cli.into()),
+            Err(error) => refuse(&error),
+        };
+        job::end_process(status);
+    }
     // A VM takes longer to make than flags to read.
     let begun = args::names_a_machine(env::args_os()).then(job::begin);
     let status = match Cli::parse_from_name(env::args_os().collect()) {
@@ -19,18 +29,32 @@ fn main() {
             if cli.has_boot_timer() {
                 boot_timer::start();
             }
-            run(cli.into_job(), begun)
-        }
-        Err(error) => {
-            // A standard stream that cannot be written to is no reason to fail.
-            let _ = error.print();
-            match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::OK,
-                _ => exit::BAD_ARGUMENTS,
+            match cli.jail() {
+                Some(jail) => run_in_jail(&jail, cli.into_job()),
+                None => run(cli.into_job(), begun),
             }
         }
+        Err(error) => refuse(&error),
     };
     job::end_process(status)
+}
+
+fn refuse(error: &clap::Error) -> u8 {
+    // A standard stream that cannot be written to is no reason to fail.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => exit::OK,
+        _ => exit::BAD_ARGUMENTS,
+    }
+}
+
+/// What has nothing to do with a machine has no use for a jail.
+fn run_in_jail(jail: &JailPlan, job: Option<Job>) -> u8 {
+    match job {
+        Some(Job::Run(run)) => job::run_in_jail(jail, *run),
+        Some(Job::Serve(serve)) => rest::run_in_jail(jail, *serve),
+        other => run(other, None),
+    }
 }
 
 fn run(job: Option<Job>, begun: Option<Begun>) -> u8 {

@@ -211,14 +211,14 @@ pub(crate) struct Started {
 impl Started {
     fn wait(&mut self, log: &Path) -> Result<(), BackgroundError> {
         let began = Instant::now();
-        let record = runtime_dir::folder().join(format!("{}.json", self.child.id()));
+        let folder = runtime_dir::folder();
         loop {
             let status = self.child.try_wait().ok().flatten();
             if let Some(status) = status {
                 return ended(status, log);
             }
-            // Written by this very process once it serves.
-            if record.exists() {
+            // Written once it serves, for this very process, or for that in its jail.
+            if has_record(&folder, self.child.id()) {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {
@@ -249,6 +249,13 @@ impl Started {
     pub(crate) fn show_id(&self) -> Result<ExitCode, Failure> {
         show(|out| writeln!(out, "{}", self.name))
     }
+}
+
+/// Whether the process `pid`, or a child of it, is listed.
+fn has_record(folder: &Path, pid: u32) -> bool {
+    let is_listed = |pid: &str| folder.join(format!("{pid}.json")).exists();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    is_listed(&pid.to_string()) || children.is_ok_and(|pids| pids.split_whitespace().any(is_listed))
 }
 
 /// One that has ended before it was seen to serve. A guest that was done so soon is no failure.

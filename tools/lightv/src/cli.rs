@@ -54,7 +54,7 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     Build(Box<BuildArgs>),
     Images(ImagesArgs),
     Inspect(InspectArgs),
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Err(error) => return Ok(refuse(&error)),
     };
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Kernel(args) => kernel::run(&args),
         Command::Build(args) => build::run(*args),
         Command::Images(args) => images::run(&args),
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
 
 fn parse(args: &[OsString]) -> Result<Command, clap::Error> {
     if args.get(1).is_some_and(|name| name == "run") {
-        return RunArgs::parse(&args[1..]).map(Command::Run);
+        return RunArgs::parse(&args[1..]).map(|run| Command::Run(Box::new(run)));
     }
     Cli::try_parse_from(args).map(|cli| cli.command)
 }

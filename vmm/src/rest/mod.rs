@@ -12,6 +12,7 @@ mod prometheus;
 
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -29,14 +30,14 @@ use lightv_api_server::settings::Settings;
 use self::machine::{Begin, Monitor, StartMachineError};
 use crate::args::{ApiJob, ServeJob};
 use crate::builder::PrepareError;
+use crate::jail::Inhabitant;
+use crate::jail_plan::JailPlan;
 use crate::job::{self, Begun, RunError};
 use crate::listen::{ListenError, Purpose, listen};
 use crate::metadata::{MetadataError, MetadataFile};
 use crate::sandbox::{self, ConfineError, ThreadKind};
 use crate::sys::process;
-use crate::{
-    at_end, feed, limits, metrics, report, runtime_dir, service_manager, starter,
-};
+use crate::{at_end, feed, jail, limits, metrics, report, runtime_dir, service_manager, starter};
 
 /// Why the API is not served.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,23 @@ impl ServeError {
 /// Serves the API until the machine ends, and the process with it. Returns an exit status when it cannot.
 #[must_use]
 pub fn run(begun: Begun, job: ServeJob) -> u8 {
-    match serve(begun, job) {
+    run_on(begun, job, None)
+}
+
+/// The same in the jail of `plan`. To be called before there is a second thread.
+#[must_use]
+pub fn run_in_jail(plan: &JailPlan, job: ServeJob) -> u8 {
+    match jail::enter_or_end(plan, Inhabitant::serve(&job)) {
+        Ok(inside) => {
+            let begun = job::begin_in_jail(inside.began_ns, inside.marks);
+            run_on(begun, job, inside.listener)
+        }
+        Err(status) => status,
+    }
+}
+
+fn run_on(begun: Begun, job: ServeJob, listener: Option<UnixListener>) -> u8 {
+    match serve(begun, job, listener) {
         Ok(never) => match never {},
         Err(error) => {
             report::warn(&error);
@@ -79,7 +96,11 @@ pub fn run(begun: Begun, job: ServeJob) -> u8 {
     }
 }
 
-fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
+fn serve(
+    begun: Begun,
+    job: ServeJob,
+    listener: Option<UnixListener>,
+) -> Result<Infallible, ServeError> {
     let (main_ns, control) = begun.into_control()?;
     let events = open_feed();
     let ServeJob {
@@ -97,10 +118,13 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
         .open(&id)
         .map_err(|cause| RunError::from(PrepareError::Outputs(cause)))?;
     let metadata = api.metadata.as_ref().map(MetadataFile::read).transpose()?;
-    let listener = at_end::make(|| {
-        let (listener, socket) = listen(&api.socket, Purpose::Api)?;
-        Ok::<_, ServeError>((listener, move || socket.remove()))
-    })?;
+    let listener = match listener {
+        Some(made_outside) => made_outside,
+        None => at_end::make(|| {
+            let (listener, socket) = listen(&api.socket, Purpose::Api)?;
+            Ok::<_, ServeError>((listener, move || socket.remove()))
+        })?,
+    };
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
     if run.is_none() {
         control.wait_confined()?;
@@ -136,7 +160,9 @@ fn serve(begun: Begun, job: ServeJob) -> Result<Infallible, ServeError> {
     note_startup_cpu(&api);
     runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     runtime_dir::register_announced();
-    service_manager::tell_ready();
+    if !jail::is_inside() {
+        service_manager::tell_ready();
+    }
     if let Some(vcpu) = vcpu {
         let spawned = worker.spawn(|| sandbox::confine(ThreadKind::ApiMachine, None));
         spawned.map_err(ServeError::Thread)??;

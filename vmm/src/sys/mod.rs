@@ -3,6 +3,7 @@
 pub mod bytes;
 pub mod cpu;
 pub mod file;
+pub mod jail;
 pub mod kvm;
 pub mod mapping;
 pub mod process;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::exit;
-use lightv_vmm::args::{Origin, RunJob};
+use lightv_vmm::args::{JailArgs, Origin, RunJob};
 use lightv_vmm::confinement::{Confinement, SeccompChoice};
 use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::outputs::Outputs;
@@ -85,6 +85,8 @@ pub(crate) struct RunArgs {
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
+    #[command(flatten)]
+    jail: JailArgs,
     /// Arguments for the guest; they replace those in the image
     #[arg(last = true)]
     pub(crate) args: Vec<OsString>,
@@ -102,6 +104,7 @@ Examples:
   lightv run hello.lv --timings            where the time went, after the run
   lightv run --cold --memory 256 hello.lv  boot instead of restore
   lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
+  lightv run --jail web.lv --net user      sees nothing of the host but its own files; no privileges
   lightv run -d --name web web.lv          in the background; lightv logs -f web, lightv stop web
 
 Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
@@ -214,6 +217,7 @@ impl RunArgs {
         if let Some(vcpus) = self.vcpus {
             option("--vcpus", vcpus.to_string().into());
         }
+        args.extend(self.jail.words());
         if self.has_separator {
             args.push("--".into());
             args.extend_from_slice(&self.args);
@@ -285,7 +289,11 @@ impl RunArgs {
             return Err(RunError::NoTerminal);
         }
         // The image is looked at last: only at a terminal does that take time.
-        Ok(self.tty || (!self.no_tty && is_terminal() && describe::has_console(image)))
+        Ok(self.tty
+            || (!self.no_tty
+                && self.jail.plan().is_none()
+                && is_terminal()
+                && describe::has_console(image)))
     }
 
     /// The file to run: the one that is named, or that of an embedded app.
@@ -332,6 +340,10 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
     if is_tty {
         let job = args.into_job(image, is_tty, started_at_ns)?;
         return Ok(ExitCode::from(job::run_with_terminal(job)));
+    }
+    if let Some(jail) = args.jail.plan() {
+        let job = args.into_job(image, is_tty, started_at_ns)?;
+        return Ok(ExitCode::from(job::run_in_jail(&jail, job)));
     }
     let begun = job::begin();
     job::name_process();
@@ -397,6 +409,10 @@ mod tests {
         check(
             "run --cold --memory 64 --vcpus 2 a.lv",
             "--boot a.lv --memory 64 --vcpus 2",
+        );
+        check(
+            "run a.lv --jail --jail-uid 5 --jail-netns /n --jail-cgroup pids.max=9 --jail-rw /d -- b",
+            "--restore a.lv --jail --jail-uid 5 --jail-netns /n --jail-cgroup pids.max=9 --jail-rw /d -- b",
         );
         check(
             "run a.lv --net tap1 --disk d=x --delta d=y --vsock v -e A=b --env C=",
