@@ -102,6 +102,30 @@ fn fctools_leads_a_machine_through_its_life() {
 }
 
 #[test]
+fn fctools_leads_jailed_machines_through_their_lives() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    std::os::unix::fs::symlink(binary("lightv-vmm"), scratch.path("jailer")).expect("a link");
+    let (program, kernel) = (firecracker(&scratch), scratch.guest_kernel());
+    let client = folder("LIGHTV_CLIENTS").join("fctools_jail");
+    let args = [&program, &scratch.text("jailer"), &kernel];
+    let mut command = scratch.command(client, &args.map(String::as_str));
+    let finished = finish(&mut command);
+    for word in [
+        "attached: user 1234, Running\n",
+        "saved\n",
+        "restored apart: user 1234, stands still: false\n",
+        "daemon: user 1234, Running\n",
+        "jails left: 0\n",
+        "done\n",
+    ] {
+        assert!(finished.stdout.contains(word), "{word}: {finished:#?}");
+    }
+}
+
+#[test]
 fn fctools_decodes_the_lines_of_metrics() {
     if !has_kvm() {
         return;
