@@ -74,7 +74,8 @@ fn all_benches_give_the_same_shape() {
     }
     let scratch = Scratch::new();
     let report = bench(&scratch, &["start", "--count", "5"]);
-    assert_eq!(case_names(&report), ["run", "no_seccomp", "cold", "floor"]);
+    let cases = ["run", "no_seccomp", "cold", "jail", "floor"];
+    assert_eq!(case_names(&report), cases);
     assert_eq!(report["cases"][0]["n"], 5);
     let report = bench(&scratch, &["api", "--count", "5"]);
     let names = case_names(&report);

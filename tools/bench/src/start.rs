@@ -82,7 +82,8 @@ pub enum StartBenchError {
     NoRounds,
 }
 
-/// Measures `run`, the same with `no_seccomp`, `cold` and `floor` in turn, round by round, in microseconds; `floor` is the reference.
+/// Measures `run`, the same with `no_seccomp`, `cold`, `jail` and `floor` in turn, round by round, in microseconds; `floor`
+/// is the reference.
 ///
 /// `progress` is told of every round: how many are done, and of how many.
 ///
@@ -111,6 +112,13 @@ pub fn measure(
             command(
                 &bench.lightv,
                 &["run".as_ref(), "--cold".as_ref(), &bench.image],
+            ),
+        ),
+        Timed::new(
+            "jail",
+            command(
+                &bench.lightv,
+                &["run".as_ref(), "--jail".as_ref(), &bench.image],
             ),
         ),
         Timed::new("floor", command(&bench.floor, &[&memory])),
