@@ -68,7 +68,9 @@ impl Flipper {
         }
     }
 
+    /// Returns when the other CPU has begun to change the word: a host may not run it at once.
     fn begin(word: Word) {
+        let before = Self::count();
         // SAFETY: aligned words that only this CPU writes.
         let values = unsafe { &flip_values };
         for (place, value) in values.iter().zip(word.values) {
@@ -76,6 +78,9 @@ impl Flipper {
         }
         // SAFETY: the same.
         unsafe { &flip_address }.store(word.address, Ordering::SeqCst);
+        while Self::count() == before {
+            core::hint::spin_loop();
+        }
     }
 
     /// Returns when the other CPU does not touch the word any more.
