@@ -118,13 +118,8 @@ fn serve(
         .open(&id)
         .map_err(|cause| RunError::from(PrepareError::Outputs(cause)))?;
     let metadata = api.metadata.as_ref().map(MetadataFile::read).transpose()?;
-    let listener = match listener {
-        Some(made_outside) => made_outside,
-        None => at_end::make(|| {
-            let (listener, socket) = listen(&api.socket, Purpose::Api)?;
-            Ok::<_, ServeError>((listener, move || socket.remove()))
-        })?,
-    };
+    let made_outside = listener.map(Ok);
+    let listener = made_outside.unwrap_or_else(|| listen_at(&api))?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
     if run.is_none() {
         control.wait_confined()?;
@@ -212,6 +207,13 @@ impl Door {
         let _ = self.opened.send(());
         Ok(())
     }
+}
+
+fn listen_at(api: &ApiJob) -> Result<UnixListener, ServeError> {
+    at_end::make(|| {
+        let (listener, socket) = listen(&api.socket, Purpose::Api)?;
+        Ok((listener, move || socket.remove()))
+    })
 }
 
 /// The list of all that happens. The end is the last that clients are told, when the socket and all else that stands for the
