@@ -92,8 +92,8 @@ fn all_benches_give_the_same_shape() {
     let names = case_names(&report);
     assert_eq!(names[0], "disk.seq.read.cached.qd1");
     assert!(names.contains(&"disk.rand.write.cached.qd32.p99"));
-    // Each waits for its answer alone: it takes more than one exit, of which KVM serves some itself.
-    assert_exits(&report, "disk.rand.read.cached.qd1", 1.0);
+    // Each waits for its answer alone: it takes an exit, which KVM serves itself, unless the device has not gone to sleep since.
+    assert_exits(&report, "disk.rand.read.cached.qd1", 0.5);
     let left = scratch.folder().join("tmp");
     assert_eq!(std::fs::read_dir(left).map_or(0, |left| left.count()), 0);
 }
