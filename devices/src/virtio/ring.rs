@@ -267,7 +267,7 @@ impl Ring {
         }
     }
 
-    /// Whether a chain waits. False for a ring that is broken, or would break when popped.
+    /// Whether something waits: a chain, or an index that breaks the ring when it is popped. False for one that is broken.
     pub(crate) fn has_waiting(&self) -> bool {
         self.is_usable() && self.avail_index() != self.queue.next_avail()
     }

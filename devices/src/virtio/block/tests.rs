@@ -426,6 +426,23 @@ fn a_turn_is_bounded_and_the_rest_is_served_in_the_next() {
 }
 
 #[test]
+fn an_overlay_takes_what_is_written_with_either_engine() {
+    let file = image(512 * SECTORS);
+    let options = OverlayOptions {
+        delta: Delta::Memory(None),
+        bytes_max: None,
+    };
+    let disk = Disk::open(file.path(), true).unwrap();
+    let disk = disk.with_overlay(options).unwrap();
+    let block = Block::new("rootfs".into(), CacheType::Writeback, disk);
+    let mut bench = Bench::with(block, file);
+    let below = bench.on_host(5);
+    assert_eq!(bench.write(5, &[7; 512]), 0);
+    assert_eq!(bench.read(5, 512), (0, vec![7; 512]));
+    assert_eq!(bench.on_host(5), below);
+}
+
+#[test]
 fn requests_that_wait_before_driver_ok_are_served_by_it() {
     let mut bench = Bench::new(|_| {});
     let features = bench.machine.offered();

@@ -159,8 +159,11 @@ impl Worker<'_> {
         cost
     }
 
-    /// Whether the host may be waited for.
-    const fn may_wait(&self, request: &Request) -> bool {
+    /// Whether the host may be waited for, for what is done with the disk's file alone.
+    fn may_wait(&self, request: &Request) -> bool {
+        if self.disk.overlay().is_some() {
+            return false;
+        }
         match request.action {
             Action::Read { .. } | Action::Write { .. } => request.data_bytes > 0,
             Action::Flush => self.syncs_flushes,
