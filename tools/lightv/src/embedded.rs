@@ -37,6 +37,7 @@ const APPS: &[&str] = &[
     "metadata",
     "net-bench",
     "panic",
+    "raw",
     "reset",
     "server",
     "smp",
