@@ -85,14 +85,14 @@ const JOBS: &str = "
 filename=${DISK}
 rw=randwrite
 bs=64k
-size=4m
+size=2m
 verify=crc32c
 verify_fatal=1
 [buffered]
 ioengine=psync
 [direct]
 stonewall
-offset=4m
+offset=2m
 direct=1
 ioengine=libaio
 iodepth=16
