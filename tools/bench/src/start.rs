@@ -14,6 +14,8 @@ const WARM_UP_ROUNDS: u32 = 10;
 
 /// After each process: KVM takes a VM apart after its process has ended, and that would disturb the next start.
 const PAUSE: Duration = Duration::from_millis(20);
+/// After a jail, whose network the host's kernel takes apart, too.
+const PAUSE_AFTER_JAIL: Duration = Duration::from_millis(100);
 
 /// Pages that the restored hello-world guest reads only, besides that of its code, before its first byte.
 ///
@@ -25,6 +27,8 @@ pub const FLOOR_PAGES_WRITTEN: u32 = 2;
 
 /// Name of the case that boots.
 const COLD: &str = "cold";
+/// Name of the case that runs in a jail.
+const JAIL: &str = "jail";
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -115,7 +119,7 @@ pub fn measure(
             ),
         ),
         Timed::new(
-            "jail",
+            JAIL,
             command(
                 &bench.lightv,
                 &["run".as_ref(), "--jail".as_ref(), &bench.image],
@@ -139,7 +143,11 @@ pub fn measure(
             if counts {
                 case.values_us.push(us);
             }
-            thread::sleep(PAUSE);
+            thread::sleep(if case.name == JAIL {
+                PAUSE_AFTER_JAIL
+            } else {
+                PAUSE
+            });
         }
         progress(round + 1, rounds);
     }
