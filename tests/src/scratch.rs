@@ -148,6 +148,19 @@ impl Scratch {
         path
     }
 
+    /// The minimal guest with the app that breaks the rules of every device, as a file.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn hostile_kernel(&self) -> String {
+        let path = self.text("hostile.elf");
+        if !Path::new(&path).exists() {
+            let _ = self.run(&["kernel", "--raw", "-o", &path]).with_code(0);
+        }
+        path
+    }
+
     /// Writes a configuration as a file; gives its name.
     ///
     /// # Panics

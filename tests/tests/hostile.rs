@@ -74,7 +74,7 @@ impl Machine {
         .map(|(id, more)| drive(&scratch, id, &more))
         .into();
         let config = machine::with(
-            &machine::config(&scratch.guest_kernel(), "raw"),
+            &machine::config(&scratch.hostile_kernel(), "raw"),
             &json!({
                 "drives": drives,
                 "run": {"args": devices},

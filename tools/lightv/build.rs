@@ -15,6 +15,10 @@ struct Embedded {
     folder: &'static str,
     /// The binary's name.
     bin: &'static str,
+    /// What the file is called that is embedded.
+    name: &'static str,
+    /// Features that it is built with, separated by commas.
+    features: &'static str,
     /// Names a file to be embedded instead.
     variable: &'static str,
     /// What else it is built of.
@@ -26,6 +30,8 @@ struct Embedded {
 const GUEST: Embedded = Embedded {
     folder: "guest-kernel/minimal",
     bin: "lightv-guest",
+    name: "lightv-guest",
+    features: "",
     variable: "LIGHTV_GUEST_ELF",
     sources: &[
         "guest-kernel/minimal/build.rs",
@@ -36,9 +42,19 @@ const GUEST: Embedded = Embedded {
     flags: "",
 };
 
+/// The same with the app that breaks the rules of every device.
+const RAW_GUEST: Embedded = Embedded {
+    name: "lightv-guest-raw",
+    features: "raw",
+    variable: "LIGHTV_RAW_GUEST_ELF",
+    ..GUEST
+};
+
 const AGENT: Embedded = Embedded {
     folder: "rootfs/init",
     bin: "lightv-init",
+    name: "lightv-init",
+    features: "",
     variable: "LIGHTV_AGENT_ELF",
     sources: &["rootfs/contract/src", "rootfs/init/contract/Cargo.toml"],
     // As rootfs/init/.cargo/config.toml says, which does not count here: CARGO_ENCODED_RUSTFLAGS goes before it.
@@ -47,6 +63,7 @@ const AGENT: Embedded = Embedded {
 
 fn main() {
     let guest = embed(&GUEST, "LIGHTV_EMBEDDED_GUEST");
+    embed(&RAW_GUEST, "LIGHTV_EMBEDDED_RAW_GUEST");
     embed(&AGENT, "LIGHTV_EMBEDDED_AGENT");
     println!(
         "cargo:rustc-env=LIGHTV_EMBEDDED_GUEST_HASH={:016x}",
@@ -63,7 +80,7 @@ fn embed(program: &Embedded, name: &str) -> Vec<u8> {
     println!("cargo:rerun-if-env-changed={}", program.variable);
     let elf = env::var_os(program.variable).map_or_else(|| build(program), PathBuf::from);
     let bytes = fs::read(&elf).unwrap_or_else(|cause| fail(&format!("{}: {cause}", elf.display())));
-    let embedded = out_dir().join(format!("{}.elf", program.bin));
+    let embedded = out_dir().join(format!("{}.elf", program.name));
     fs::write(&embedded, &bytes)
         .unwrap_or_else(|cause| fail(&format!("{}: {cause}", embedded.display())));
     println!("cargo:rerun-if-changed={}", elf.display());
@@ -113,7 +130,7 @@ fn build(program: &Embedded) -> PathBuf {
     cargo
         .current_dir(&folder)
         .args(["build", "--release", "--bin", program.bin, "--target"])
-        .args([&target, "--target-dir"])
+        .args([&target, "--features", program.features, "--target-dir"])
         .arg(&target_dir);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(program, &target_dir));
     for inherited in [

@@ -15,6 +15,7 @@ impl Window {
     }
 
     /// Guest-physical address of `offset`, for a device to know.
+    #[cfg(feature = "raw")]
     pub const fn address(self, offset: usize) -> u64 {
         (self.base + offset) as u64
     }

@@ -35,7 +35,14 @@ pub(crate) fn lint() -> Result<(), TaskError> {
 fn check_guests() -> Result<(), TaskError> {
     for cargo in [commands::guest_cargo, commands::agent_cargo] {
         commands::run(&mut cargo(&["fmt", "--check"]))?;
-        let clippy = ["clippy", "--release", "--", "-D", "warnings"];
+        let clippy = [
+            "clippy",
+            "--release",
+            "--all-features",
+            "--",
+            "-D",
+            "warnings",
+        ];
         commands::run(&mut cargo(&clippy))?;
     }
     Ok(())

@@ -13,6 +13,7 @@ mod http;
 mod measure;
 mod metadata;
 mod net_bench;
+#[cfg(feature = "raw")]
 mod raw;
 mod server;
 mod smp;
@@ -46,6 +47,7 @@ const APPS: &[(&str, App)] = &[
     ("metadata", metadata::run),
     ("net-bench", net_bench::run),
     ("panic", ends::panic),
+    #[cfg(feature = "raw")]
     ("raw", raw::run),
     ("reset", ends::reset),
     ("server", server::server),

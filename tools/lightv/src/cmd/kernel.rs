@@ -22,6 +22,9 @@ pub(crate) struct KernelArgs {
     /// The file; it is replaced if it exists
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// With the app `raw` too, which breaks the rules of every device: for tests of monitors
+    #[arg(long)]
+    raw: bool,
 }
 
 /// Why there is no file.
@@ -41,16 +44,20 @@ impl Coded for WriteKernelError {
 
 /// Writes it.
 pub(crate) fn run(args: &KernelArgs) -> Result<ExitCode, Failure> {
-    write(args.output.clone())?;
+    let guest = match args.raw {
+        true => embedded::RAW_GUEST,
+        false => embedded::GUEST,
+    };
+    write(args.output.clone(), guest)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(path: PathBuf) -> Result<(), WriteKernelError> {
+fn write(path: PathBuf, guest: &[u8]) -> Result<(), WriteKernelError> {
     if let Err(what) = check_target(&path, &[], "it is in use") {
         return Err(WriteKernelError::Target { path, what });
     }
     let file = NewFile::create_public(&path)?;
-    file.write_at(embedded::GUEST, 0)?;
+    file.write_at(guest, 0)?;
     file.publish()?;
     Ok(())
 }
