@@ -27,6 +27,8 @@ const BUFFERS_AT: usize = 16 * PAGE_BYTES;
 const BUFFERS: u16 = 8;
 /// Packets and frames of others that are passed over.
 const OTHERS_MAX: usize = 64;
+/// Times that the host is asked for its address.
+const QUESTIONS_MAX: usize = 4;
 
 /// Bytes of a sector.
 pub const SECTOR_BYTES: u32 = 512;
@@ -364,13 +366,16 @@ impl Target {
 
     fn prove_net(&mut self) -> Outcome {
         self.offer_buffers();
-        self.offer_arp()?;
-        for _ in 0..OTHERS_MAX {
-            let at = self.next_filled()? + NET_HEADER_BYTES;
-            let kind: u16 = self.data.read(at + 12);
-            let operation: u16 = self.data.read(at + 20);
-            if u16::from_be(kind) == 0x0806 && u16::from_be(operation) == 2 {
-                return Ok(());
+        // A host may lose a frame, as any network.
+        for _ in 0..QUESTIONS_MAX {
+            self.offer_arp()?;
+            for _ in 0..OTHERS_MAX {
+                let at = self.next_filled()? + NET_HEADER_BYTES;
+                let kind: u16 = self.data.read(at + 12);
+                let operation: u16 = self.data.read(at + 20);
+                if u16::from_be(kind) == 0x0806 && u16::from_be(operation) == 2 {
+                    return Ok(());
+                }
             }
         }
         Err(why("no answer of the host's", 0_u8))
