@@ -1,6 +1,5 @@
 //! `lightv bench api`: the round trip of `GET /`, next to an echo over a socket of the same kind, and what the server takes.
 
-use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -8,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::process;
 use crate::report::{self, Case};
 use crate::stats::Sample;
 
@@ -216,35 +216,16 @@ impl Monitor {
         })
     }
 
-    fn read(&self, name: &str) -> Result<String, ApiBenchError> {
-        let path = format!("/proc/{}/{name}", self.child.id());
-        fs::read_to_string(path).map_err(failed("read the monitor's figures"))
-    }
-
     /// Proportional set size of all of it, guest memory too.
     fn pss_kib(&self) -> Result<f64, ApiBenchError> {
-        let text = self.read("smaps_rollup")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        Ok(number
-            .and_then(|number| number.parse().ok())
-            .unwrap_or(f64::NAN))
+        process::pss_kib(self.child.id()).map_err(failed("read the monitor's memory"))
     }
 
-    /// Processor time of the threads `api` and `api-machine` so far (Documentation/scheduler/sched-stats.rst).
+    /// Processor time of the threads `api` and `api-machine` so far.
     fn server_cpu_us(&self) -> Result<f64, ApiBenchError> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let mut sum = 0.0;
-        for task in fs::read_dir(tasks).map_err(failed("list the monitor's threads"))? {
-            let task = task.map_err(failed("list the monitor's threads"))?.path();
-            let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
-            if name.starts_with("api") {
-                let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-                let ns = text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok());
-                sum += ns.unwrap_or(f64::NAN) / 1000.0;
-            }
-        }
-        Ok(sum)
+        let cpu = process::cpu(self.child.id(), |name| name.starts_with("api"));
+        let cpu = cpu.map_err(failed("read the processor time of the monitor's threads"))?;
+        Ok(cpu.as_secs_f64() * 1e6)
     }
 }
 

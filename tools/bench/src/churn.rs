@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::first_byte;
-use crate::fleet::{available_kib, by_callers};
+use crate::fleet::by_callers;
+use crate::process::available_kib;
 use crate::report::{self, Case};
 use crate::stats::Sample;
 

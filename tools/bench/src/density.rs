@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::fleet::{Fleet, Recipe, Started, available_kib, by_callers};
+use crate::fleet::{Fleet, Recipe, Started, by_callers};
+use crate::process::available_kib;
 use crate::report::{self, Case};
 use crate::stats::Sample;
 

@@ -1,6 +1,5 @@
 //! Many machines of one image at a time, each of which answers on its vsock.
 
-use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::process;
 
 /// The guest's port on which what is sent comes back.
 const PORT: u32 = 7;
@@ -108,25 +109,15 @@ impl Fleet {
         self.members.len()
     }
 
-    /// Processor time that all threads of all machines have had (`/proc/PID/task/TID/schedstat`).
+    /// Processor time that all threads of all machines have had.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
-        let mut ns = 0;
-        for member in &self.members {
-            for task in fs::read_dir(member.proc("task"))? {
-                let text = fs::read_to_string(task?.path().join("schedstat"))?;
-                let first = text.split_whitespace().next();
-                ns += first.and_then(|word| word.parse().ok()).unwrap_or(0);
-            }
-        }
-        Ok(Duration::from_nanos(ns))
+        let cpu = |member: &Member| process::cpu(member.child.id(), |_| true);
+        self.members.iter().map(cpu).sum()
     }
 
-    /// Memory of each machine's process in KiB, with its share of what several have (`smaps_rollup`, Pss).
+    /// Memory of each machine's process in KiB, with its share of what several have.
     pub(crate) fn pss_kib(&self) -> io::Result<Vec<f64>> {
-        let pss = |member: &Member| {
-            let text = fs::read_to_string(member.proc("smaps_rollup"))?;
-            number_after(&text, "Pss:").ok_or_else(|| ErrorKind::InvalidData.into())
-        };
+        let pss = |member: &Member| process::pss_kib(member.child.id());
         self.members.iter().map(pss).collect()
     }
 }
@@ -156,10 +147,6 @@ impl Member {
             .stderr(Stdio::null());
         let child = command.spawn()?;
         Ok(Self { child, socket })
-    }
-
-    fn proc(&self, file: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/{file}", self.child.id()))
     }
 }
 
@@ -222,28 +209,4 @@ pub(crate) fn by_callers<E: Send>(
         let ends: Vec<Result<(), E>> = callers.into_iter().map(end).collect();
         ends.into_iter().collect()
     })
-}
-
-/// Memory that the host has for new processes, in KiB (`/proc/meminfo`).
-pub(crate) fn available_kib() -> io::Result<f64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    number_after(&text, "MemAvailable:").ok_or_else(|| ErrorKind::InvalidData.into())
-}
-
-fn number_after(text: &str, name: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_found_by_their_names() {
-        let text = "Rss:  12 kB\nPss:         845 kB\nPss_Dirty: 1 kB\n";
-        assert_eq!(number_after(text, "Pss:"), Some(845.0));
-        assert_eq!(number_after(text, "Swap:"), None);
-        assert!(available_kib().is_ok_and(|kib| kib > 0.0));
-    }
 }

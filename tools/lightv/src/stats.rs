@@ -1,12 +1,11 @@
 //! What microVMs take of the host, and what they have moved: read from the kernel, and asked of their monitors.
 
-use std::fs;
-use std::io;
 use std::time::{Duration, Instant};
 
 use lightv_api::describe::ProcessDescription;
 use lightv_api::runtime::VmRecord;
 use lightv_api_client::Client;
+use lightv_bench::process;
 use lightv_vmm::inspect;
 use serde::Serialize;
 
@@ -63,7 +62,7 @@ pub(crate) struct Look {
 impl Look {
     /// `None` when it has ended.
     pub(crate) fn at(vm: VmRecord) -> Option<Self> {
-        let cpu = cpu_of(vm.pid).ok()?;
+        let cpu = process::cpu(vm.pid, |_| true).ok()?;
         let at = Instant::now();
         Some(Self { vm, at, cpu })
     }
@@ -133,20 +132,6 @@ impl Moved {
     }
 }
 
-/// Processor time that all threads of process `pid` have had (`/proc/PID/task/TID/schedstat`).
-fn cpu_of(pid: u32) -> io::Result<Duration> {
-    let mut ns = 0_u64;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end meanwhile.
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
-            continue;
-        };
-        let first = text.split_whitespace().next();
-        ns = ns.saturating_add(first.and_then(|word| word.parse().ok()).unwrap_or(0));
-    }
-    Ok(Duration::from_nanos(ns))
-}
-
 fn hundredths(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
@@ -183,11 +168,5 @@ mod tests {
         };
         assert_eq!(Moved::of(&text.concat()), expected);
         assert_eq!(Moved::of(""), Moved::default());
-    }
-
-    #[test]
-    fn a_process_that_is_gone_has_no_time() {
-        assert!(cpu_of(std::process::id()).is_ok_and(|cpu| cpu > Duration::ZERO));
-        assert!(cpu_of(u32::MAX).is_err());
     }
 }
