@@ -5,7 +5,7 @@ mod jail;
 mod jailer;
 mod outputs;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -132,6 +132,11 @@ Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidd
 162 guest panic; 128+N ended by signal N.
 
 SIGPWR asks the guest to end: by its power button, else by Ctrl-Alt-Del.";
+
+/// What the program is called, without the folder that it was found in.
+fn name_of(program: Option<&OsString>) -> Option<&OsStr> {
+    Path::new(program?).file_name()
+}
 
 /// See [`Cli::save_at`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use lightv_api::describe::{ProcessDescription, ProcessDetails};
 
+use crate::metrics::kib_of;
+
 /// Why a process could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
@@ -81,17 +83,11 @@ pub fn inspect(pid: u32) -> Result<ProcessDescription, InspectError> {
     };
     Ok(ProcessDescription {
         pid,
-        resident_kib: resident_kib(&read("status")?),
+        // Everybody can read it.
+        resident_kib: kib_of(&read("status")?, "VmRSS:").unwrap_or(0),
         threads,
         details,
     })
-}
-
-/// `VmRSS` of `/proc/PID/status`, which everybody can read.
-fn resident_kib(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.unwrap_or(0)
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]

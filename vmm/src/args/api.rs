@@ -156,7 +156,6 @@ impl ApiArgs {
 
 /// Whether a program of this name is to be Firecracker to its caller.
 pub(super) fn is_firecracker(program: Option<&OsString>) -> bool {
-    let name = program.map(PathBuf::from);
-    let name = name.as_ref().and_then(|path| path.file_name());
+    let name = super::name_of(program);
     name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"firecracker"))
 }

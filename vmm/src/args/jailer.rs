@@ -1,11 +1,11 @@
 //! The flags of Firecracker's jailer, for a program that is called `jailer`.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Parser;
 
-use super::parse_id;
+use super::{name_of, parse_id};
 use crate::jail_plan::{JailerPlan, Limit, ResourceLimit, Version, parse_parent};
 
 /// Runs a monitor in a jail, by the flags of Firecracker's jailer.
@@ -74,8 +74,7 @@ fn parse_version(text: &str) -> Result<Version, String> {
 /// Whether a program of this name is to be Firecracker's jailer to its caller.
 #[must_use]
 pub fn is_jailer(program: Option<&OsString>) -> bool {
-    let name = program.and_then(|program| Path::new(program).file_name());
-    name.is_some_and(|name| name == "jailer")
+    name_of(program).is_some_and(|name| name == "jailer")
 }
 
 impl From<JailerCli> for JailerPlan {
@@ -100,6 +99,8 @@ impl From<JailerCli> for JailerPlan {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parse(line: &str) -> Result<JailerPlan, clap::Error> {

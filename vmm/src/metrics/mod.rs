@@ -20,6 +20,7 @@ use lightv_devices::mmds::Mmds;
 pub use self::lines::{
     OpenMetricsError, RouteCounts, flush, flush_if_due, open, set_api_counts, time_to_flush,
 };
+pub(crate) use self::process::kib_of;
 pub use self::process::{MemoryUse, ThreadTime, memory_use, thread_times};
 
 use crate::bus::{Bus, ExitKind};

@@ -30,16 +30,19 @@ pub fn memory_use() -> MemoryUse {
 }
 
 fn parse_status(text: &str) -> MemoryUse {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-        Some(kib.saturating_mul(1024))
-    };
+    let field = |name| kib_of(text, name).unwrap_or(0).saturating_mul(1024);
     MemoryUse {
-        anonymous: field("RssAnon:").unwrap_or(0),
-        file: field("RssFile:").unwrap_or(0),
-        shared: field("RssShmem:").unwrap_or(0),
+        anonymous: field("RssAnon:"),
+        file: field("RssFile:"),
+        shared: field("RssShmem:"),
     }
+}
+
+/// The number after `name` in the text of a process's `status`, of KiB there.
+#[must_use]
+pub(crate) fn kib_of(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Processor time of a thread.
