@@ -131,14 +131,15 @@ pub fn boot(
         serial,
         mmds,
     } = site;
-    let EmptyVm {
-        kvm,
-        vm: mut new_vm,
-    } = control.take_vm().map_err(BuildError::Vm)?;
+    // What needs no VM comes first: meanwhile the control thread makes it.
     let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
     ram.exclude_from_core_dumps();
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
+    let EmptyVm {
+        kvm,
+        vm: mut new_vm,
+    } = control.take_vm().map_err(BuildError::Vm)?;
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
         .add_control_page(control_page.mapping())
@@ -146,6 +147,7 @@ pub fn boot(
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
+    control.confine();
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     let output = GuestOutput::stdout();
     let around = Around {

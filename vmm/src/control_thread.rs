@@ -7,9 +7,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -64,9 +65,14 @@ pub struct ControlThread {
     vm: Receiver<Result<EmptyVm, VmError>>,
     tasks: Sender<Task>,
     wake: Arc<EventFd>,
+    /// Whether it was asked to hold itself to its list.
+    is_confined: AtomicBool,
     /// Its answer, until it was looked at.
     confined: Mutex<Option<Receiver<Result<(), ConfineError>>>>,
 }
+
+/// How long the main thread waits for the VM without sleeping: as long as KVM needs for it.
+const AWAKE_MAX: Duration = Duration::from_micros(400);
 
 /// Stack of the thread: the deepest path is a save, some tens of KiB.
 const STACK_BYTES: usize = 512 << 10;
@@ -111,6 +117,7 @@ impl ControlThread {
             vm,
             tasks,
             wake,
+            is_confined: AtomicBool::new(false),
             confined: Mutex::new(None),
         })
     }
@@ -124,12 +131,30 @@ impl ControlThread {
             return make_vm(&self.kvm_path);
         }
         // There is one of its; after a machine that could not be built, the next is made here.
-        self.vm.recv().unwrap_or_else(|_| make_vm(&self.kvm_path))
+        self.wait_for_vm()
+            .unwrap_or_else(|| make_vm(&self.kvm_path))
+    }
+
+    /// What the thread has made. It is about to be done: whoever sleeps until then is woken up later than that.
+    fn wait_for_vm(&self) -> Option<Result<EmptyVm, VmError>> {
+        let began = Instant::now();
+        while began.elapsed() < AWAKE_MAX {
+            match self.vm.try_recv() {
+                Ok(made) => return Some(made),
+                Err(TryRecvError::Disconnected) => return None,
+                // Another thread that waits for this CPU goes first, the one that makes the VM among them.
+                Err(TryRecvError::Empty) => thread::yield_now(),
+            }
+        }
+        self.vm.recv().ok()
     }
 
     /// Has the thread hold itself to its list of system calls, once it is known which: it does so while others prepare the
-    /// machine.
+    /// machine. Once is enough.
     pub fn confine(&self) {
+        if self.is_confined.swap(true, Ordering::SeqCst) {
+            return;
+        }
         let (reply, confined) = channel();
         *lock(&self.confined) = Some(confined);
         self.tell(Task::Confine(reply));
@@ -140,6 +165,7 @@ impl ControlThread {
     /// # Errors
     /// [`ConfineError`].
     pub fn wait_confined(&self) -> Result<(), ConfineError> {
+        self.confine();
         let asked = lock(&self.confined).take();
         // A thread that is gone takes the process with it.
         asked.map_or(Ok(()), |confined| confined.recv().unwrap_or(Ok(())))

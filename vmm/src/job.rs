@@ -195,7 +195,6 @@ fn build_and_run(
     control: &ControlThread,
 ) -> Result<Infallible, RunError> {
     job.confinement.choose(None)?;
-    control.confine();
     let at_ready = job
         .save
         .as_ref()

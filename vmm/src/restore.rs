@@ -46,15 +46,16 @@ pub fn restore(
     site: Site<'_>,
 ) -> Result<Machine, BuildError> {
     let (control, stamps) = (site.control, Arc::clone(&site.stamps));
+    // What needs no VM comes first: meanwhile the control thread makes it.
+    let ram = map_ram(saved, memory)?;
+    let on_failure = ram.discard_unless_kept();
+    let control_page = make_control_page(&config)?;
+    stamps.mark("memory mapped");
     let EmptyVm {
         kvm,
         vm: mut new_vm,
     } = control.take_vm().map_err(BuildError::Vm)?;
     stamps.mark("vm");
-    let ram = map_ram(saved, memory)?;
-    let on_failure = ram.discard_unless_kept();
-    let control_page = make_control_page(&config)?;
-    stamps.mark("memory mapped");
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
         .add_control_page(control_page.mapping())
@@ -63,6 +64,8 @@ pub fn restore(
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
+    // Not before: a new memory slot waits for a thread of the kernel, which would wait for a CPU.
+    control.confine();
     stamps.mark("vcpus created");
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
