@@ -25,8 +25,9 @@ const DATA_PAGES: usize = 32;
 const BUFFERS_AT: usize = 16 * PAGE_BYTES;
 /// Number of those, a page each.
 const BUFFERS: u16 = 8;
-/// Packets and frames of others that are passed over.
-const OTHERS_MAX: usize = 64;
+/// Packets and frames of others that are passed over. The metadata service alone may have 64 frames waiting for its half-open
+/// connections, which go before what the host says.
+const OTHERS_MAX: usize = 256;
 /// Times that the host is asked for its address.
 const QUESTIONS_MAX: usize = 4;
 
