@@ -15,4 +15,5 @@ pub mod host;
 pub mod offer;
 pub mod request;
 pub mod runtime;
+pub mod template;
 pub mod timings;

@@ -16,6 +16,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lightv-api-client", &["lightv-api", "lightv-contract"]),
     // hyper and tokio, away from the start path: docs/adr/0012-rest-server.md.
     ("lightv-api-server", &["lightv-api", "lightv-contract"]),
+    // JSON and descriptors between our processes: no threads, no runtime.
+    ("lightv-packet", &[]),
+    // The host's side of a template, and of nothing else of the monitor: docs/adr/0021-template.md.
+    (
+        "lightv-pool",
+        &["lightv-api", "lightv-contract", "lightv-packet"],
+    ),
     ("lightv-devices", &["lightv-contract"]),
     // Root file systems from folders, archives and OCI images (docs/adr/0010-linux-images.md).
     ("lightv-rootfs", &["lightv-contract"]),
@@ -27,9 +34,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lightv-api-server",
             "lightv-contract",
             "lightv-devices",
+            "lightv-packet",
         ],
     ),
-    ("lightv-bench", &["lightv-api", "lightv-workloads"]),
+    (
+        "lightv-bench",
+        &["lightv-api", "lightv-pool", "lightv-workloads"],
+    ),
     // The monitor for `lightv run` alone: docs/adr/0007-run-is-the-monitor.md.
     (
         "lightv",
@@ -42,7 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lightv-vmm",
         ],
     ),
-    ("lightv-tests", &["lightv-api"]),
+    ("lightv-tests", &["lightv-api", "lightv-pool"]),
     ("xtask", &["lightv-rootfs"]),
 ];
 
