@@ -50,6 +50,17 @@ pub struct Cli {
     /// Print memory, threads and open files of a running VM, as JSON.
     #[arg(long, value_name = "PID", group = "job")]
     inspect_pid: Option<u32>,
+    /// Make VMs of this image for a pool, which orders them by standard input (docs/pool.md).
+    #[arg(long, value_name = "IMAGE", group = "job", conflicts_with_all = [
+        "id", "save", "record_working_set", "no_software_kvm_options", "tty", "timings", "started_at_ns", "api_sock",
+        "metadata", "mmds_size_limit", "http_api_max_payload_size", "start_time_us", "start_time_cpu_us",
+        "parent_cpu_time_us", "boot_timer", "landlock_rules", "log_path", "level", "module", "show_level",
+        "show_log_origin", "log_format", "metrics_path",
+    ])]
+    template: Option<PathBuf>,
+    /// The VMs of the template can serve the REST API: each has two threads more.
+    #[arg(long, requires = "template")]
+    template_api: bool,
     /// Name of the VM: 1–64 letters, digits and `-`.
     #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
     id: String,
@@ -126,6 +137,7 @@ Examples:
   lightv-vmm --config vm.json --jail
   lightv-vmm --restore vm.lv --jail --jail-uid 1007 --jail-gid 1007 --jail-netns /run/netns/vm7
   lightv-vmm --api-sock vm.sock --jail --jail-ro /srv/kernels --jail-rw /srv/vm7
+  lightv-vmm --template vm.lv --vsock /run/user/1000/vm-{pid}.sock
 
 Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidden system call; 152 bad configuration or image;
 153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
@@ -169,6 +181,21 @@ pub enum Job {
     CheckHost,
     /// Print what a VM's process takes.
     InspectPid(u32),
+    /// Make machines for a pool.
+    Template(Box<TemplateJob>),
+}
+
+/// Machines that are made for a pool.
+#[derive(Debug, Clone)]
+pub struct TemplateJob {
+    /// The image.
+    pub image: PathBuf,
+    /// What is changed of its configuration.
+    pub overrides: Overrides,
+    /// How machines are confined.
+    pub confinement: Confinement,
+    /// They can serve the REST API.
+    pub has_api: bool,
 }
 
 /// A server of the REST API.
@@ -321,6 +348,14 @@ impl Cli {
         if let Some(pid) = self.inspect_pid {
             return Some(Job::InspectPid(pid));
         }
+        if let Some(image) = &self.template {
+            return Some(Job::Template(Box::new(TemplateJob {
+                image: image.clone(),
+                overrides: self.overrides(),
+                confinement: self.api.confinement(),
+                has_api: self.template_api,
+            })));
+        }
         let api = self.api.job(self.is_firecracker);
         let id = self.id.clone();
         let outputs = self.outputs.outputs();
@@ -338,9 +373,27 @@ impl Cli {
         }
     }
 
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            is_from_api: false,
+            disks: with_paths(self.disk.clone()),
+            deltas: with_paths(self.delta.clone()),
+            nets: self.net.clone(),
+            vsock: self.vsock.clone(),
+            env: self.env.clone(),
+            args: self.args.clone(),
+            cpu: None,
+            memory_mib: self.memory,
+            vcpus: self.vcpus,
+            append: self.append.clone(),
+            no_software_kvm_options: self.no_software_kvm_options,
+        }
+    }
+
     fn into_run(self) -> Option<RunJob> {
         let metadata = self.api.metadata_file();
         let confinement = self.api.confinement();
+        let overrides = self.overrides();
         let origin = match (
             self.config.or(self.api.config_file),
             self.restore,
@@ -352,20 +405,6 @@ impl Cli {
             _ => return None,
         };
         let by_us = self.api.start_time_us.map(|us| us.saturating_mul(1000));
-        let overrides = Overrides {
-            is_from_api: false,
-            disks: with_paths(self.disk),
-            deltas: with_paths(self.delta),
-            nets: self.net,
-            vsock: self.vsock,
-            env: self.env,
-            args: self.args,
-            cpu: None,
-            memory_mib: self.memory,
-            vcpus: self.vcpus,
-            append: self.append,
-            no_software_kvm_options: self.no_software_kvm_options,
-        };
         let moment = match self.save_at {
             SaveAt::Ready => SaveMoment::Ready,
             SaveAt::Signal => SaveMoment::Signal,
@@ -482,9 +521,33 @@ mod tests {
     }
 
     #[test]
+    fn a_template_has_what_all_its_machines_have_in_common() {
+        let args = [
+            "--template",
+            "a.lv",
+            "--template-api",
+            "--vsock",
+            "{pid}",
+            "--",
+            "x",
+        ];
+        let Ok(Some(Job::Template(found))) = job(&args) else {
+            panic!("refused");
+        };
+        assert_eq!(found.image, PathBuf::from("a.lv"));
+        assert!(found.has_api);
+        assert_eq!(found.overrides.vsock, Some("{pid}".into()));
+        assert_eq!(found.overrides.args, Some(vec!["x".to_owned()]));
+    }
+
+    #[test]
     fn two_jobs_or_half_a_pair_are_refused() {
         for args in [
-            &["--restore", "a", "--config", "b"][..],
+            &["--template", "a", "--restore", "b"][..],
+            &["--template", "a", "--id", "b"],
+            &["--template", "a", "--save", "b"],
+            &["--restore", "a", "--template-api"],
+            &["--restore", "a", "--config", "b"],
             &["--restore", "a", "--net", "eth0="],
             &["--restore", "a", "--net", "=tap"],
             &["--restore", "a", "--id", "a_b"],

@@ -11,7 +11,6 @@ use crate::arch::host::board::BoardFacts;
 use crate::arch::host::boot_params::{self, BootFacts, BootParamsError};
 use crate::arch::host::boot_tables::{self, WriteTablesError};
 use crate::arch::host::cpu_template::{CpuTemplate, CpuTemplateError};
-use crate::arch::host::generation::WriteGenerationError;
 use crate::arch::host::msr::{self, MsrError};
 use crate::arch::host::rng_seed::{self, WriteSeedError};
 use crate::arch::host::start_state::{self, Entry, StartStateError};
@@ -19,7 +18,7 @@ use crate::arch::host::{cpuid, layout, linux_kernel, software_kvm};
 use crate::bus::{Bus, PortDevices};
 use crate::cmdline::{self, CmdlineTooLong};
 use crate::config::{BootConfig, MachineConfig, RootBy};
-use crate::control_page::{ControlPage, ControlPageFailure, RunFacts};
+use crate::control_page::{ControlPage, ControlPageFailure};
 use crate::control_thread::{ControlThread, EmptyVm};
 use crate::device_set::{Around, DeviceSet, DeviceSetError, HeldBackends, HostSide, make_ports};
 use crate::event::event_channel;
@@ -31,6 +30,7 @@ use crate::serial_out::SerialOut;
 use crate::snapshot::served::ServeMemoryError;
 use crate::stamps::{Stamps, Step};
 use crate::sys::cpu;
+use crate::tell_run::{GuestClock, TellRunError, run_facts};
 use crate::vm::VmError;
 
 /// Why a machine could not be built. Nothing is left behind.
@@ -61,7 +61,7 @@ pub enum BuildError {
     #[error(transparent)]
     BootTables(WriteTablesError),
     #[error(transparent)]
-    Generation(WriteGenerationError),
+    Tell(TellRunError),
     #[error(transparent)]
     Seed(WriteSeedError),
     #[error(transparent)]
@@ -90,6 +90,7 @@ impl BuildError {
             Self::Devices(cause) => cause.is_bad_config(),
             Self::Kernel(_) | Self::Cmdline(_) | Self::Vcpu { .. } | Self::VmState(_) => true,
             Self::ControlPage(cause) => cause.is_bad_config(),
+            Self::Tell(cause) => cause.is_bad_config(),
             Self::CpuTemplate(cause) => cause.is_bad_config(),
             _ => false,
         }
@@ -189,6 +190,7 @@ pub fn boot(
         receiver,
         page_log: None,
         restores: 0,
+        watches_generation: false,
         boot_files: files,
         stamps,
     })
@@ -346,47 +348,4 @@ fn set_boot_state(
         }
     }
     Ok(())
-}
-
-/// The guest's time stamp counter.
-#[derive(Debug, Clone, Copy)]
-pub struct GuestClock {
-    /// Its frequency in kHz, 0 if unknown.
-    pub khz: u32,
-    /// Its value now.
-    pub value: u64,
-}
-
-impl GuestClock {
-    /// The counter of `vcpu`, as KVM has it: what was set need not be what runs.
-    #[must_use]
-    pub fn of(vcpu: Option<&VcpuFd>) -> Self {
-        Self {
-            khz: vcpu.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
-            value: vcpu
-                .and_then(|vcpu| msr::get(vcpu, msr::TSC).ok().flatten())
-                .unwrap_or(0),
-        }
-    }
-}
-
-/// What this run is told by the control device.
-#[must_use]
-pub fn run_facts(
-    config: &MachineConfig,
-    restores: u64,
-    clock: GuestClock,
-    is_tty: bool,
-) -> RunFacts {
-    RunFacts {
-        restores,
-        vcpus: config.vcpus(),
-        ram_bytes: config.ram_bytes(),
-        tsc_khz: clock.khz,
-        tsc: clock.value,
-        args: config.args().to_vec(),
-        env: config.env(),
-        is_tty,
-        agent: config.agent_json(),
-    }
 }

@@ -21,7 +21,7 @@ use crate::limits;
 use crate::machine::Machine;
 use crate::outputs::{OutputError, Outputs};
 use crate::overrides::Overrides;
-use crate::restore::{MemorySource, restore};
+use crate::restore::{MemorySource, prepare, restore};
 use crate::save::ensure_target;
 use crate::snapshot::memory_file::{self, MemoryLayer, OpenMemoryError};
 use crate::snapshot::saved::{SavedMachine, take_boot_files};
@@ -290,16 +290,7 @@ impl Builder<'_> {
         memory: MemorySource<'_>,
         overrides: Overrides,
     ) -> Result<Machine, PrepareError> {
-        let mut spec = saved.manifest.config.clone();
-        overrides
-            .apply(&mut spec, true)
-            .map_err(PrepareError::Config)?;
-        let config = self.prove(spec)?;
-        if config.ram_bytes() != saved.manifest.ram_bytes {
-            return Err(PrepareError::Image(
-                image.contents_error("manifest[0]", "contradicts itself about RAM"),
-            ));
-        }
+        let config = restored_config(image, saved, overrides, |spec| self.prove(spec))?;
         self.site.stamps.step(Step::ImageLoad);
         restore(config, saved, memory, self.site.clone()).map_err(PrepareError::Build)
     }
@@ -314,8 +305,7 @@ impl Builder<'_> {
 
     /// A save that cannot succeed is refused before the guest runs.
     fn prove(&self, spec: VmSpec) -> Result<MachineConfig, PrepareError> {
-        let config = MachineConfig::prove(spec, process::host_memory_bytes())
-            .map_err(PrepareError::Config)?;
+        let config = prove_spec(spec)?;
         if self.site.host.is_tty && !config.console() {
             return Err(PrepareError::NoConsole);
         }
@@ -324,6 +314,82 @@ impl Builder<'_> {
         }
         Ok(config)
     }
+}
+
+/// An image whose snapshot is proved and decoded once, for machines that are made of it later. Its file is held: another one
+/// by its name changes nothing.
+#[derive(Debug)]
+pub struct Restorable {
+    saved: SavedMachine,
+    memory: MemoryLayer,
+    config: MachineConfig,
+}
+
+impl Restorable {
+    /// Opens the image at `path`, whose configuration is changed by `overrides`.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn open(path: &Path, overrides: Overrides) -> Result<Self, PrepareError> {
+        let mut image = Image::open(path).map_err(PrepareError::Image)?;
+        let saved = SavedMachine::decode(&mut image).map_err(PrepareError::Image)?;
+        if saved.memory_file.is_some() {
+            return Err(PrepareError::MemoryApart { path: path.into() });
+        }
+        let config = restored_config(&image, &saved, overrides, prove_spec)?;
+        let memory = MemoryLayer {
+            file: Arc::clone(image.file()),
+            runs: saved.runs.clone(),
+        };
+        Ok(Self {
+            saved,
+            memory,
+            config,
+        })
+    }
+
+    /// What its machines are.
+    #[must_use]
+    pub const fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// A machine, as far as it is the same for all runs. `config` is [`Self::config`], with other paths.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn prepare(&self, config: MachineConfig, site: Site<'_>) -> Result<Machine, PrepareError> {
+        let memory = MemorySource::Layers(std::slice::from_ref(&self.memory));
+        prepare(config, &self.saved, memory, site).map_err(PrepareError::Build)
+    }
+}
+
+/// The configuration of a snapshot, changed by `overrides` and proved by `prove`.
+fn restored_config(
+    image: &Image,
+    saved: &SavedMachine,
+    overrides: Overrides,
+    prove: impl FnOnce(VmSpec) -> Result<MachineConfig, PrepareError>,
+) -> Result<MachineConfig, PrepareError> {
+    let mut spec = saved.manifest.config.clone();
+    overrides
+        .apply(&mut spec, true)
+        .map_err(PrepareError::Config)?;
+    let config = prove(spec)?;
+    if config.ram_bytes() != saved.manifest.ram_bytes {
+        return Err(PrepareError::Image(
+            image.contents_error("manifest[0]", "contradicts itself about RAM"),
+        ));
+    }
+    Ok(config)
+}
+
+/// Proves `spec` on this host.
+///
+/// # Errors
+/// [`PrepareError::Config`].
+pub fn prove_spec(spec: VmSpec) -> Result<MachineConfig, PrepareError> {
+    MachineConfig::prove(spec, process::host_memory_bytes()).map_err(PrepareError::Config)
 }
 
 /// What a machine that comes from `origin` is configured with, changed by `overrides`: for whoever has to know before it is

@@ -266,6 +266,17 @@ impl MachineConfig {
         }
     }
 
+    /// This run has other arguments, if there are `args`, and `env` in its environment, added or replaced by name.
+    pub fn set_run(&mut self, args: Option<Vec<String>>, env: Vec<(String, String)>) {
+        if args.is_some() || !env.is_empty() {
+            let run = self.spec.run.get_or_insert_default();
+            run.env.extend(env);
+            if let Some(args) = args {
+                run.args = args;
+            }
+        }
+    }
+
     /// What is booted, if the configuration says so.
     #[must_use]
     pub const fn boot(&self) -> Option<&BootConfig> {

@@ -17,6 +17,7 @@ mod orders;
 mod phase;
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ use crate::poller::{PollError, Poller, Token};
 use crate::runtime_dir;
 use crate::sandbox::{ConfineError, violation};
 use crate::save::SaveError;
+use crate::seat::{BeginError, PoolLink, PoolSays};
 use crate::snapshot::vcpu_state::VcpuStateError;
 use crate::sys::process;
 use crate::sys::signal::{self, SignalFd};
@@ -138,6 +140,9 @@ pub enum ControlError {
     /// It could not be confined.
     #[error(transparent)]
     Confine(ConfineError),
+    /// A machine of a pool could not begin its work.
+    #[error(transparent)]
+    Begin(BeginError),
 }
 
 /// What the loop takes over from the time before there was a machine.
@@ -149,6 +154,8 @@ pub struct Inherited {
     pub save_is_wanted: bool,
     /// Of a run with a terminal: the terminal, and who waits for us.
     pub leash: Option<Leash>,
+    /// Of a machine of a pool: the pool.
+    pub pool: Option<PoolLink>,
 }
 
 /// Runs a machine until it ends. Its devices start here, while its vCPUs may be running already: what they ask of the
@@ -170,6 +177,7 @@ pub fn run(
         signals,
         save_is_wanted,
         leash,
+        pool,
     } = inherited;
     let mut poller =
         Poller::new(machine.receiver.wake_fd(), &signals).map_err(ControlError::Poll)?;
@@ -179,6 +187,10 @@ pub fn run(
         .map_err(ControlError::Poll)?;
     if !is_paused {
         machine.devices.resume();
+    }
+    if let Some(pool) = &pool {
+        let watched = poller.watch(pool.as_fd().as_raw_fd(), Token::Pool);
+        watched.map_err(ControlError::Poll)?;
     }
     if let Some(leash) = &leash {
         // Without it keys come by the line, and nothing else is wrong.
@@ -195,6 +207,7 @@ pub fn run(
         has_start_pages: true,
         began: Instant::now(),
         leash,
+        pool,
         told_to_end: None,
         waiting: VecDeque::new(),
     };
@@ -225,6 +238,8 @@ struct Control {
     began: Instant,
     /// Of a run with a terminal, until it is detached.
     leash: Option<Leash>,
+    /// Of a machine of a pool, until the pool is gone.
+    pool: Option<PoolLink>,
     /// When the agent was told SIGTERM.
     told_to_end: Option<Instant>,
     /// Orders that came while vCPUs were on their way out of the guest.
@@ -282,6 +297,7 @@ impl Control {
         match token {
             Token::Events => self.serve_events(),
             Token::Signals => self.serve_signals(),
+            Token::Pool => self.serve_pool(),
             Token::Queue { device, queue } => {
                 self.machine.devices.process_queue(device, queue);
                 self.note_first_output();
@@ -339,6 +355,17 @@ impl Control {
         }
         // Signals and other devices have their turn, however busy the guest keeps us.
         self.machine.receiver.wake();
+        None
+    }
+
+    fn serve_pool(&mut self) -> Option<Ending> {
+        let pool = self.pool.take()?;
+        match pool.look() {
+            PoolSays::Nothing => self.pool = Some(pool),
+            PoolSays::End => return Some(Ending::by_signal(libc::SIGHUP)),
+            // It is watched, so this cannot fail.
+            PoolSays::Gone => drop(self.poller.unwatch(pool.as_fd().as_raw_fd())),
+        }
         None
     }
 

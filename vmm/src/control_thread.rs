@@ -5,6 +5,7 @@
 //! (docs/adr/0006-main-thread-is-vcpu-0.md). Meanwhile it serves signals, so that they end the process at any moment.
 
 use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -20,10 +21,11 @@ use crate::confinement;
 use crate::control::{self, ControlError, Ending, Inherited, SavePlan};
 use crate::foreground::Leash;
 use crate::lock::lock;
-use crate::machine::Running;
+use crate::machine::{Machine, Running};
 use crate::poller::{Poller, Token};
 use crate::report;
 use crate::sandbox::{self, ConfineError, Rules, ThreadKind, violation};
+use crate::seat::{PoolLink, Seat, Work};
 use crate::sys::signal::{self, SignalFd};
 use crate::vm::{NewVm, VmError, open_kvm};
 
@@ -47,6 +49,8 @@ pub struct Assignment {
     pub plan: Option<SavePlan>,
     /// Of a run with a terminal: the terminal, and who waits for us.
     pub leash: Option<Leash>,
+    /// Of a machine of a pool, which waits for its work.
+    pub seat: Option<Seat>,
 }
 
 /// What the thread is told.
@@ -173,6 +177,33 @@ impl ControlThread {
 
     /// Hands a machine over to the loop.
     pub fn assign(&self, assignment: Assignment) {
+        self.orders().assign(assignment);
+    }
+
+    /// The way to the thread alone, for whoever gives away the rest.
+    #[must_use]
+    pub fn orders(&self) -> ControlOrders {
+        ControlOrders {
+            tasks: self.tasks.clone(),
+            wake: Arc::clone(&self.wake),
+        }
+    }
+
+    fn tell(&self, task: Task) {
+        self.orders().tell(task);
+    }
+}
+
+/// The way to the thread.
+#[derive(Debug, Clone)]
+pub struct ControlOrders {
+    tasks: Sender<Task>,
+    wake: Arc<EventFd>,
+}
+
+impl ControlOrders {
+    /// Hands a machine over to the loop.
+    pub fn assign(&self, assignment: Assignment) {
         self.tell(Task::Run(Box::new(assignment)));
     }
 
@@ -204,44 +235,107 @@ impl Waiting {
         loop {
             for token in poller.wait(None).map_err(ControlError::Poll)? {
                 if token == Token::Signals {
-                    match self.signals.next() {
-                        Some(libc::SIGUSR1) => save_is_wanted = true,
-                        // There is no guest yet that could have a driver for it.
-                        Some(libc::SIGPWR) => report::warn(&PressError::NoDrivers),
-                        // The size is asked for when there is a machine.
-                        Some(libc::SIGWINCH) | None => {}
-                        Some(gone) if gone == signal::parent_gone() => {
-                            return Ok(Ending::by_signal(libc::SIGHUP));
-                        }
-                        Some(number) if number == signal::violation() => {
-                            if violation::count() > 0 {
-                                return Ok(Ending::Forbidden);
-                            }
-                        }
-                        Some(signal) => return Ok(Ending::by_signal(signal)),
+                    if let Some(ending) = self.serve_signal(&mut save_is_wanted) {
+                        return Ok(ending);
                     }
-                    continue;
+                } else if let Some(assignment) = self.next_assignment() {
+                    return self.take_over(*assignment, poller, save_is_wanted);
                 }
-                if let Some(assignment) = self.next_assignment() {
-                    let Assignment {
-                        running,
-                        rules,
-                        plan,
-                        leash,
-                    } = *assignment;
-                    if let Some(rules) = rules {
-                        // Before anything of the guest is looked at.
-                        let rules = confinement::with_runtime_folder(rules);
-                        let restricted = sandbox::restrict(ThreadKind::Control, &rules);
-                        restricted.map_err(ControlError::Confine)?;
+            }
+        }
+    }
+
+    /// Serves the next signal, if there is one.
+    fn serve_signal(&self, save_is_wanted: &mut bool) -> Option<Ending> {
+        match self.signals.next()? {
+            libc::SIGUSR1 => {
+                *save_is_wanted = true;
+                None
+            }
+            libc::SIGPWR => {
+                // There is no guest yet that could have a driver for it.
+                report::warn(&PressError::NoDrivers);
+                None
+            }
+            // The size is asked for when there is a machine.
+            libc::SIGWINCH => None,
+            gone if gone == signal::parent_gone() => Some(Ending::by_signal(libc::SIGHUP)),
+            number if number == signal::violation() => {
+                (violation::count() > 0).then_some(Ending::Forbidden)
+            }
+            signal => Some(Ending::by_signal(signal)),
+        }
+    }
+
+    /// Runs a machine, once there is work for it.
+    fn take_over(
+        self,
+        assignment: Assignment,
+        poller: Poller,
+        mut save_is_wanted: bool,
+    ) -> Result<Ending, ControlError> {
+        let Assignment {
+            mut running,
+            rules,
+            plan,
+            leash,
+            seat,
+        } = assignment;
+        let pool = match seat {
+            Some(seat) => {
+                let machine = &mut running.machine;
+                match self.wait_for_work(seat, &poller, machine, &mut save_is_wanted)? {
+                    Ok(pool) => Some(pool),
+                    Err(ending) => return Ok(ending),
+                }
+            }
+            None => None,
+        };
+        if let Some(rules) = rules {
+            // Before anything of the guest is looked at.
+            let rules = confinement::with_runtime_folder(rules);
+            let restricted = sandbox::restrict(ThreadKind::Control, &rules);
+            restricted.map_err(ControlError::Confine)?;
+        }
+        let inherited = Inherited {
+            signals: self.signals,
+            save_is_wanted,
+            leash,
+            pool,
+        };
+        drop(poller);
+        control::run(running, plan, inherited)
+    }
+
+    /// Waits until the machine has work; or its end, if that comes first.
+    fn wait_for_work(
+        &self,
+        mut seat: Seat,
+        poller: &Poller,
+        machine: &mut Machine,
+        save_is_wanted: &mut bool,
+    ) -> Result<Result<PoolLink, Ending>, ControlError> {
+        let pool = seat.as_fd().as_raw_fd();
+        poller
+            .watch(pool, Token::Pool)
+            .map_err(ControlError::Poll)?;
+        seat.tell_ready();
+        loop {
+            for token in poller.wait(None).map_err(ControlError::Poll)? {
+                match token {
+                    Token::Signals => {
+                        if let Some(ending) = self.serve_signal(save_is_wanted) {
+                            return Ok(Err(ending));
+                        }
                     }
-                    let inherited = Inherited {
-                        signals: self.signals,
-                        save_is_wanted,
-                        leash,
-                    };
-                    drop(poller);
-                    return control::run(running, plan, inherited);
+                    Token::Pool => match seat.take_work(machine) {
+                        Work::Begun(pool) => return Ok(Ok(pool)),
+                        Work::None => {}
+                        Work::PoolGone => return Ok(Err(Ending::by_signal(libc::SIGHUP))),
+                        Work::Failed(error) => return Err(ControlError::Begin(error)),
+                    },
+                    // Nobody tells it anything meanwhile.
+                    _ => drop(self.wake.read()),
                 }
             }
         }

@@ -34,12 +34,13 @@ use crate::sys::signal;
 use crate::terminal;
 use crate::vm::KVM_PATH;
 use crate::{
-    at_end, describe, feed, host_check, inspect, jail, metrics, outputs, report, runtime_dir,
+    at_end, describe, feed, host_check, inspect, jail, metrics, outputs, report, runtime_dir, seat,
 };
 
 /// Ends the process at once. vCPU threads are ended in the guest; the kernel takes down VM, mappings, taps.
 pub fn end_process(status: u8) -> ! {
     at_end::run();
+    seat::tell_end(status);
     process::exit_now(status)
 }
 
@@ -244,6 +245,7 @@ fn build_and_run(
         rules,
         plan: job.save,
         leash,
+        seat: None,
     });
     // A proved configuration has at least one vCPU.
     let first = first.ok_or(RunError::NoVcpu)?;

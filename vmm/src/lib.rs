@@ -57,6 +57,7 @@ pub mod restore;
 pub mod runtime_dir;
 pub mod sandbox;
 pub mod save;
+pub mod seat;
 pub mod serial_out;
 pub mod service_manager;
 pub mod sink;
@@ -66,6 +67,8 @@ pub mod starter;
 pub mod stop_text;
 #[allow(unsafe_code)]
 pub mod sys;
+pub mod tell_run;
+pub mod template;
 pub mod terminal;
 pub mod user_net;
 pub mod vcpu;

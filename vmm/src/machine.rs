@@ -47,6 +47,8 @@ pub struct Machine {
     pub receiver: EventReceiver,
     /// Restores that lie between the boot and now.
     pub restores: u64,
+    /// The guest has a driver that looks at the generation ID, and is to be told of another one.
+    pub watches_generation: bool,
     /// Pages as of the last snapshot, if changed ones are tracked.
     pub page_log: Option<PageLog>,
     /// For a save.

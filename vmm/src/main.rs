@@ -11,7 +11,7 @@ use lightv_vmm::args::{self, Cli, JailerCli, Job};
 use lightv_vmm::jail::jailer;
 use lightv_vmm::jail_plan::JailPlan;
 use lightv_vmm::job::Begun;
-use lightv_vmm::{boot_timer, job, report, rest};
+use lightv_vmm::{boot_timer, job, report, rest, template};
 
 fn main() {
     if args::is_jailer(env::args_os().next().as_ref()) {
@@ -67,9 +67,10 @@ fn run(job: Option<Job>, begun: Option<Begun>) -> u8 {
         Some(Job::DescribeSnapshot(path)) => job::describe_snapshot(&path),
         Some(Job::CheckHost) => job::check_host(),
         Some(Job::InspectPid(pid)) => job::inspect_pid(pid),
+        Some(Job::Template(template)) => template::run(*template),
         None => {
             report::say(
-                "nothing to do; give --config, --restore, --boot or --api-sock, or see --help",
+                "nothing to do; give --config, --restore, --boot, --template or --api-sock, or see --help",
             );
             exit::BAD_ARGUMENTS
         }

@@ -16,6 +16,8 @@ pub enum Token {
     Events,
     /// A signal waits.
     Signals,
+    /// The pool that the machine is of has something to say, or is gone.
+    Pool,
     /// The driver rang a queue's doorbell.
     Queue {
         /// Place in the device set.
@@ -40,6 +42,7 @@ impl Token {
         match self {
             Self::Events => 0,
             Self::Signals => 1 << KIND_SHIFT,
+            Self::Pool => 4 << KIND_SHIFT,
             Self::Queue { device, queue } => {
                 (2 << KIND_SHIFT) | ((device as u64) << DEVICE_SHIFT) | queue as u64
             }
@@ -55,6 +58,7 @@ impl Token {
             1 => Some(Self::Signals),
             2 => Some(Self::Queue { device, queue }),
             3 => Some(Self::Backend { device }),
+            4 => Some(Self::Pool),
             _ => None,
         }
     }
@@ -154,7 +158,7 @@ mod tests {
 
     #[test]
     fn every_token_survives_the_way_there_and_back() {
-        let mut tokens = vec![Token::Events, Token::Signals];
+        let mut tokens = vec![Token::Events, Token::Signals, Token::Pool];
         for device in 0..20 {
             tokens.push(Token::Backend { device });
             tokens.extend((0..4).map(|queue| Token::Queue { device, queue }));

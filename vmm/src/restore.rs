@@ -6,10 +6,8 @@ use std::sync::Arc;
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::cpuid::CpuidOrigin;
-use crate::arch::host::{acpi, generation, layout};
-use crate::boot::{
-    BuildError, GuestClock, Site, make_bus, make_control_page, run_facts, serial_writer,
-};
+use crate::arch::host::layout;
+use crate::boot::{BuildError, Site, make_bus, make_control_page, serial_writer};
 use crate::config::MachineConfig;
 use crate::control_thread::EmptyVm;
 use crate::device_set::{Around, DeviceSet, make_ports};
@@ -23,7 +21,7 @@ use crate::snapshot::saved::SavedMachine;
 use crate::snapshot::{irqchip_state, served, vcpu_state};
 use crate::stamps::Step;
 use crate::sys::cpu;
-use crate::vm::Vm;
+use crate::tell_run::{GuestClock, run_facts, tell_run};
 
 /// Where guest memory comes from.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +38,28 @@ pub enum MemorySource<'a> {
 /// # Errors
 /// [`BuildError`].
 pub fn restore(
+    config: MachineConfig,
+    saved: &SavedMachine,
+    memory: MemorySource<'_>,
+    site: Site<'_>,
+) -> Result<Machine, BuildError> {
+    let is_tty = site.host.is_tty;
+    let machine = prepare(config, saved, memory, site)?;
+    let on_failure = machine.ram.discard_unless_kept();
+    let clock = GuestClock::of(machine.vcpus.first());
+    let facts = run_facts(&machine.config, machine.restores, clock, is_tty);
+    tell_run(&machine, facts).map_err(BuildError::Tell)?;
+    machine.stamps.step(Step::Resources);
+    on_failure.keep();
+    Ok(machine)
+}
+
+/// Builds the machine as far as it is the same for all runs: nothing of it is a secret, and its guest is told nothing yet
+/// ([`tell_run`]).
+///
+/// # Errors
+/// [`BuildError`].
+pub fn prepare(
     config: MachineConfig,
     saved: &SavedMachine,
     memory: MemorySource<'_>,
@@ -70,7 +90,6 @@ pub fn restore(
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     irqchip_state::apply(vm.fd(), &saved.vm).map_err(BuildError::VmState)?;
     apply_vcpus(&kvm, &config, &vcpus, saved)?;
-    let is_renewed = renew_generation(&config, &vm, &ram, saved)?;
     stamps.mark("vcpu state");
     let output = GuestOutput::stdout();
     let around = Around {
@@ -90,14 +109,8 @@ pub fn restore(
     let ports = make_ports(&vm, Some(&saved.serial), writer).map_err(BuildError::Devices)?;
     stamps.mark("devices");
     let restores = saved.manifest.restores.saturating_add(1);
-    let clock = GuestClock::of(vcpus.first());
-    let facts = run_facts(&config, restores, clock, site.host.is_tty);
-    control_page.tell(facts).map_err(BuildError::ControlPage)?;
     let bus = make_bus(&devices, ports, output, &ram, &stamps);
-    if is_renewed {
-        bus.add_event(acpi::event::GENERATION);
-    }
-    stamps.step(Step::Resources);
+    let watches_generation = watches_generation(&config, saved);
     on_failure.keep();
     Ok(Machine {
         config,
@@ -113,6 +126,7 @@ pub fn restore(
         receiver,
         page_log: None,
         restores,
+        watches_generation,
         boot_files: BootFiles::default(),
         stamps,
     })
@@ -161,24 +175,12 @@ fn apply_vcpus(
     Ok(())
 }
 
-/// Another generation ID, and a word of it by the event device: the first thing that the guest does is to take that
-/// interrupt. A guest without a driver for that device does not look at the ID, and is spared the copy of a page. Gives
-/// whether there is another ID.
+/// Whether the guest is to be told of another generation by the event device: the first thing that it does is to take that
+/// interrupt. A guest without a driver for that device does not look at the ID, and is spared the copy of a page.
 ///
 /// Where the guest's kernel is emulated, its ACPI interpreter takes 30 ms for it, more than all the rest of a start. A
 /// guest whose agent reseeds the kernel before its program goes on can do without.
-fn renew_generation(
-    config: &MachineConfig,
-    vm: &Vm,
-    ram: &GuestRam,
-    saved: &SavedMachine,
-) -> Result<bool, BuildError> {
+fn watches_generation(config: &MachineConfig, saved: &SavedMachine) -> bool {
     let is_for_the_agent = config.has_agent() && !cpu::has_virtualization();
-    if is_for_the_agent || !irqchip_state::is_line_open(&saved.vm, layout::EVENT_GSI) {
-        return Ok(false);
-    }
-    generation::write_fresh(ram.mem()).map_err(BuildError::Generation)?;
-    vm.interrupt_once(layout::EVENT_GSI)
-        .map_err(BuildError::Vm)?;
-    Ok(true)
+    !is_for_the_agent && irqchip_state::is_line_open(&saved.vm, layout::EVENT_GSI)
 }

@@ -25,18 +25,41 @@ pub struct SandboxError {
     cause: io::Error,
 }
 
+impl SandboxError {
+    const fn of_dumps(cause: io::Error) -> Self {
+        let what = "keep its memory to itself (PR_SET_DUMPABLE)";
+        Self { what, cause }
+    }
+}
+
 /// No new privileges by exec; no core files, which would hold what the guest held, and no debugger of the same user. A
 /// forbidden system call ends the process with a word of which one it was.
 ///
 /// # Errors
 /// [`SandboxError`].
 pub fn prepare() -> Result<(), SandboxError> {
+    give_up_privileges()?;
+    process::forbid_dumps().map_err(SandboxError::of_dumps)?;
+    catch_forbidden().map_err(|cause| SandboxError {
+        what: "catch forbidden system calls (SIGSYS)",
+        cause,
+    })
+}
+
+/// What [`prepare`] takes away of a template, whose copies prepare themselves.
+///
+/// # Errors
+/// [`SandboxError`].
+pub fn prepare_template() -> Result<(), SandboxError> {
+    give_up_privileges()?;
+    process::forbid_dumps_of_template().map_err(SandboxError::of_dumps)
+}
+
+fn give_up_privileges() -> Result<(), SandboxError> {
     let failed = |what| move |cause| SandboxError { what, cause };
     process::set_no_new_privileges()
         .map_err(failed("give up new privileges (PR_SET_NO_NEW_PRIVS)"))?;
-    process::forbid_core_files().map_err(failed("forbid core files (RLIMIT_CORE)"))?;
-    process::forbid_dumps().map_err(failed("keep its memory to itself (PR_SET_DUMPABLE)"))?;
-    catch_forbidden().map_err(failed("catch forbidden system calls (SIGSYS)"))
+    process::forbid_core_files().map_err(failed("forbid core files (RLIMIT_CORE)"))
 }
 
 /// Has a forbidden system call end the process with a word of which one it was.

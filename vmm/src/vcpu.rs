@@ -98,7 +98,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn open(&self) {
+    /// Lets those in who wait, and who will come.
+    pub fn open(&self) {
         *lock(&self.is_open) = true;
         self.opened.notify_all();
     }
@@ -203,6 +204,17 @@ impl Vcpu {
     /// [`ConfineError`].
     pub fn confine(&self) -> Result<(), ConfineError> {
         sandbox::confine(ThreadKind::Vcpu, Some(self.id))
+    }
+
+    /// Waits at `start`, and then runs: vCPU 0 of a machine that was ready before there was work for it. The guest sees that
+    /// time has passed, as after a pause.
+    pub fn run_from(self, start: &Gate) -> ! {
+        start.wait();
+        // Before the others, which wait for this one: all find the clock as it is now.
+        self.context.control_page.refresh_clock(self.fd);
+        // As after a pause.
+        let _ = self.fd.kvmclock_ctrl();
+        self.run()
     }
 
     /// Runs until the process ends, on a thread that is confined.

@@ -299,6 +299,17 @@ fn open_network(net: &NetConfig, held: Option<&HeldBackends>) -> Result<Backend,
 /// The standard streams as the console's. Of a run with a terminal they are the terminal's; else there is no terminal, and
 /// what a guest's kernel prints to it goes where the serial port's text goes.
 fn open_console(host: HostSide, output: &GuestOutput) -> Result<Console, DeviceSetError> {
+    let console = Console::new(CONSOLE_ID.to_owned(), open_streams(host, output)?);
+    let mut console = console.map_err(DeviceSetError::Streams)?;
+    console.hold_input(host.is_input_held);
+    Ok(console)
+}
+
+/// The standard streams as they are now.
+pub(super) fn open_streams(
+    host: HostSide,
+    output: &GuestOutput,
+) -> Result<Streams, DeviceSetError> {
     let losses = output.clone();
     let on_lost: OnLost = Arc::new(move |cause| losses.note(cause));
     let open = |fd: &dyn AsFd| Output::open(fd.as_fd(), Arc::clone(&on_lost));
@@ -309,17 +320,14 @@ fn open_console(host: HostSide, output: &GuestOutput) -> Result<Console, DeviceS
         } else {
             (None, input, open(&io::stderr())?, TerminalSize::default())
         };
-        let streams = Streams {
+        Ok(Streams {
             terminal,
             terminal_output,
             stdin,
             stdout: open(&io::stdout())?,
             stderr: open(&io::stderr())?,
             size,
-        };
-        let mut console = Console::new(CONSOLE_ID.to_owned(), streams)?;
-        console.hold_input(host.is_input_held);
-        Ok(console)
+        })
     };
     make().map_err(DeviceSetError::Streams)
 }

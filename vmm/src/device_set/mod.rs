@@ -199,6 +199,17 @@ impl DeviceSet {
             })
     }
 
+    /// Connects the console, if there is one, to the standard streams, which have become others. Its driver does not work yet.
+    ///
+    /// # Errors
+    /// [`DeviceSetError`].
+    pub fn reopen_console(&mut self, output: &GuestOutput) -> Result<(), DeviceSetError> {
+        if let Some(console) = self.console() {
+            console.replace_streams(make::open_streams(HostSide::default(), output)?);
+        }
+        Ok(())
+    }
+
     /// Whether the guest has given bytes to the console.
     #[must_use]
     pub fn has_console_output(&self) -> bool {

@@ -39,6 +39,7 @@ use crate::orders::{BalloonOrder, Order, SnapshotTarget};
 use crate::outputs;
 use crate::overrides::Overrides;
 use crate::sandbox::ConfineError;
+use crate::seat::ApiWork;
 use crate::serial_out::SerialOut;
 use crate::snapshot::page_log::PageLog;
 use crate::stamps::{Stamps, TimingsSink};
@@ -111,6 +112,15 @@ impl Monitor {
         }
     }
 
+    /// Of a machine that runs already.
+    pub(super) fn of_running(control: ControlThread, work: &ApiWork) -> Self {
+        Self {
+            mmds: work.mmds.clone(),
+            events: Some(work.events.clone()),
+            ..Self::new(control, &work.id)
+        }
+    }
+
     /// Builds and starts a machine that flags have named. Gives what it is, and its first vCPU, which the caller runs.
     pub(super) fn begin(&mut self, begin: Begin) -> Result<(VmSpec, Vcpu), StartMachineError> {
         let Begin { mut run, main_ns } = begin;
@@ -169,6 +179,7 @@ impl Monitor {
             rules: None,
             plan: None,
             leash: None,
+            seat: None,
         });
         self.events = Some(events);
         Ok(first)

@@ -7,6 +7,7 @@
 //! A machine that is there from the beginning has the main thread as its vCPU 0, as without an API; else the main thread
 //! is the controller.
 
+pub mod late;
 mod machine;
 mod prometheus;
 

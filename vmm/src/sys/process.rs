@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::process::Resource;
@@ -57,6 +58,14 @@ pub fn forbid_dumps() -> io::Result<()> {
     if let Ok(file) = File::open("/proc/self/pagemap") {
         let _ = PAGE_MAP.set(file);
     }
+    forbid_dumps_of_template()
+}
+
+/// The same for a process that has no machine of its own: its page map is nobody's business.
+///
+/// # Errors
+/// The kernel's.
+pub fn forbid_dumps_of_template() -> io::Result<()> {
     // SAFETY: integers only.
     let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     if result == 0 {
@@ -200,6 +209,65 @@ pub fn fork() -> io::Result<Forked> {
         0 => Ok(Forked::Child),
         pid if pid > 0 => Ok(Forked::Parent(pid)),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A process that [`fork_sibling`] has made, or is.
+#[derive(Debug)]
+pub enum Sibling {
+    /// We are the new one.
+    New,
+    /// We are the old one.
+    Made {
+        /// Process id of the new one.
+        pid: u32,
+        /// It, for as long as this is held.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Makes a second process that goes on from here and is a child of our parent, not ours (CLONE_PARENT): the parent waits for
+/// it. For a process with one thread.
+///
+/// The C library does not know of it: what it would have done is to set right its locks, which nobody holds, and the number of
+/// the main thread that it keeps for mutexes which one thread may lock twice. That stays the old one's, which is no number of
+/// another thread as long as the old process lives, and is asked for by nothing of ours.
+///
+/// # Errors
+/// The kernel's; `EBUSY` when there are more threads, which would be missing in the new process with all they hold.
+pub fn fork_sibling() -> io::Result<Sibling> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: libc::c_int = -1;
+    let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD;
+    // SAFETY: no memory is shared with the new process (no CLONE_VM), which goes on with copies of this stack and of all else;
+    // this is the only thread, so no lock is held there by a thread that is not in it. `pidfd` is valid for the write.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
+    match pid {
+        0 => Ok(Sibling::New),
+        pid if pid > 0 => {
+            // SAFETY: the kernel has made it for us, and nobody else has its number.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = u32::try_from(pid).unwrap_or(0);
+            Ok(Sibling::Made { pid, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets the process open what `/proc` says of itself once more, until [`forbid_dumps`] forbids it. For a process that is the
+/// copy of one in which it was forbidden.
+///
+/// # Errors
+/// The kernel's.
+pub fn allow_dumps() -> io::Result<()> {
+    // SAFETY: integers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -62,6 +62,22 @@ pub struct Streams {
     pub size: TerminalSize,
 }
 
+impl Streams {
+    fn by_port(self) -> ([Option<Input>; PORTS], [Output; PORTS]) {
+        let (to_agent, from_agent) = (Output::nowhere(), Output::nowhere());
+        (
+            [self.terminal, None, None, None, self.stdin],
+            [
+                self.terminal_output,
+                self.stdout,
+                self.stderr,
+                to_agent,
+                from_agent,
+            ],
+        )
+    }
+}
+
 /// The console.
 #[derive(Debug)]
 pub struct Console {
@@ -98,27 +114,15 @@ impl Console {
     /// # Errors
     /// The kernel's, when there are no descriptors left.
     pub fn new(id: String, streams: Streams) -> io::Result<Self> {
-        let Streams {
-            terminal,
-            terminal_output,
-            stdin,
-            stdout,
-            stderr,
-            size,
-        } = streams;
+        let size = streams.size;
+        let (inputs, outputs) = streams.by_port();
         Ok(Self {
             id,
             config: config::config_space(size),
             counters: Arc::default(),
             table: PortTable::default(),
-            inputs: [terminal, None, None, None, stdin],
-            outputs: [
-                terminal_output,
-                stdout,
-                stderr,
-                Output::nowhere(),
-                Output::nowhere(),
-            ],
+            inputs,
+            outputs,
             size,
             watch: Watch::new()?,
             is_input_held: false,
@@ -138,6 +142,12 @@ impl Console {
             self.table.size_changed();
         }
         Ok(self)
+    }
+
+    /// Has other streams from now on, but no other size. It is idle, so that none of the old ones is watched.
+    pub fn replace_streams(&mut self, streams: Streams) {
+        debug_assert!(self.active.is_none(), "an active console");
+        (self.inputs, self.outputs) = streams.by_port();
     }
 
     /// Reads no stream while `is_held`: what is typed or piped in belongs to the machines that are restored from this
