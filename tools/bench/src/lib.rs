@@ -13,6 +13,7 @@ pub mod disk;
 pub mod guest;
 pub mod net;
 pub mod plot;
+pub mod pool;
 pub mod process;
 pub mod report;
 pub mod start;

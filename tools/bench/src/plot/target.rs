@@ -47,6 +47,7 @@ pub(super) fn of(case: &Case) -> Option<Target> {
     match (name, case.unit.as_str()) {
         ("run", "us") => target(Of::P50, Side::AtMost, 2500.0),
         ("cold", "us") => target(Of::P50, Side::AtMost, 10_000.0),
+        ("pool.1", "us") => target(Of::P50, Side::AtMost, 500.0),
         ("net.rr", "us") => target(Of::P50, Side::AtMost, 150.0),
         (_, "MB/s") if name.starts_with("net.tcp.") => target(Of::Ratio, Side::AtLeast, 0.5),
         (_, "MB/s") if name.starts_with("disk.") && name.ends_with(".qd32") => {

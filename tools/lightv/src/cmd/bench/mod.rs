@@ -7,6 +7,7 @@ mod density;
 mod disk;
 mod net;
 mod output;
+mod pool;
 mod sides;
 mod start;
 mod vsock;
@@ -27,6 +28,7 @@ use lightv_bench::disk::DiskBenchError;
 use lightv_bench::guest::GuestError;
 use lightv_bench::net::PlaceError;
 use lightv_bench::plot::PlotError;
+use lightv_bench::pool::PoolBenchError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
 use lightv_bench::two_sided::TransferError;
@@ -59,6 +61,7 @@ enum Bench {
     Vsock(vsock::VsockArgs),
     Density(density::DensityArgs),
     Churn(churn::ChurnArgs),
+    Pool(pool::PoolArgs),
 }
 
 /// Why there is no result.
@@ -98,6 +101,8 @@ pub(crate) enum BenchError {
     Density(#[from] DensityError),
     #[error(transparent)]
     Churn(#[from] ChurnError),
+    #[error(transparent)]
+    Pool(#[from] PoolBenchError),
     #[error("Cannot watch for signals")]
     Signals(#[source] io::Error),
     #[error("Stopped by signal {signal}")]
@@ -139,6 +144,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Vsock(args) => vsock::run(args),
         Bench::Density(args) => density::run(args),
         Bench::Churn(args) => churn::run(args),
+        Bench::Pool(args) => pool::run(args),
     }
 }
 
