@@ -14,6 +14,7 @@ use crate::args::Origin;
 use crate::boot::{BuildError, Site, boot};
 use crate::config::{BootConfig, ConfigFaults, MachineConfig};
 use crate::image::disk::take_disks;
+use crate::image::manifest::MemoryRunV1;
 use crate::image::read::{Image, OpenImageError};
 use crate::image::write::WriteImageError;
 use crate::kernel::{BootFiles, ReadFileError, read_file};
@@ -352,6 +353,12 @@ impl Restorable {
     #[must_use]
     pub const fn config(&self) -> &MachineConfig {
         &self.config
+    }
+
+    /// Pages that its guests are known to write.
+    #[must_use]
+    pub fn written(&self) -> &[MemoryRunV1] {
+        &self.saved.working_set.written
     }
 
     /// A machine, as far as it is the same for all runs. `config` is [`Self::config`], with other paths.

@@ -21,12 +21,13 @@ use lightv_devices::mmds::Mmds;
 use lightv_packet::{Packet, PacketSocket, ReceiveError};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use crate::arch::host::guest_tsc::GuestTsc;
 use crate::device_set::DeviceSetError;
 use crate::event::EventSender;
 use crate::listen::{ListenError, Purpose, SocketFile, listen};
 use crate::machine::Machine;
 use crate::tell_run::{GuestClock, TellRunError, run_facts, tell_run};
-use crate::vcpu::Gate;
+use crate::vcpu::StartGate;
 use crate::{at_end, limits, report, runtime_dir};
 
 /// Why an assignment is refused.
@@ -92,9 +93,10 @@ pub fn tell_end(status: u8) {
 /// What a machine that waits for work has beside itself.
 pub struct Seat {
     pool: Arc<PacketSocket>,
-    start: Arc<Gate>,
+    start: Arc<StartGate>,
     source: PathBuf,
     tsc_khz: u32,
+    tsc: Option<GuestTsc>,
     api: Option<ServeApi>,
 }
 
@@ -144,16 +146,18 @@ impl Seat {
     /// The kernel's.
     pub fn new(
         pool: Arc<PacketSocket>,
-        start: Arc<Gate>,
+        start: Arc<StartGate>,
         machine: &Machine,
         source: &Path,
     ) -> std::io::Result<Self> {
         pool.set_nonblocking(true)?;
+        let first = machine.vcpus.first();
         Ok(Self {
             pool,
             start,
             source: source.to_owned(),
-            tsc_khz: GuestClock::of(machine.vcpus.first()).khz,
+            tsc_khz: first.and_then(|vcpu| vcpu.get_tsc_khz().ok()).unwrap_or(0),
+            tsc: first.and_then(|vcpu| GuestTsc::of(machine.vm.fd(), vcpu)),
             api: None,
         })
     }
@@ -233,14 +237,17 @@ impl Seat {
         };
         let mut config = machine.config.clone();
         config.set_run(args, env);
-        // vCPU 0 says what time it is, before it runs.
+        let tsc = self.tsc.and_then(|tsc| tsc.now());
         let clock = GuestClock {
             khz: self.tsc_khz,
-            value: 0,
+            value: tsc.unwrap_or(0),
         };
         let facts = run_facts(&config, machine.restores, clock, false);
         tell_run(machine, facts).map_err(RefuseWork::Run)?;
         machine.config = config;
+        if tsc.is_none() {
+            self.start.ask_for_clock();
+        }
         Ok(Accepted {
             id,
             streams,

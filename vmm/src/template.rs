@@ -38,7 +38,7 @@ use crate::sandbox::{self, SandboxError};
 use crate::seat::{self, Seat};
 use crate::stamps::Stamps;
 use crate::sys::process::{self, Sibling};
-use crate::vcpu::Gate;
+use crate::vcpu::{self, StartGate};
 
 /// Name of the process, as `ps` has it.
 const PROCESS_NAME: &CStr = c"lightv-template";
@@ -244,15 +244,16 @@ impl Template {
         };
         let config = self.config_of(std::process::id());
         let config = config.map_err(RunError::Prepare)?;
-        let machine = self
-            .image
-            .prepare(config, site)
-            .map_err(RunError::Prepare)?;
+        let prepared = self.image.prepare(config, site);
+        let mut machine = prepared.map_err(RunError::Prepare)?;
+        if let Some(first) = machine.vcpus.first_mut() {
+            vcpu::warm_up(first, self.image.written());
+        }
         control.wait_confined().map_err(RunError::Confine)?;
         // Clients of the API name more of them later.
         let is_restricted = !self.job.has_api;
         let rules = is_restricted.then(|| rules(&self.job.confinement, &machine.config));
-        let start = Arc::new(Gate::default());
+        let start = Arc::new(StartGate::default());
         let seat = Seat::new(
             Arc::clone(pool),
             Arc::clone(&start),

@@ -24,11 +24,13 @@ use crate::arch::VcpuId;
 use crate::bus::{Bus, Effect, ExitKind};
 use crate::control_page::ControlPage;
 use crate::event::{Event, EventSender, StopReason};
+use crate::image::manifest::MemoryRunV1;
 use crate::lock::lock;
 use crate::sandbox::{self, ConfineError, ThreadKind};
 use crate::snapshot::vcpu_state;
 use crate::stop_text;
-use crate::sys::kvm::ImmediateExit;
+use crate::sys::kvm::{ImmediateExit, pre_fault};
+use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::signal::KickTarget;
 
 /// What the loop tells a parked vCPU.
@@ -98,8 +100,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Lets those in who wait, and who will come.
-    pub fn open(&self) {
+    fn open(&self) {
         *lock(&self.is_open) = true;
         self.opened.notify_all();
     }
@@ -112,6 +113,25 @@ impl Gate {
                 .wait(is_open)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// Where vCPU 0 of a machine waits that is ready before there is work for it.
+#[derive(Debug, Default)]
+pub struct StartGate {
+    gate: Gate,
+    wants_clock: AtomicBool,
+}
+
+impl StartGate {
+    /// vCPU 0 says what time it is before it runs. To be called before [`Self::open`].
+    pub fn ask_for_clock(&self) {
+        self.wants_clock.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets it run.
+    pub fn open(&self) {
+        self.gate.open();
     }
 }
 
@@ -153,6 +173,23 @@ pub fn prepare(id: VcpuId, fd: VcpuFd, context: VcpuContext) -> (Vcpu, VcpuHandl
         },
         handle,
     )
+}
+
+/// Has KVM do in advance what it does when vCPU 0 runs for the first time, by the thread that will run it: a third of the
+/// way from an assignment to the guest's first byte. All of it are hints, and none is guest code. `written` are the pages
+/// that the guest is known to write.
+pub fn warm_up(fd: &mut VcpuFd, written: &[MemoryRunV1]) {
+    for run in written {
+        let _ = pre_fault(fd, run.address, run.bytes);
+    }
+    // Where guest page tables are shadowed, none is mapped, but the memory is got that shadows are made of.
+    let _ = pre_fault(fd, 0, PAGE_BYTES as u64);
+    // Gives EINTR before the guest is entered.
+    fd.set_kvm_immediate_exit(1);
+    let _ = fd.run();
+    fd.set_kvm_immediate_exit(0);
+    // The guest sees it when it runs, as after a pause.
+    let _ = fd.kvmclock_ctrl();
 }
 
 /// Stack of a vCPU thread: the deepest path is a save of its own state, some tens of KiB.
@@ -208,12 +245,12 @@ impl Vcpu {
 
     /// Waits at `start`, and then runs: vCPU 0 of a machine that was ready before there was work for it. The guest sees that
     /// time has passed, as after a pause.
-    pub fn run_from(self, start: &Gate) -> ! {
-        start.wait();
-        // Before the others, which wait for this one: all find the clock as it is now.
-        self.context.control_page.refresh_clock(self.fd);
-        // As after a pause.
-        let _ = self.fd.kvmclock_ctrl();
+    pub fn run_from(self, start: &StartGate) -> ! {
+        start.gate.wait();
+        if start.wants_clock.load(Ordering::Relaxed) {
+            // Before the others, which wait for this one: all find the clock as it is now.
+            self.context.control_page.refresh_clock(self.fd);
+        }
         self.run()
     }
 

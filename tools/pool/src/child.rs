@@ -47,15 +47,13 @@ impl Graves {
     }
 }
 
-/// A process. Dropped, it is waited for by [`Graves::reap`].
+/// A process. Dropped, it is waited for by [`Graves::reap`]; it ends in good order by its socket, which is closed.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
     pidfd: Option<OwnedFd>,
     exit: Option<Exit>,
     graves: Arc<Graves>,
-    /// It has no use without us.
-    pub(crate) is_killed_at_drop: bool,
 }
 
 impl Process {
@@ -65,7 +63,6 @@ impl Process {
             pidfd: Some(pidfd),
             exit: None,
             graves: Arc::clone(graves),
-            is_killed_at_drop: true,
         }
     }
 
@@ -99,10 +96,6 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.is_killed_at_drop {
-            // One that has ended does not get it.
-            let _ = self.signal(Signal::KILL);
-        }
         if let Some(pidfd) = self.pidfd.take() {
             self.graves.lock().push(pidfd);
         }

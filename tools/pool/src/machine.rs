@@ -179,11 +179,10 @@ impl Ready {
         assignment: &Assignment,
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<Running, AssignError> {
-        let Self(mut link) = self;
+        let Self(link) = self;
         let pid = link.pid();
         let sent = link.socket.send(assignment, &stdio);
         sent.map_err(|cause| AssignError { pid, cause })?;
-        link.process.is_killed_at_drop = assignment.ends_with_pool;
         Ok(Running(link))
     }
 }
@@ -258,9 +257,7 @@ impl Running {
     /// After [`News::Refused`]: the machine, which waits for another assignment.
     #[must_use]
     pub fn into_ready(self) -> Ready {
-        let mut link = self.0;
-        link.process.is_killed_at_drop = true;
-        Ready(link)
+        Ready(self.0)
     }
 
     /// Sends its process `signal`; one that has ended does not get it.

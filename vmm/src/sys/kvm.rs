@@ -5,10 +5,14 @@ use std::io;
 use std::os::fd::FromRawFd as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{KVM_MEM_READONLY, KVMIO, kvm_userspace_memory_region, kvm_xsave};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVMIO, kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::GuestAddress;
-use vmm_sys_util::ioctl::{_IOC_NONE, ioctl, ioctl_expr};
+use vmm_sys_util::ioctl::{
+    _IOC_NONE, _IOC_READ, _IOC_WRITE, ioctl, ioctl_expr, ioctl_with_mut_ref,
+};
 
 use super::mapping::Mapping;
 
@@ -73,6 +77,47 @@ pub fn stats_file(vcpu: &VcpuFd) -> io::Result<File> {
     }
     // SAFETY: the kernel has just made this descriptor, for us alone.
     Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Of a VM not among the calls of kvm-ioctls (Documentation/virt/kvm/api.rst, 4.56).
+const KVM_GET_TSC_KHZ: libc::c_ulong = ioctl_expr(_IOC_NONE, KVMIO, 0xa3, 0);
+
+/// Frequency of the time stamp counters of a VM's vCPUs before anybody has set it, in kHz: the host's.
+///
+/// # Errors
+/// The kernel's: before Linux 5.16 only a vCPU can be asked.
+pub fn tsc_khz(vm: &VmFd) -> io::Result<u32> {
+    // SAFETY: the call takes no argument and writes no memory of ours.
+    let khz = unsafe { ioctl(vm, KVM_GET_TSC_KHZ) };
+    u32::try_from(khz).map_err(|_| io::Error::last_os_error())
+}
+
+/// Not among the calls of kvm-ioctls (Documentation/virt/kvm/api.rst, KVM_PRE_FAULT_MEMORY).
+const KVM_PRE_FAULT_MEMORY: libc::c_ulong =
+    ioctl_expr(_IOC_READ | _IOC_WRITE, KVMIO, 0xd5, PRE_FAULT_BYTES);
+#[expect(clippy::cast_possible_truncation, reason = "64 bytes")]
+const PRE_FAULT_BYTES: libc::c_uint = size_of::<kvm_pre_fault_memory>() as libc::c_uint;
+
+/// Has KVM map the guest pages `address..+bytes`, whole pages, as `vcpu` would when it reads them.
+///
+/// # Errors
+/// The kernel's: KVM has no such call before Linux 6.11, and maps nothing where it shadows the guest's page tables; what it
+/// needs for that it has by then.
+pub fn pre_fault(vcpu: &VcpuFd, address: u64, bytes: u64) -> io::Result<()> {
+    let mut range = kvm_pre_fault_memory {
+        gpa: address,
+        size: bytes,
+        ..Default::default()
+    };
+    while range.size > 0 {
+        let before = range.size;
+        // SAFETY: the call reads and writes `range`, which is of the type that it takes, and no other memory of ours.
+        let result = unsafe { ioctl_with_mut_ref(vcpu, KVM_PRE_FAULT_MEMORY, &mut range) };
+        if result < 0 || range.size >= before {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The `immediate_exit` byte of a vCPU's `kvm_run`, reachable from other threads.

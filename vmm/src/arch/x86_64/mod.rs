@@ -7,6 +7,7 @@ pub mod boot_tables;
 pub mod cpu_template;
 pub mod cpuid;
 pub mod generation;
+pub mod guest_tsc;
 pub mod layout;
 pub mod linux_kernel;
 pub mod mptable;
