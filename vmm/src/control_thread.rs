@@ -220,6 +220,12 @@ fn make_vm(kvm_path: &Path) -> Result<EmptyVm, VmError> {
     Ok(EmptyVm { kvm, vm })
 }
 
+/// What a machine of a pool has waited for.
+enum Waited {
+    Work(PoolLink),
+    End(Ending),
+}
+
 /// The thread while there is no machine.
 struct Waiting {
     receiver: Receiver<Task>,
@@ -285,8 +291,8 @@ impl Waiting {
             Some(seat) => {
                 let machine = &mut running.machine;
                 match self.wait_for_work(seat, &poller, machine, &mut save_is_wanted)? {
-                    Ok(pool) => Some(pool),
-                    Err(ending) => return Ok(ending),
+                    Waited::Work(pool) => Some(pool),
+                    Waited::End(ending) => return Ok(ending),
                 }
             }
             None => None,
@@ -314,7 +320,7 @@ impl Waiting {
         poller: &Poller,
         machine: &mut Machine,
         save_is_wanted: &mut bool,
-    ) -> Result<Result<PoolLink, Ending>, ControlError> {
+    ) -> Result<Waited, ControlError> {
         let pool = seat.as_fd().as_raw_fd();
         poller
             .watch(pool, Token::Pool)
@@ -325,13 +331,15 @@ impl Waiting {
                 match token {
                     Token::Signals => {
                         if let Some(ending) = self.serve_signal(save_is_wanted) {
-                            return Ok(Err(ending));
+                            return Ok(Waited::End(ending));
                         }
                     }
                     Token::Pool => match seat.take_work(machine) {
-                        Work::Begun(pool) => return Ok(Ok(pool)),
+                        Work::Begun(pool) => return Ok(Waited::Work(pool)),
                         Work::None => {}
-                        Work::PoolGone => return Ok(Err(Ending::by_signal(libc::SIGHUP))),
+                        Work::PoolGone => {
+                            return Ok(Waited::End(Ending::by_signal(libc::SIGHUP)));
+                        }
                         Work::Failed(error) => return Err(ControlError::Begin(error)),
                     },
                     // Nobody tells it anything meanwhile.

@@ -232,7 +232,6 @@ impl Template {
         process::allow_dumps().map_err(MakeError::Process)?;
         job::name_process();
         let (main_ns, control) = job::begin().into_control()?;
-        control.confine();
         let stamps = Arc::new(Stamps::new("restore", main_ns, None, None));
         let site = Site {
             control: &control,
