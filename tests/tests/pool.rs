@@ -357,6 +357,24 @@ fn a_hundred_rounds_leave_nothing_in_template_and_pool() {
     assert!(pids.is_empty(), "{pids:?}");
 }
 
+/// Name and `Seccomp:` of each thread of a process (proc_pid_status(5)): 2 is a filter. KVM's own are left out.
+fn filters(pid: u32) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let texts = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("a field").trim().to_owned()
+    };
+    let found = texts.map(|text| (field(&text, "Name:"), field(&text, "Seccomp:")));
+    let mut found: Vec<_> = found
+        .filter(|(name, _)| !name.starts_with("kvm-"))
+        .collect();
+    found.sort();
+    found
+}
+
 #[test]
 fn a_machine_with_an_api_is_listed_paused_and_stopped() {
     if !has_kvm() {
@@ -376,7 +394,14 @@ fn a_machine_with_an_api_is_listed_paused_and_stopped() {
         api_socket: Some(socket.clone()),
         ..Assignment::default()
     };
-    let (mut running, reader) = assign(make(&template), &assignment);
+    let ready = make(&template);
+    // All of its threads are held to their lists before it has work.
+    let names = ["api", "api-machine", "control", "lightv-vmm"];
+    assert_eq!(
+        filters(ready.pid()),
+        names.map(|name| (name.to_owned(), "2".to_owned()))
+    );
+    let (mut running, reader) = assign(ready, &assignment);
     // Not tied to the pool, it goes on without.
     assert_eq!(running.wait(DEADLINE).unwrap(), News::Running);
     let api = Api::at(&socket);

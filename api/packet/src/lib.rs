@@ -125,6 +125,9 @@ impl PacketSocket {
             let bytes = bytes.len();
             return Err(SendError::TooLong { bytes });
         }
+        if fds.len() > FDS_MAX {
+            return Err(SendError::TooManyFds { count: fds.len() });
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -175,7 +178,8 @@ impl PacketSocket {
         if length > BYTES_MAX || flags.contains(ReturnFlags::TRUNC) {
             return Err(ReceiveError::TooLong { bytes: length });
         }
-        if flags.contains(ReturnFlags::CTRUNC) {
+        // There is room for one more by alignment.
+        if flags.contains(ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
             return Err(ReceiveError::LostFds);
         }
         let message = serde_json::from_slice(&buffer).map_err(ReceiveError::Json)?;

@@ -87,6 +87,11 @@ struct Host {
 
 /// A console whose terminal is two pipes.
 fn console(size: TerminalSize) -> (Console, Host) {
+    let (streams, host) = streams(size);
+    (Console::new("console".to_owned(), streams).unwrap(), host)
+}
+
+fn streams(size: TerminalSize) -> (Streams, Host) {
     let losses = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&losses);
     let on_lost: OnLost = Arc::new(move |_| {
@@ -120,7 +125,7 @@ fn console(size: TerminalSize) -> (Console, Host) {
         stderr: stderr_reader,
         losses,
     };
-    (Console::new("console".to_owned(), streams).unwrap(), host)
+    (streams, host)
 }
 
 struct Driver {
@@ -159,7 +164,10 @@ impl Driver {
     /// A driver that has made all ports.
     fn new(size: TerminalSize) -> Self {
         let (console, host) = console(size);
-        let mut driver = driver_of(console, host);
+        Self::of(driver_of(console, host))
+    }
+
+    fn of(mut driver: Self) -> Self {
         driver.machine.init();
         assert!(
             driver.messages().is_empty(),
@@ -302,6 +310,21 @@ fn each_port_prints_to_its_own_stream() {
     assert_eq!(read(screen, 6), b"screen");
     assert_eq!(read(stdout, 6), b"stdout");
     assert_eq!(read(stderr, 6), b"stderr");
+}
+
+#[test]
+fn an_idle_console_is_given_other_streams() {
+    let (mut console, mut old) = console(UNKNOWN);
+    let (streams, host) = streams(UNKNOWN);
+    console.replace_streams(streams);
+    let mut driver = Driver::of(driver_of(console, host));
+    let _ = driver.messages();
+    driver.say(u32::try_from(STDIO).unwrap(), event::PORT_OPEN, 1);
+    assert!(driver.print(STDIO, b"new"));
+    assert_eq!(read(&driver.host.stdout, 3), b"new");
+    let mut text = Vec::new();
+    old.stdout.read_to_end(&mut text).unwrap();
+    assert!(text.is_empty());
 }
 
 #[test]
