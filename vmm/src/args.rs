@@ -59,7 +59,10 @@ pub struct Cli {
     ])]
     template: Option<PathBuf>,
     /// The VMs of the template can serve the REST API: each has two threads more.
-    #[arg(long, requires = "template")]
+    #[arg(long, requires = "template", conflicts_with_all = [
+        "config", "config_file", "restore", "boot", "api_sock", "describe", "describe_snapshot", "snapshot_version",
+        "check_host", "inspect_pid",
+    ])]
     template_api: bool,
     /// Name of the VM: 1–64 letters, digits and `-`.
     #[arg(long, default_value = "anonymous-instance", value_parser = parse_id)]
