@@ -5,6 +5,7 @@
 //! own, `lightv-api-server`. The JSON of [`config`] is that of Firecracker's `--config-file`, that of [`contract`] its
 //! REST API's, both with additions that are all optional.
 
+pub mod agent;
 pub mod config;
 pub mod contract;
 pub mod describe;

@@ -5,6 +5,7 @@
 //! taps to itself. So tests run beside each other, and what one leaves behind is seen. Time decides nothing: whatever
 //! is waited for has [`process::DEADLINE`], which only ends what hangs.
 
+pub mod agent;
 pub mod api;
 pub mod cgroups;
 pub mod cpu_guest;

@@ -204,6 +204,20 @@ impl Scratch {
         );
     }
 
+    /// The same, but for the file `name`, which may have come.
+    ///
+    /// # Panics
+    /// When another one has, or one is gone.
+    #[track_caller]
+    pub fn assert_same_files_but(&self, before: &Listing, name: &str) {
+        let mut before = before.clone();
+        let path = self.path(name);
+        if path.exists() {
+            before.0.insert(path);
+        }
+        self.assert_same_files(&before);
+    }
+
     /// Looks whether nothing has come and nothing has gone since `before`.
     ///
     /// # Panics

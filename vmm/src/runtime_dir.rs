@@ -262,8 +262,10 @@ pub fn is_alive(record: &VmRecord) -> bool {
     start_ticks(record.pid) == Some(record.start_ticks)
 }
 
-/// Field 22 of `/proc/PID/stat`; `None` for a process that is not there, or has ended and is waited for.
-fn start_ticks(pid: u32) -> Option<u64> {
+/// When the process `pid` started, in clock ticks since the host's boot (field 22 of `/proc/PID/stat`); `None` for one that is not
+/// there, or has ended and is waited for.
+#[must_use]
+pub fn start_ticks(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in field 2 may hold anything, parentheses too.
     let (_, fields) = stat.rsplit_once(')')?;

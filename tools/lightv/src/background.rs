@@ -1,17 +1,17 @@
 //! Monitors in the background: with the REST API in the runtime directory, and their output in a file there.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lightv_api::exit;
 use lightv_api_client::Client;
+use lightv_launch::monitor::{self as launch, EarlyEnd, Place, is_name};
 use lightv_vmm::runtime_dir::{self, RegisterError};
 
 use crate::cmd::show;
@@ -53,8 +53,8 @@ pub(crate) enum BackgroundError {
         #[source]
         cause: io::Error,
     },
-    #[error("The microVM was not started: {message}")]
-    Ended { message: String, exit_code: u8 },
+    #[error("The microVM was not started: {0}")]
+    Ended(#[from] EarlyEnd),
     #[error("The microVM does not serve its API; its messages are in {}", log.display())]
     Silent { log: PathBuf },
 }
@@ -65,7 +65,7 @@ impl Coded for BackgroundError {
             Self::Name { .. } | Self::Taken { .. } => exit::BAD_ARGUMENTS,
             Self::Monitor(cause) => cause.exit_code(),
             Self::Vm(cause) => cause.exit_code(),
-            Self::Ended { exit_code, .. } => *exit_code,
+            Self::Ended(end) => end.exit_code,
             _ => exit::HOST_FAILURE,
         }
     }
@@ -114,21 +114,18 @@ impl Background {
         let program = monitor::find()?;
         let socket = self.folder.join(format!("{}.sock", self.name));
         let log = self.folder.join(runtime_dir::log_name(&self.name));
-        let output = open_log(&log).map_err(|cause| BackgroundError::Log {
+        let place = Place {
+            id: &self.name,
+            socket: &socket,
+            log: &log,
+        };
+        let command = launch::command(&program, place, args);
+        let mut command = command.map_err(|cause| BackgroundError::Log {
             path: log.clone(),
             cause,
         })?;
-        let mut command = Command::new(&program);
-        command
-            .arg("--api-sock")
-            .arg(&socket)
-            .args(["--id", &self.name])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(output.1)
-            .stdout(output.0)
-            // Of a group of its own: Ctrl-C at our terminal is not for it.
-            .process_group(0);
+        // Of a group of its own: Ctrl-C at our terminal is not for it.
+        command.process_group(0);
         let child = command
             .spawn()
             .map_err(|cause| BackgroundError::Start { program, cause })?;
@@ -152,25 +149,6 @@ fn lock(folder: &Path) -> Result<File, BackgroundError> {
         path: folder.to_owned(),
         cause,
     })
-}
-
-/// A new log; one of an earlier machine is gone.
-fn open_log(path: &Path) -> io::Result<(File, File)> {
-    match fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        _ => {}
-    }
-    let file = OpenOptions::new()
-        .append(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    Ok((file.try_clone()?, file))
-}
-
-fn is_name(name: &str) -> bool {
-    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    plain && (1..=64).contains(&name.len())
 }
 
 fn free_name(source: &Path, is_taken: impl Fn(&String) -> bool) -> String {
@@ -215,10 +193,10 @@ impl Started {
         loop {
             let status = self.child.try_wait().ok().flatten();
             if let Some(status) = status {
-                return ended(status, log);
+                return Ok(launch::early_end(status, log)?);
             }
             // Written once it serves, for this very process, or for that in its jail.
-            if has_record(&folder, self.child.id()) {
+            if launch::is_listed(&folder, self.child.id()) {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {
@@ -251,26 +229,6 @@ impl Started {
     }
 }
 
-/// Whether the process `pid`, or a child of it, is listed.
-fn has_record(folder: &Path, pid: u32) -> bool {
-    let is_listed = |pid: &str| folder.join(format!("{pid}.json")).exists();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    is_listed(&pid.to_string()) || children.is_ok_and(|pids| pids.split_whitespace().any(is_listed))
-}
-
-/// One that has ended before it was seen to serve. A guest that was done so soon is no failure.
-fn ended(status: ExitStatus, log: &Path) -> Result<(), BackgroundError> {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    match (code, text.trim().strip_prefix("lightv-vmm: ")) {
-        (Some(0..=127), None) => Ok(()),
-        (code, message) => Err(BackgroundError::Ended {
-            message: message.unwrap_or("it ended at once").to_owned(),
-            exit_code: code.unwrap_or(exit::FAILURE),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,8 +242,5 @@ mod tests {
         assert_eq!(name("web.lv", &["web", "web-2"]), "web-3");
         assert_eq!(name("my_app é.lv", &[]), "my-app--");
         assert!(is_name(&name("x".repeat(200).as_str(), &[])));
-        for bad in ["", "a_b", "a/b", &"x".repeat(65)] {
-            assert!(!is_name(bad), "{bad}");
-        }
     }
 }

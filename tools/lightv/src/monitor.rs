@@ -1,28 +1,22 @@
 //! The program `lightv-vmm`: where it is, and what it answers.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use lightv_api::exit;
+use lightv_launch::program::{NotFound, Program};
 use serde::de::DeserializeOwned;
 
 use crate::failure::Coded;
 
-/// Names another `lightv-vmm` than the one beside `lightv`.
-const OVERRIDE: &str = "LIGHTV_VMM";
-const NAME: &str = "lightv-vmm";
-
 /// Why `lightv-vmm` gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MonitorError {
-    #[error(
-        "Cannot find lightv-vmm: it is neither beside lightv nor on PATH. Install both together, or set {OVERRIDE}"
-    )]
-    NotFound,
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
     #[error("Cannot start {}", program.display())]
     Start {
         program: PathBuf,
@@ -42,33 +36,21 @@ pub(crate) enum MonitorError {
 impl Coded for MonitorError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::NotFound | Self::Start { .. } => exit::HOST_FAILURE,
+            Self::NotFound(_) | Self::Start { .. } => exit::HOST_FAILURE,
             Self::Refused { exit_code, .. } => *exit_code,
             Self::Answer { .. } => exit::FAILURE,
         }
     }
 }
 
-/// Where `lightv-vmm` is: LIGHTV_VMM, else beside our own program, else on PATH.
+/// Where `lightv-vmm` is.
 pub(crate) fn find() -> Result<PathBuf, MonitorError> {
-    if let Some(program) = overridden() {
-        return Ok(program);
-    }
-    let on_path = || {
-        let path = env::var_os("PATH")?;
-        env::split_paths(&path)
-            .map(|folder| folder.join(NAME))
-            .find(|program| program.is_file())
-    };
-    beside_us()
-        .filter(|program| program.is_file())
-        .or_else(on_path)
-        .ok_or(MonitorError::NotFound)
+    Ok(Program::Monitor.find()?)
 }
 
 /// The `lightv-vmm` that LIGHTV_VMM names, if it does.
 pub(crate) fn overridden() -> Option<PathBuf> {
-    env::var_os(OVERRIDE).map(PathBuf::from)
+    Program::Monitor.overridden()
 }
 
 /// Becomes `program`. Comes back only when that failed.
@@ -115,14 +97,4 @@ fn output(args: &[&OsStr]) -> Result<(PathBuf, Vec<u8>), MonitorError> {
         message: message.to_owned(),
         exit_code: exit_code.unwrap_or(exit::FAILURE),
     })
-}
-
-fn beside_us() -> Option<PathBuf> {
-    Some(
-        env::current_exe()
-            .ok()?
-            .parent()
-            .unwrap_or(Path::new("."))
-            .join(NAME),
-    )
 }

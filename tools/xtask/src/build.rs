@@ -9,7 +9,7 @@ use crate::reproducible::Recipe;
 use crate::{prerequisites, supply, tidy};
 
 /// What is shipped.
-pub(crate) const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-floor"];
+pub(crate) const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-agent", "lightv-floor"];
 
 /// Builds every binary that is shipped, once.
 pub(crate) fn release() -> Result<(), TaskError> {
@@ -19,6 +19,7 @@ pub(crate) fn release() -> Result<(), TaskError> {
         "--release",
         "--package=lightv",
         "--package=lightv-vmm",
+        "--package=lightv-agent",
         "--package=lightv-bench",
     ]))
 }
@@ -56,10 +57,15 @@ pub(crate) fn golden() -> Result<(), TaskError> {
     commands::run(command.env("LIGHTV_UPDATE_GOLDEN", "1"))
 }
 
-/// Writes docs/openapi.json and the golden answers of the REST server. What they were is in git: the difference is to be
-/// read.
+/// Writes docs/openapi.json, docs/agent-openapi.json and the golden answers of the REST server. What they were is in git: the
+/// difference is to be read.
 pub(crate) fn rest() -> Result<(), TaskError> {
-    let mut command = commands::cargo(&["test", "--package=lightv-api-server"]);
+    let packages = [
+        "test",
+        "--package=lightv-api-server",
+        "--package=lightv-agent",
+    ];
+    let mut command = commands::cargo(&packages);
     commands::run(command.env("LIGHTV_UPDATE_REST", "1"))
 }
 

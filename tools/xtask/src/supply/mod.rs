@@ -13,7 +13,7 @@ use crate::cache::file_error;
 use crate::commands::{self, TaskError};
 
 /// What is shipped is built of these: packages of the workspace, and both guests, which `lightv` embeds.
-pub(crate) const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-bench"];
+pub(crate) const SHIPPED: &[&str] = &["lightv", "lightv-vmm", "lightv-agent", "lightv-bench"];
 
 /// Licences, sources and doubled versions.
 pub(crate) fn check() -> Result<(), TaskError> {

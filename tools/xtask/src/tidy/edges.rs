@@ -41,6 +41,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "lightv-bench",
         &["lightv-api", "lightv-pool", "lightv-workloads"],
     ),
+    // What `lightv` and the agent share: programs found, monitors started.
+    ("lightv-launch", &["lightv-api"]),
+    // The host agent: of the monitor's crate the runtime directory, images and files that are whole or not there
+    // (docs/adr/0023-host-agent.md).
+    (
+        "lightv-agent",
+        &[
+            "lightv-api",
+            "lightv-launch",
+            "lightv-packet",
+            "lightv-pool",
+            "lightv-vmm",
+        ],
+    ),
     // The monitor for `lightv run` alone: docs/adr/0007-run-is-the-monitor.md.
     (
         "lightv",
@@ -49,6 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lightv-api-client",
             "lightv-bench",
             "lightv-contract",
+            "lightv-launch",
             "lightv-rootfs",
             "lightv-vmm",
         ],

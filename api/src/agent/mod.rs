@@ -1,0 +1,8 @@
+//! What the host agent (`lightv serve`) is asked and answers, by its REST API and its run socket (docs/agent.md).
+
+pub mod event;
+pub mod host;
+pub mod image;
+pub mod pool;
+pub mod run;
+pub mod sandbox;

@@ -1,0 +1,309 @@
+//! The host agent: images by name, sandboxes from their start to their end, and what it refuses.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::time::Duration;
+
+use lightv_api::agent::image::StoredImage;
+use lightv_api::agent::sandbox::SandboxState;
+use lightv_tests::agent::Agent;
+use lightv_tests::host::has_kvm;
+use lightv_tests::process::wait_for;
+use lightv_tests::scratch::Scratch;
+use serde_json::{Value, json};
+
+/// All that a GET without an end sends until the connection ends, without its head; chunks are left as they are.
+fn read_all(agent: &Agent, path: &str) -> String {
+    let mut stream = agent.api.connect().expect("a connection");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    text.split_once("\r\n\r\n").expect("a head").1.to_owned()
+}
+
+#[test]
+fn a_sandbox_is_created_listed_paused_stopped_and_deleted() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &[]);
+    let before = scratch.listing();
+    let stored = agent.put_image(&scratch, "tick", &image);
+    assert!(stored.digest.starts_with("sha256:"), "{stored:?}");
+    let body = json!({"image": "tick", "name": "one", "labels": {"team": "a b"}});
+    let made = agent.create(&body);
+    assert_eq!(made.state, SandboxState::Running);
+    assert_eq!(
+        (made.digest.as_str(), made.warm),
+        (stored.digest.as_str(), false)
+    );
+    assert!(made.start_us.is_some_and(|us| us > 0), "{made:?}");
+    let by_digest = agent.create(&json!({"image": stored.digest}));
+    assert_eq!(agent.list().len(), 2);
+    let some: Vec<Value> = agent.ask("GET", "/sandboxes?label=team=a%20b&state=running");
+    assert_eq!(some.len(), 1);
+    assert_eq!(some[0]["id"], made.id);
+    let none: Vec<Value> = agent.ask("GET", "/sandboxes?label=team=b");
+    assert_eq!(none.len(), 0);
+    // It is a microVM like any other.
+    let listed = scratch.run(&["ps", "--json"]).with_code(0).stdout;
+    assert!(
+        listed.contains(&made.id) && listed.contains(&by_digest.id),
+        "{listed}"
+    );
+    let state = |verb: &str| {
+        let answer = agent
+            .api
+            .call("POST", &format!("/sandboxes/one/{verb}"), &Value::Null);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body["state"].as_str().expect("a state").to_owned()
+    };
+    assert_eq!(state("pause"), "paused");
+    assert_eq!(agent.sandbox("one").state, SandboxState::Paused);
+    assert_eq!(state("resume"), "running");
+    wait_for("a tick", || {
+        agent.logs(&made.id).contains("tick 3\n").then_some(())
+    });
+    assert_eq!(state("stop"), "ended");
+    let ended = agent.wait("one");
+    assert_eq!((ended.exit_code, ended.pid), (Some(143), None), "{ended:?}");
+    let tail = read_all(&agent, &format!("/sandboxes/{}/logs?tail=1", made.id));
+    assert!(tail.contains("SIGTERM") || tail.contains("tick"), "{tail}");
+    agent.delete(&made.id);
+    agent.delete(&by_digest.id);
+    assert_eq!(agent.list().len(), 0);
+    let answer = agent.api.call("DELETE", "/images/tick", &Value::Null);
+    assert_eq!(answer.status, 204, "{answer:?}");
+    scratch.assert_same_files_but(&before, "state/images.json");
+    agent.end();
+}
+
+#[test]
+fn arguments_environment_status_and_logs_are_the_guests() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("hello", &[]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "hello", &image);
+    let made = agent.create(&json!({"image": "hello", "args": ["you"]}));
+    let ended = agent.wait(&made.id);
+    assert_eq!(ended.exit_code, Some(0), "{ended:?}");
+    assert!(
+        agent.logs(&made.id).contains("Hello, you!"),
+        "{}",
+        agent.logs(&made.id)
+    );
+    let followed = read_all(&agent, &format!("/sandboxes/{}/logs?follow", made.id));
+    assert!(followed.contains("Hello, you!"), "{followed}");
+    agent.end();
+}
+
+#[test]
+fn a_replaced_image_is_the_next_ones_alone() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let first = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &[]);
+    let old = agent.put_image(&scratch, "app", &first);
+    let running = agent.create(&json!({"image": "app"}));
+    let second = scratch.build("hello", &[]);
+    let new = agent.put_image(&scratch, "app", &second);
+    assert_ne!(old.digest, new.digest);
+    // The old bytes have no name any more, and who runs from them does not notice.
+    let images = fs::read_dir(scratch.path("state/images")).expect("the store");
+    assert_eq!(images.count(), 1);
+    let made = agent.create(&json!({"image": "app", "args": ["new"]}));
+    agent.wait(&made.id);
+    assert!(
+        agent.logs(&made.id).contains("Hello, new!"),
+        "{}",
+        agent.logs(&made.id)
+    );
+    let so_far = agent.logs(&running.id).len();
+    wait_for("more ticks", || {
+        (agent.logs(&running.id).len() > so_far).then_some(())
+    });
+    let list: Vec<StoredImage> = agent.ask("GET", "/images");
+    assert_eq!(list, [new]);
+    agent.delete(&running.id);
+    agent.end();
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("hello", &[]);
+    scratch.write("bad.lv", "no image");
+    let agent = Agent::start(&scratch, &["--max-sandboxes", "4", "--max-memory", "40"]);
+    agent.put_image(&scratch, "hello", &image);
+    let before = scratch.listing();
+    let put = |path: &str| json!({"path": path});
+    let post = ("POST", "/sandboxes");
+    for (what, body, status, words) in [
+        (post, json!({"image": "x"}), 404, &["\"x\""][..]),
+        (
+            post,
+            json!({"image": "hello", "memory": 1}),
+            400,
+            &["memory"],
+        ),
+        (
+            post,
+            json!({"image": "hello", "name": "a_b"}),
+            400,
+            &["name", "a_b"],
+        ),
+        (
+            post,
+            json!({"image": "hello", "env": {"A=": "b"}}),
+            400,
+            &["env"],
+        ),
+        (
+            post,
+            json!({"image": "hello", "vsock": true}),
+            400,
+            &["vsock"],
+        ),
+        (
+            post,
+            json!({"image": "hello", "net": ["eth0=none"]}),
+            400,
+            &["eth0"],
+        ),
+        (
+            post,
+            json!({"image": "hello", "warm": "require"}),
+            503,
+            &["pool"],
+        ),
+        (post, Value::String("{".to_owned()), 400, &["body"]),
+        (("PUT", "/images/a%2fb"), put("/a"), 400, &["name"]),
+        (("PUT", "/images/x"), put("a.lv"), 400, &["absolute"]),
+        (
+            ("PUT", "/images/x"),
+            put("/nowhere/a.lv"),
+            400,
+            &["/nowhere/a.lv", "No such file"],
+        ),
+        (("PUT", "/images/x"), put("/"), 400, &["regular file"]),
+        (
+            ("PUT", "/images/x"),
+            put(&scratch.text("bad.lv")),
+            400,
+            &["bad.lv"],
+        ),
+        (("GET", "/sandboxes/x"), Value::Null, 404, &["\"x\""]),
+        (
+            ("GET", "/sandboxes?state=dead"),
+            Value::Null,
+            400,
+            &["dead", "running"],
+        ),
+        (
+            ("GET", "/sandboxes?colour=red"),
+            Value::Null,
+            400,
+            &["colour"],
+        ),
+        (("GET", "/events?since=x"), Value::Null, 400, &["since"]),
+        (("DELETE", "/images/x"), Value::Null, 404, &["\"x\""]),
+        (("PATCH", "/"), Value::Null, 404, &["PATCH /"]),
+    ] {
+        agent.refused(what, &body, (status, words));
+    }
+    scratch.assert_same_files(&before);
+    assert_eq!(agent.list().len(), 0);
+    agent.end();
+}
+
+#[test]
+fn limits_are_told_and_a_place_is_free_again() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &["--max-sandboxes", "2"]);
+    let memory = agent.put_image(&scratch, "tick", &image).memory_mib;
+    let body = json!({"image": "tick", "name": "one"});
+    let one = agent.create(&body);
+    agent.refused(("POST", "/sandboxes"), &body, (409, &["one"]));
+    let body = json!({"image": "tick"});
+    let two = agent.create(&body);
+    agent.refused(
+        ("POST", "/sandboxes"),
+        &body,
+        (429, &["2", "--max-sandboxes"]),
+    );
+    agent.delete(&one.id);
+    let three = agent.create(&body);
+    for sandbox in [two, three] {
+        agent.delete(&sandbox.id);
+    }
+    agent.end();
+    let max = (memory + 1).to_string();
+    let agent = Agent::start(&scratch, &["--max-memory", &max]);
+    let one = agent.create(&body);
+    agent.refused(
+        ("POST", "/sandboxes"),
+        &body,
+        (507, &["--max-memory", &max]),
+    );
+    agent.delete(&one.id);
+    agent.end();
+    let agent = Agent::start(&scratch, &["--keep-memory", "99999999"]);
+    agent.refused(("POST", "/sandboxes"), &body, (507, &["--keep-memory"]));
+    agent.end();
+}
+
+#[test]
+fn events_tell_what_happens() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("hello", &[]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "hello", &image);
+    let made = agent.create(&json!({"image": "hello"}));
+    agent.wait(&made.id);
+    agent.delete(&made.id);
+    let mut stream = agent.api.connect().expect("a connection");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("a limit");
+    stream
+        .write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("a request");
+    let mut names = Vec::new();
+    for line in BufReader::new(stream).lines() {
+        let line = line.expect("a line");
+        let Ok(event) = serde_json::from_str::<Value>(&line) else {
+            continue;
+        };
+        let Some(name) = event["event"].as_str() else {
+            continue;
+        };
+        names.push(name.to_owned());
+        if name == "deleted" {
+            break;
+        }
+    }
+    assert_eq!(
+        names,
+        ["agent-started", "image-set", "created", "ended", "deleted"]
+    );
+    agent.end();
+}

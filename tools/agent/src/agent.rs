@@ -1,0 +1,157 @@
+//! The agent: what it owns, and what it may.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use lightv_api::agent::host::{AgentInfo, AgentLimits};
+use tokio::sync::Semaphore;
+
+use crate::clock::unix_ms;
+use crate::events::Feed;
+use crate::folders::Folders;
+use crate::host;
+use crate::images::Images;
+use crate::limits;
+use crate::refusal::Refusal;
+use crate::sandboxes::Sandboxes;
+
+/// What the operator can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `lightv-vmm`.
+    pub monitor: PathBuf,
+    /// Sandboxes that have not ended.
+    pub sandboxes_max: u64,
+    /// Guest memory of those, in MiB.
+    pub memory_mib_max: Option<u64>,
+    /// Memory of the host that is left alone, in MiB.
+    pub kept_memory_mib: u64,
+    /// Requests that are being carried out.
+    pub requests_max: u64,
+    /// Connections.
+    pub connections_max: u64,
+    /// Bytes of a log, in MiB.
+    pub log_mib_max: u64,
+}
+
+/// The agent. Everything is done on one thread, but for what waits for a disk.
+#[derive(Debug)]
+pub struct Agent {
+    /// What the operator wants.
+    pub settings: Settings,
+    /// Where things are.
+    pub folders: Folders,
+    /// The images.
+    pub images: Images,
+    /// The sandboxes.
+    pub sandboxes: Sandboxes,
+    /// What happens.
+    pub events: Feed,
+    /// Starts that go on at the same time.
+    pub starts: Semaphore,
+    requests: Cell<u64>,
+    started_unix_ms: u64,
+    started: Instant,
+    /// The run is over: no more sandboxes are started.
+    is_ending: Cell<bool>,
+    /// Why something could not be written down, which is tried again.
+    last_warning: RefCell<String>,
+}
+
+/// A request that is being carried out; its place is free when this is dropped.
+#[derive(Debug)]
+pub struct Place(Rc<Agent>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let requests = &self.0.requests;
+        requests.set(requests.get().saturating_sub(1));
+    }
+}
+
+impl Agent {
+    /// One with these settings, folders and images, and no sandbox yet.
+    #[must_use]
+    pub fn new(settings: Settings, folders: Folders, images: Images) -> Self {
+        Self {
+            settings,
+            folders,
+            images,
+            sandboxes: Sandboxes::default(),
+            events: Feed::default(),
+            starts: Semaphore::new(host::cpus() * limits::STARTS_PER_CPU),
+            requests: Cell::new(0),
+            started_unix_ms: unix_ms(),
+            started: Instant::now(),
+            is_ending: Cell::new(false),
+            last_warning: RefCell::default(),
+        }
+    }
+
+    /// A place among the requests that are being carried out.
+    ///
+    /// # Errors
+    /// 503: there are as many as there may be, or the agent ends.
+    pub fn take_place(self: &Rc<Self>) -> Result<Place, Refusal> {
+        let max = self.settings.requests_max;
+        if self.is_ending.get() {
+            return Err(Refusal::unavailable("The agent is ending."));
+        }
+        if self.requests.get() >= max {
+            return Err(Refusal::unavailable(format!(
+                "{max} requests are being carried out; no more are allowed (--max-requests). Try again."
+            )));
+        }
+        self.requests.set(self.requests.get() + 1);
+        Ok(Place(Rc::clone(self)))
+    }
+
+    /// From here on no request is begun that changes anything.
+    pub fn end(&self) {
+        self.is_ending.set(true);
+    }
+
+    /// Requests that are being carried out.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// When it was started.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Says on standard error what went wrong that no request can be told of; the same thing once.
+    pub fn warn(&self, text: String) {
+        let mut last = self.last_warning.borrow_mut();
+        if *last != text {
+            eprintln!("lightv-agent: {text}");
+            *last = text;
+        }
+    }
+
+    /// The answer to `GET /`.
+    #[must_use]
+    pub fn info(&self) -> AgentInfo {
+        let mut counts = self.sandboxes.counts();
+        counts.images = self.images.count() as u64;
+        AgentInfo {
+            lightv_version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started_unix_ms: self.started_unix_ms,
+            state_folder: self.folders.state().to_owned(),
+            counts,
+            limits: AgentLimits {
+                sandboxes: self.settings.sandboxes_max,
+                memory_mib: self.settings.memory_mib_max,
+                requests: self.settings.requests_max,
+                connections: self.settings.connections_max,
+            },
+            host: host::info(),
+        }
+    }
+}

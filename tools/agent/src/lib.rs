@@ -1,0 +1,40 @@
+//! The host agent: one process that owns the images, pools and running microVMs of a host (docs/agent.md).
+//!
+//! ```text
+//!   client --HTTP--> server --> router --+--> start, end, logs --> sandboxes --> monitors (lightv-vmm), each a process
+//!                                        +--> images               of its own that goes on when the agent ends
+//!                                        +--> events
+//! ```
+//!
+//! One thread does everything but what waits for a disk. What must not be forgotten is written down before it is answered
+//! ([`folders`]); what the agent before this one has left is found by [`adopt`].
+
+#![deny(unsafe_code)]
+
+pub mod adopt;
+pub mod agent;
+pub mod answer;
+pub mod args;
+pub mod care;
+pub mod clock;
+pub mod end;
+pub mod events;
+pub mod folders;
+pub mod host;
+pub mod images;
+pub mod limits;
+pub mod logs;
+pub mod openapi;
+pub mod patient;
+pub mod plan;
+pub mod process;
+pub mod query;
+pub mod refusal;
+pub mod router;
+pub mod run;
+pub mod sandboxes;
+pub mod server;
+pub mod start;
+#[allow(unsafe_code)]
+mod sys;
+pub mod vm_api;

@@ -1,0 +1,126 @@
+//! Limits, each with its reason.
+
+use std::time::Duration;
+
+/// Sandboxes that have not ended, unless `--max-sandboxes` says otherwise: four times what is measured on a host.
+pub const SANDBOXES_MAX: u64 = 4096;
+
+/// Requests that are being carried out or wait for it, unless `--max-requests` says otherwise: some seconds of starts.
+pub const REQUESTS_MAX: u64 = 512;
+
+/// Connections at a time. One takes some 10 KiB and a descriptor.
+pub const CONNECTIONS_MAX: u64 = 1024;
+
+/// Starts that are carried out at the same time, for each processor: more only wait for each other.
+pub const STARTS_PER_CPU: usize = 2;
+
+/// Threads that write records and copy images, beside those that start monitors.
+pub const DISK_THREADS: usize = 4;
+
+/// Memory of the host that starts leave alone, in MiB, unless `--keep-memory` says otherwise.
+pub const KEPT_MEMORY_MIB: u64 = 256;
+
+/// Descriptors that are kept for files, monitors' streams and the agent itself.
+pub const FILES_KEPT: u64 = 32;
+
+/// Sandboxes that have ended and are remembered; the oldest is forgotten, with its log.
+pub const ENDED_KEPT: usize = 1024;
+
+/// Names of images.
+pub const IMAGES_MAX: usize = 1024;
+
+/// Bytes of a body.
+pub const BODY_BYTES_MAX: usize = 256 << 10;
+
+/// Bytes of a request's head.
+pub const HEAD_BYTES_MAX: usize = 16 << 10;
+
+/// Header lines of a request.
+pub const HEADERS_MAX: usize = 64;
+
+/// How long a request's head or body may take, and how long a connection may be silent between requests.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// How long a client may take no byte of its answer.
+pub const STALL_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// What the accepting loop waits after the host refused it a connection: descriptors may come back.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Labels of a sandbox.
+pub const LABELS_MAX: usize = 64;
+
+/// Bytes of a label's name or value.
+pub const LABEL_BYTES_MAX: usize = 256;
+
+/// Arguments of a guest and variables of its environment, each.
+pub const WORDS_MAX: usize = 1024;
+
+/// Bytes of those together: what the guest's page for them holds is less, and is checked by the monitor.
+pub const WORD_BYTES_MAX: usize = 64 << 10;
+
+/// Networks of a sandbox.
+pub const NETS_MAX: usize = 16;
+
+/// How long a monitor may take until it serves.
+pub const START_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Between two looks at a monitor that does not serve yet.
+pub const START_POLL: Duration = Duration::from_millis(1);
+
+/// How long a monitor may take to answer a request of the agent: a pause waits for the guest's I/O.
+pub const VM_ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long a living VM may take to answer when the agent starts.
+pub const ADOPT_ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long a process may take to end after SIGKILL: KVM takes up to 24 ms, a host without memory longer.
+pub const KILL_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long a monitor may take to press keys.
+pub const PRESS_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Bytes of a monitor's answer.
+pub const VM_ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// How long the agent waits for its folder: a monitor that is just being started holds its lock until it is executed.
+pub const LOCK_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Events that are kept for readers that come late or are slow: some 500 KiB.
+pub const EVENTS_KEPT: usize = 4096;
+
+/// Events that are written at a time.
+pub const EVENTS_PER_PIECE: usize = 64;
+
+/// How often a reader of events or logs hears of us when nothing happens, so that one that is gone is seen to be.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Bytes of a log that are sent at a time.
+pub const LOG_PIECE_BYTES: usize = 64 << 10;
+
+/// Between two looks at a log that may have grown.
+pub const LOG_POLL: Duration = Duration::from_millis(100);
+
+/// Bytes of a log's end that `tail` looks at.
+pub const TAIL_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes of a log that are kept, unless `--max-log` says otherwise, in MiB.
+pub const LOG_MIB_MAX: u64 = 16;
+
+/// Between two looks at the logs' sizes, and at what could not be written.
+pub const CARE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Bytes of a file of the state folder that are read.
+pub const STATE_FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Files of the state folder that are looked at.
+pub const STATE_FILES_MAX: usize = 100_000;
+
+/// How long what a monitor has said of its end may take to arrive after it.
+pub const TOLD_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Pieces of an answer that wait for a client: it is asked for the next one when it has taken those.
+pub const PIECES_WAITING: usize = 2;
+
+/// Requests of which the agent waits for the answers when it is told to end.
+pub const END_TIME_MAX: Duration = Duration::from_secs(20);

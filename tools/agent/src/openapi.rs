@@ -1,0 +1,226 @@
+//! The description of the REST API, made from the types that the agent reads and writes.
+
+use lightv_api::agent::{event, host, image, sandbox};
+use lightv_api::fault;
+use utoipa::OpenApi;
+use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::Type;
+use utoipa::openapi::{
+    Content, HttpMethod, Object, PathItem, Ref, RefOr, Required, ResponseBuilder, Schema,
+};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "LightV agent",
+        description = "The REST API of LightV's host agent (`lightv serve`), over a Unix socket."
+    ),
+    components(schemas(
+        event::AgentEvent,
+        event::AgentHappening,
+        fault::FaultMessage,
+        host::AgentCounts,
+        host::AgentInfo,
+        host::AgentLimits,
+        host::HostInfo,
+        image::ImageSpec,
+        image::StoredImage,
+        sandbox::Sandbox,
+        sandbox::SandboxSpec,
+        sandbox::SandboxState,
+        sandbox::StopSpec,
+        sandbox::WarmUse,
+    ))
+)]
+struct Document;
+
+/// A body.
+#[derive(Debug, Clone, Copy)]
+enum Body {
+    None,
+    Of(&'static str),
+    Optional(&'static str),
+    List(&'static str),
+    Any,
+    Text(&'static str),
+}
+
+/// One operation. Fields in order: method, path, name, what it does, parameters of the query, body of the request, body of the
+/// answer, statuses of refusals.
+struct Row(
+    HttpMethod,
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    (Body, Body),
+    &'static [&'static str],
+);
+
+use self::Body::{Any, List, None as Nothing, Of, Optional, Text};
+use utoipa::openapi::HttpMethod::{Delete, Get, Post, Put};
+
+#[rustfmt::skip]
+const OPERATIONS: &[Row] = &[
+    Row(Get, "/", "getAgent", "The agent, its limits and its host.", &[], (Nothing, Of("AgentInfo")), &[]),
+    Row(Get, "/events", "getEvents", "What happens, until the client leaves: a line of JSON each, an empty one every 15 s when nothing does.", &["since"], (Nothing, Text("application/x-ndjson")), &["400"]),
+    Row(Get, "/images", "listImages", "All names.", &[], (Nothing, List("StoredImage")), &[]),
+    Row(Get, "/images/{name}", "getImage", "What a name or a digest leads to.", &[], (Nothing, Of("StoredImage")), &["404"]),
+    Row(Put, "/images/{name}", "putImage", "Copies an image into the store; the name leads to it.", &[], (Of("ImageSpec"), Of("StoredImage")), &["400", "429", "503", "507"]),
+    Row(Delete, "/images/{name}", "deleteImage", "Forgets a name. What runs keeps its bytes.", &[], (Nothing, Nothing), &["404", "503", "507"]),
+    Row(Get, "/openapi.json", "getOpenapi", "This document.", &[], (Nothing, Any), &[]),
+    Row(Get, "/sandboxes", "listSandboxes", "All sandboxes, the oldest first. `label` is NAME=VALUE and may be repeated.", &["label", "state"], (Nothing, List("Sandbox")), &["400"]),
+    Row(Post, "/sandboxes", "createSandbox", "Starts a sandbox. The answer comes when it runs.", &[], (Of("SandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
+    Row(Get, "/sandboxes/{id}", "getSandbox", "A sandbox.", &[], (Nothing, Of("Sandbox")), &["404"]),
+    Row(Delete, "/sandboxes/{id}", "deleteSandbox", "Kills a sandbox, if it runs, and forgets it with its log.", &[], (Nothing, Nothing), &["404", "409", "503"]),
+    Row(Get, "/sandboxes/{id}/logs", "getLogs", "What guest and monitor have printed.", &["follow", "tail"], (Nothing, Text("text/plain")), &["400", "404", "503"]),
+    Row(Post, "/sandboxes/{id}/pause", "pauseSandbox", "Lets it stand still.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
+    Row(Post, "/sandboxes/{id}/resume", "resumeSandbox", "Lets it go on.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
+    Row(Post, "/sandboxes/{id}/stop", "stopSandbox", "Asks its guest to end, and ends it when the time is over. The answer comes when it has ended.", &[], (Optional("StopSpec"), Of("Sandbox")), &["400", "404", "409", "503"]),
+    Row(Get, "/sandboxes/{id}/wait", "waitSandbox", "Answers when it has ended, or when the time is over.", &["timeout_ms"], (Nothing, Of("Sandbox")), &["400", "404"]),
+];
+
+/// The document as JSON, as it is checked in.
+#[must_use]
+pub fn document() -> String {
+    let mut document = Document::openapi();
+    document.info.contact = None;
+    for row in OPERATIONS {
+        let item = PathItem::new(row.0.clone(), operation(row));
+        match document.paths.paths.get_mut(row.1) {
+            Some(known) => known.merge_operations(item),
+            None => drop(document.paths.paths.insert(row.1.to_owned(), item)),
+        }
+    }
+    // Texts, numbers and lists of them are always JSON.
+    let mut json = document.to_pretty_json().unwrap_or_default();
+    json.push('\n');
+    json
+}
+
+fn operation(row: &Row) -> utoipa::openapi::path::Operation {
+    let Row(_, path, name, about, query, (body, answer), refusals) = row;
+    let mut operation = OperationBuilder::new()
+        .operation_id(Some(*name))
+        .summary(Some(*about));
+    for (part, about) in [
+        ("name", "name of an image; for GET a digest too"),
+        ("id", "id or name of a sandbox"),
+    ] {
+        if path.contains(&format!("{{{part}}}")) {
+            operation = operation.parameter(parameter(part, ParameterIn::Path, about));
+        }
+    }
+    for part in *query {
+        operation = operation.parameter(parameter(part, ParameterIn::Query, ""));
+    }
+    if let Some((content_type, content)) = content(*body) {
+        let required = match body {
+            Body::Optional(_) => Required::False,
+            _ => Required::True,
+        };
+        let request = RequestBodyBuilder::new().content(content_type, content);
+        operation = operation.request_body(Some(request.required(Some(required)).build()));
+    }
+    let done = match (content(*answer), *name) {
+        (Some((content_type, content)), name) => {
+            let response = ResponseBuilder::new().description("Done.");
+            let status = if name == "createSandbox" {
+                "201"
+            } else {
+                "200"
+            };
+            (status, response.content(content_type, content))
+        }
+        (None, _) => ("204", ResponseBuilder::new().description("Done.")),
+    };
+    operation = operation.response(done.0, done.1.build());
+    for status in *refusals {
+        operation = operation.response(*status, refusal(status));
+    }
+    operation.build()
+}
+
+fn parameter(name: &str, place: ParameterIn, about: &str) -> utoipa::openapi::path::Parameter {
+    let required = match place {
+        ParameterIn::Path => Required::True,
+        _ => Required::False,
+    };
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(place)
+        .required(required)
+        .description((!about.is_empty()).then_some(about))
+        .schema(Some(Object::with_type(Type::String)))
+        .build()
+}
+
+fn refusal(status: &str) -> utoipa::openapi::Response {
+    let about = match status {
+        "400" => "The request is wrong.",
+        "404" => "There is no such thing.",
+        "409" => "Not in this state.",
+        "429" => "There are as many as there may be.",
+        "503" => "Not now, or the host refuses.",
+        _ => "No room, on disk or in memory.",
+    };
+    let content = Content::new(Some(schema("FaultMessage")));
+    ResponseBuilder::new()
+        .description(about)
+        .content("application/json", content)
+        .build()
+}
+
+fn content(body: Body) -> Option<(&'static str, Content)> {
+    const JSON: &str = "application/json";
+    match body {
+        Body::None => None,
+        Body::Of(name) | Body::Optional(name) => Some((JSON, Content::new(Some(schema(name))))),
+        Body::List(name) => {
+            let list = utoipa::openapi::schema::ArrayBuilder::new().items(schema(name));
+            Some((JSON, Content::new(Some(Schema::Array(list.build())))))
+        }
+        Body::Any => Some((JSON, Content::new(Some(object(Type::Object))))),
+        Body::Text(kind) => Some((kind, Content::new(Some(object(Type::String))))),
+    }
+}
+
+fn schema(name: &str) -> RefOr<Schema> {
+    Ref::from_schema_name(name).into()
+}
+
+fn object(kind: Type) -> RefOr<Schema> {
+    Schema::Object(Object::with_type(kind)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::{env, fs};
+
+    use super::*;
+
+    #[test]
+    fn the_checked_in_document_is_current() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/agent-openapi.json");
+        let made = document();
+        if env::var_os("LIGHTV_UPDATE_REST").is_some() {
+            fs::write(&path, &made).unwrap();
+        }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        let text = "docs/agent-openapi.json is not what the types say: run `cargo xtask rest`";
+        assert!(found == made, "{text}");
+    }
+
+    #[test]
+    fn every_schema_that_is_named_is_there() {
+        let json: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let known = json["components"]["schemas"].as_object().unwrap();
+        let text = json.to_string();
+        for rest in text.split("#/components/schemas/").skip(1) {
+            let name = rest.split('"').next().unwrap();
+            assert!(known.contains_key(name), "{name}");
+        }
+    }
+}

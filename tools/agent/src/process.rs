@@ -1,0 +1,135 @@
+//! A process that is watched: by a descriptor, so that no other one is ever meant.
+
+use std::cell::Cell;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// A monitor's process.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    descriptor: AsyncFd<OwnedFd>,
+    is_over: Cell<bool>,
+}
+
+/// How a process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessEnd {
+    /// By itself, with this status.
+    Exited(u8),
+    /// By this signal.
+    Killed(u8),
+    /// It was not our child: nobody can say.
+    Unknown,
+}
+
+impl ProcessEnd {
+    /// As shells have it: 128 and the signal's number for one that was killed.
+    #[must_use]
+    pub const fn exit_code(self) -> Option<u8> {
+        match self {
+            Self::Exited(code) => Some(code),
+            Self::Killed(signal) => Some(128_u8.saturating_add(signal)),
+            Self::Unknown => None,
+        }
+    }
+}
+
+impl Process {
+    /// The process `pid`, as it is now. Whoever started it has not waited for it, or proves afterwards which one it is.
+    ///
+    /// # Errors
+    /// The kernel's; ESRCH when there is none.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or(io::Error::from(Errno::SRCH))?;
+        let descriptor = pidfd_open(raw, PidfdFlags::NONBLOCK)?;
+        Ok(Self {
+            pid,
+            descriptor: sys::watch(descriptor)?,
+            is_over: Cell::new(false),
+        })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it has been seen to be over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over.get()
+    }
+
+    /// Sends it `signal`. One that has ended does not get it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(self.descriptor.get_ref(), signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+
+    /// Waits until it is over. Its id stays taken until [`reap`](Self::reap).
+    pub async fn over(&self) {
+        // The descriptor is readable from its end on, for ever.
+        let readable = self.descriptor.readable().await;
+        if let Ok(mut guard) = readable {
+            guard.retain_ready();
+        }
+        self.is_over.set(true);
+    }
+
+    /// How it has ended; to be called once, after [`over`](Self::over).
+    #[must_use]
+    pub fn reap(&self) -> ProcessEnd {
+        use std::os::fd::AsFd as _;
+        let id = WaitId::PidFd(self.descriptor.get_ref().as_fd());
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let Ok(Some(status)) = waitid(id, options) else {
+            return ProcessEnd::Unknown;
+        };
+        let small = |number: Option<i32>| number.and_then(|number| u8::try_from(number).ok());
+        match (
+            small(status.exit_status()),
+            small(status.terminating_signal()),
+        ) {
+            (Some(code), _) => ProcessEnd::Exited(code),
+            (None, Some(signal)) => ProcessEnd::Killed(signal),
+            (None, None) => ProcessEnd::Unknown,
+        }
+    }
+}
+
+/// The processes of this host that serve a microVM's API at `socket`, by their command lines: what a start has left that was
+/// never written down.
+pub fn serving(socket: &Path) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| serves(*pid, socket)).collect()
+}
+
+/// Whether the process `pid` was started to serve `socket`.
+#[must_use]
+pub fn serves(pid: u32, socket: &Path) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    let socket = socket.as_os_str().as_encoded_bytes();
+    words
+        .windows(2)
+        .any(|pair| pair == [&b"--api-sock"[..], socket])
+}

@@ -1,0 +1,130 @@
+//! From the command line to a server, and to its end.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use lightv_api::exit;
+use lightv_launch::program::{NotFound, Program};
+use lightv_vmm::listen::{ListenError, Purpose, listen};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
+
+use crate::adopt::adopt_all;
+use crate::agent::{Agent, Settings};
+use crate::args::Cli;
+use crate::care;
+use crate::folders::{Folders, OpenFoldersError, ReadJsonError};
+use crate::host;
+use crate::images::Images;
+use crate::limits;
+use crate::server::{Connections, accept_all};
+
+/// Why there is no agent.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No monitor, no microVMs.
+    #[error(transparent)]
+    NoMonitor(#[from] NotFound),
+    /// No folder.
+    #[error(transparent)]
+    Folders(#[from] OpenFoldersError),
+    /// What is written there is not to be read.
+    #[error(transparent)]
+    State(#[from] ReadJsonError),
+    /// No socket.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The host refuses what a server needs.
+    #[error("Cannot serve")]
+    Host(#[source] io::Error),
+    /// Too few descriptors.
+    #[error("This process may have {found} descriptors; at least {least} are needed (ulimit -n)")]
+    Files {
+        /// How many there may be.
+        found: u64,
+        /// How many are needed.
+        least: u64,
+    },
+}
+
+impl RunError {
+    /// What the process ends with.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::State(_) => exit::BAD_CONFIG,
+            Self::Listen(_) => exit::FAILURE,
+            _ => exit::HOST_FAILURE,
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT. MicroVMs go on.
+///
+/// # Errors
+/// [`RunError`]: nothing was begun.
+pub fn run(cli: Cli) -> Result<(), RunError> {
+    let files = host::allow_files();
+    let least = limits::FILES_KEPT * 2;
+    if files < least {
+        return Err(RunError::Files {
+            found: files,
+            least,
+        });
+    }
+    let monitor = Program::Monitor.find()?;
+    let folders = Folders::open(cli.state)?;
+    let images = Images::open(&folders)?;
+    let spare = files - limits::FILES_KEPT;
+    let settings = Settings {
+        monitor,
+        // One descriptor each; the other half is for connections.
+        sandboxes_max: cli.max_sandboxes.min(spare / 2),
+        memory_mib_max: cli.max_memory,
+        kept_memory_mib: cli.keep_memory,
+        requests_max: cli.max_requests,
+        connections_max: limits::CONNECTIONS_MAX.min(spare / 4),
+        log_mib_max: cli.max_log,
+    };
+    let agent = Rc::new(Agent::new(settings, folders, images));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(host::cpus() * limits::STARTS_PER_CPU + limits::DISK_THREADS)
+        .build()
+        .map_err(RunError::Host)?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, serve(agent))
+}
+
+async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Host)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Host)?;
+    let (listener, socket) = listen(&agent.folders.socket(), Purpose::Api)?;
+    let listener = UnixListener::from_std(listener).map_err(RunError::Host)?;
+    // Whoever connects already waits until all that lives is known.
+    adopt_all(&agent).await;
+    spawn_local(care::go_on(Rc::clone(&agent)));
+    let connections = Connections::default();
+    spawn_local(accept_all(Rc::clone(&agent), listener, connections));
+    let ended = std::future::poll_fn(|context| {
+        let told = [&mut terminate, &mut interrupt].map(|signal| signal.poll_recv(context));
+        match told.iter().any(std::task::Poll::is_ready) {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    });
+    ended.await;
+    // Nobody comes any more; what is being done is done, so that nothing has to be reaped.
+    socket.remove();
+    agent.end();
+    let began = Instant::now();
+    while agent.requests() > 0 && began.elapsed() < limits::END_TIME_MAX {
+        sleep(limits::ACCEPT_PAUSE).await;
+    }
+    care::write_all(&agent).await;
+    Ok(())
+}

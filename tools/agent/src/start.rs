@@ -1,0 +1,228 @@
+//! How a sandbox is started: a list of steps, each of which can be told apart from the next after a crash.
+//!
+//! ```text
+//!   written down as starting  ->  process  ->  serves  ->  written down as running, synced  ->  answered
+//!   '------------- an agent that finds it so takes it away ---------'  '----- ... adopts it -----'
+//! ```
+
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::time::Instant;
+
+use lightv_api::agent::event::AgentHappening;
+use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState, WarmUse};
+use lightv_api::exit;
+use lightv_launch::monitor::{self, EarlyEnd, Place};
+use lightv_vmm::runtime_dir;
+use rustix::process::Signal;
+use tokio::task::{spawn_blocking, spawn_local};
+
+use crate::agent::Agent;
+use crate::end;
+use crate::folders::{Durability, WriteError};
+use crate::limits;
+use crate::plan::Plan;
+use crate::process::Process;
+use crate::refusal::{Refusal, chain};
+use crate::sandboxes::{Entry, Record};
+use crate::sys;
+
+/// Why a sandbox was not started. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The host refuses.
+    #[error("Cannot {what} {}", path.display())]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// With which file or program.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        cause: io::Error,
+    },
+    /// The monitor ended.
+    #[error("The microVM was not started: {0}")]
+    Ended(#[source] EarlyEnd),
+    /// It does not serve.
+    #[error("The microVM was not started: it did not serve its API within {} s", limits::START_TIME_MAX.as_secs())]
+    Silent,
+    /// It cannot be written down.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl StartError {
+    fn refusal(&self) -> Refusal {
+        let text = match self {
+            // Its source is its own words.
+            Self::Ended(end) => format!("The microVM was not started: {}", end.message),
+            other => chain(other),
+        };
+        match self {
+            Self::Ended(end) if end.exit_code == exit::HOST_FAILURE => Refusal::unavailable(text),
+            Self::Ended(_) => Refusal::bad(text),
+            Self::Write(_) => Refusal::no_room(text),
+            Self::Host { cause, .. } if is_full(cause) => Refusal::no_room(text),
+            Self::Host { .. } | Self::Silent => Refusal::unavailable(text),
+        }
+    }
+}
+
+fn is_full(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Starts what `spec` asks for, and gives it as it runs; `asked` is when the request had come.
+///
+/// # Errors
+/// The refusal; nothing is left then.
+pub async fn create(
+    agent: &Rc<Agent>,
+    spec: SandboxSpec,
+    asked: Instant,
+) -> Result<Sandbox, Refusal> {
+    if spec.warm == WarmUse::Require {
+        return Err(Refusal::unavailable(format!(
+            "warm: there is no pool of the image {:?}.",
+            spec.image
+        )));
+    }
+    let plan = Plan::prove(agent, spec)?;
+    let record = Record {
+        sandbox: plan.sandbox.clone(),
+        start_ticks: None,
+    };
+    let id = plan.sandbox.id.clone();
+    let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
+    // From here on it counts, and its name is taken.
+    agent.sandboxes.insert(Rc::clone(&entry));
+    match start(agent, &entry, &plan, asked).await {
+        Ok(()) => {
+            agent.events.publish(AgentHappening::Created {
+                sandbox: id,
+                start_us: entry.sandbox().start_us.unwrap_or_default(),
+                warm: false,
+            });
+            if entry.has_ended() {
+                end::tell(agent, &entry);
+            }
+            Ok(entry.sandbox())
+        }
+        Err(error) => {
+            discard(agent, &entry).await;
+            let reason = chain(&error);
+            let sandbox = id;
+            agent
+                .events
+                .publish(AgentHappening::Failed { sandbox, reason });
+            Err(error.refusal())
+        }
+    }
+}
+
+async fn start(
+    agent: &Rc<Agent>,
+    entry: &Rc<Entry>,
+    plan: &Plan,
+    asked: Instant,
+) -> Result<(), StartError> {
+    // The semaphore is never closed; without a permit it would only be slower.
+    let _turn = agent.starts.acquire().await.ok();
+    entry.write(Durability::Agent).await?;
+    let pid = spawn(agent, plan).await?;
+    let opened = Process::open(pid);
+    let process = Rc::new(opened.map_err(|cause| StartError::Host {
+        what: "watch the process of",
+        path: agent.settings.monitor.clone(),
+        cause,
+    })?);
+    entry.set_process(Some(process));
+    entry.change(|record| {
+        record.sandbox.pid = Some(pid);
+        record.start_ticks = runtime_dir::start_ticks(pid);
+    });
+    spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
+    wait_served(agent, entry, pid).await?;
+    entry.change(|record| {
+        let took = asked.elapsed().as_micros();
+        record.sandbox.start_us = Some(u64::try_from(took).unwrap_or(u64::MAX));
+        if record.sandbox.state == SandboxState::Starting {
+            record.sandbox.state = SandboxState::Running;
+        }
+    });
+    entry.write(Durability::Host).await?;
+    Ok(())
+}
+
+/// Starts the monitor, on a thread that may wait.
+async fn spawn(agent: &Rc<Agent>, plan: &Plan) -> Result<u32, StartError> {
+    let program = agent.settings.monitor.clone();
+    let id = plan.sandbox.id.clone();
+    let socket = agent.folders.vm_socket(&id);
+    let log = agent.folders.log(&id);
+    let args = plan.monitor_args();
+    let spawned = spawn_blocking(move || {
+        let place = Place {
+            id: &id,
+            socket: &socket,
+            log: &log,
+        };
+        let command = monitor::command(&program, place, &args);
+        let mut command = command.map_err(|cause| StartError::Host {
+            what: "write",
+            path: log.clone(),
+            cause,
+        })?;
+        sys::in_own_session(&mut command);
+        // It is waited for by its descriptor.
+        let child = command.spawn().map_err(|cause| StartError::Host {
+            what: "start",
+            path: program,
+            cause,
+        })?;
+        Ok(child.id())
+    });
+    spawned.await.unwrap_or_else(|cause| {
+        Err(StartError::Host {
+            what: "start",
+            path: agent.settings.monitor.clone(),
+            cause: io::Error::other(cause),
+        })
+    })
+}
+
+/// Waits until the monitor serves. A guest that was done before is no failure.
+async fn wait_served(agent: &Rc<Agent>, entry: &Rc<Entry>, pid: u32) -> Result<(), StartError> {
+    let began = Instant::now();
+    while began.elapsed() < limits::START_TIME_MAX {
+        if entry.has_ended() {
+            let log = agent.folders.log(entry.id());
+            let code = entry.sandbox().exit_code.unwrap_or(exit::FAILURE);
+            let status = ExitStatus::from_raw(i32::from(code) << 8);
+            return monitor::early_end(status, &log).map_err(StartError::Ended);
+        }
+        if monitor::is_listed(agent.folders.runtime(), pid) {
+            return Ok(());
+        }
+        entry.wait(limits::START_POLL, Entry::has_ended).await;
+    }
+    Err(StartError::Silent)
+}
+
+/// Takes away a start that failed.
+async fn discard(agent: &Rc<Agent>, entry: &Rc<Entry>) {
+    let _ = entry.begin_going();
+    if let Some(process) = entry.process() {
+        // One that has ended does not get it.
+        let _ = process.signal(Signal::KILL);
+        entry.wait(limits::KILL_TIME_MAX, Entry::has_ended).await;
+    }
+    end::forget(agent, entry).await;
+}
