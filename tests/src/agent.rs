@@ -29,8 +29,6 @@ pub fn command(scratch: &Scratch, args: &[&str]) -> Command {
     let mut command = scratch.command(binary("lightv-agent"), &["--state"]);
     command
         .arg(scratch.path("state"))
-        // The tests of this host's other processes take what they like.
-        .args(["--keep-memory", "64"])
         .args(args)
         .env("LIGHTV_VMM", binary("lightv-vmm"));
     command

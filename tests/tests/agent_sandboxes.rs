@@ -145,7 +145,7 @@ fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
     let scratch = Scratch::new();
     let image = scratch.build("hello", &[]);
     scratch.write("bad.lv", "no image");
-    let agent = Agent::start(&scratch, &["--max-sandboxes", "4", "--max-memory", "40"]);
+    let agent = Agent::start(&scratch, &[]);
     agent.put_image(&scratch, "hello", &image);
     let before = scratch.listing();
     let put = |path: &str| json!({"path": path});

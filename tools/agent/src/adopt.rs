@@ -40,6 +40,7 @@ pub async fn adopt_all(agent: &Rc<Agent>) {
             continue;
         }
         let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
+        entry.announce();
         agent.sandboxes.insert(Rc::clone(&entry));
         if entry.has_ended() {
             continue;

@@ -39,7 +39,6 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
     };
     let told = told.and_then(Result::ok).flatten();
     entry.set_process(None);
-    let was = entry.state();
     let (exit_code, reason) = describe_end(&agent, &entry, (end, told));
     entry.change(|record| {
         let sandbox = &mut record.sandbox;
@@ -50,13 +49,17 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
         sandbox.end_reason = Some(reason);
         record.start_ticks = None;
     });
-    if was == SandboxState::Starting {
-        // Whoever starts it looks at that.
-        return;
+    // Whoever starts it looks at that, before anybody is told of it.
+    if entry.is_announced() {
+        finish(&agent, &entry).await;
     }
-    tell(&agent, &entry);
-    write(&agent, &entry).await;
-    forget_oldest(&agent).await;
+}
+
+/// Tells of an end, and writes it down.
+pub async fn finish(agent: &Rc<Agent>, entry: &Entry) {
+    tell(agent, entry);
+    write(agent, entry).await;
+    forget_oldest(agent).await;
 }
 
 /// Tells of an end.

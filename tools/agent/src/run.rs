@@ -7,8 +7,8 @@ use std::time::Instant;
 use lightv_api::exit;
 use lightv_launch::program::{NotFound, Program};
 use lightv_vmm::listen::{ListenError, Purpose, listen};
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
@@ -101,8 +101,7 @@ pub fn run(cli: Cli) -> Result<(), RunError> {
 }
 
 async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Host)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Host)?;
+    let signals = signals().map_err(RunError::Host)?;
     let (listener, socket) = listen(&agent.folders.socket(), Purpose::Api)?;
     let listener = UnixListener::from_std(listener).map_err(RunError::Host)?;
     // Whoever connects already waits until all that lives is known.
@@ -110,14 +109,8 @@ async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     spawn_local(care::go_on(Rc::clone(&agent)));
     let connections = Connections::default();
     spawn_local(accept_all(Rc::clone(&agent), listener, connections));
-    let ended = std::future::poll_fn(|context| {
-        let told = [&mut terminate, &mut interrupt].map(|signal| signal.poll_recv(context));
-        match told.iter().any(std::task::Poll::is_ready) {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    });
-    ended.await;
+    // The other end is never closed.
+    let _ = signals.readable().await;
     // Nobody comes any more; what is being done is done, so that nothing has to be reaped.
     socket.remove();
     agent.end();
@@ -127,4 +120,14 @@ async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     }
     care::write_all(&agent).await;
     Ok(())
+}
+
+/// A stream on which there is a byte for each signal that ends the agent.
+fn signals() -> io::Result<UnixStream> {
+    let (read, write) = std::os::unix::net::UnixStream::pair()?;
+    read.set_nonblocking(true)?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    UnixStream::from_std(read)
 }

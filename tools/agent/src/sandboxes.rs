@@ -41,6 +41,8 @@ pub struct Entry {
     is_unwritten: Cell<bool>,
     /// Somebody is taking it away.
     is_going: Cell<bool>,
+    /// Clients have been told that it runs, or are about to be: so they are told of its end.
+    is_announced: Cell<bool>,
 }
 
 impl Entry {
@@ -56,6 +58,7 @@ impl Entry {
             writing: Mutex::new(()),
             is_unwritten: Cell::new(false),
             is_going: Cell::new(false),
+            is_announced: Cell::new(false),
         }
     }
 
@@ -81,6 +84,17 @@ impl Entry {
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.state() == SandboxState::Ended
+    }
+
+    /// Clients are told of it.
+    pub fn announce(&self) {
+        self.is_announced.set(true);
+    }
+
+    /// Whether clients have been told of it.
+    #[must_use]
+    pub fn is_announced(&self) -> bool {
+        self.is_announced.get()
     }
 
     /// Whether its process, as it is written down, started at `ticks`.

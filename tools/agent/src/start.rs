@@ -105,13 +105,14 @@ pub async fn create(
     agent.sandboxes.insert(Rc::clone(&entry));
     match start(agent, &entry, &plan, asked).await {
         Ok(()) => {
+            entry.announce();
             agent.events.publish(AgentHappening::Created {
                 sandbox: id,
                 start_us: entry.sandbox().start_us.unwrap_or_default(),
                 warm: false,
             });
             if entry.has_ended() {
-                end::tell(agent, &entry);
+                end::finish(agent, &entry).await;
             }
             Ok(entry.sandbox())
         }
