@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lightv_api::agent::image::StoredImage;
+use lightv_api::agent::pool::Pool;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -161,6 +162,28 @@ impl Agent {
         let sandbox: Sandbox = self.ask("GET", &format!("/sandboxes/{id}/wait?timeout_ms=30000"));
         assert_eq!(sandbox.state, SandboxState::Ended, "{sandbox:?}");
         sandbox
+    }
+
+    /// Makes a pool of `image`, and waits until it has as many ready as it should.
+    ///
+    /// # Panics
+    /// When that does not come.
+    pub fn fill_pool(&self, image: &str, spec: &Value) -> Pool {
+        let answer = self.api.call("PUT", &format!("/pools/{image}"), spec);
+        let _: Pool = read(&answer, 200);
+        self.wait_pool(image, |pool| pool.ready == pool.target)
+    }
+
+    /// Waits until the pool of `image` is so.
+    ///
+    /// # Panics
+    /// When that does not come.
+    #[track_caller]
+    pub fn wait_pool(&self, image: &str, is_so: impl Fn(&Pool) -> bool) -> Pool {
+        wait_for("the pool", || {
+            let pool: Pool = self.ask("GET", &format!("/pools/{image}"));
+            is_so(&pool).then_some(pool)
+        })
     }
 
     /// What the sandbox `id` has printed.

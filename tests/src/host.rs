@@ -83,6 +83,19 @@ pub fn processes_in(folder: &Path) -> Vec<String> {
         .collect()
 }
 
+/// The processes that run the binary `name` in the working folder `folder`.
+#[must_use]
+pub fn pids_of(name: &str, folder: &Path) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_it = |pid: &u32| {
+        let link = |what| fs::read_link(format!("/proc/{pid}/{what}"));
+        let is_named = link("exe").is_ok_and(|exe| exe.file_name().is_some_and(|it| it == name));
+        is_named && link("cwd").is_ok_and(|cwd| cwd == folder)
+    };
+    pids.filter(is_it).collect()
+}
+
 /// The file `file` of process `pid` in proc.
 ///
 /// # Panics

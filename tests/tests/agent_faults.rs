@@ -12,7 +12,7 @@ use std::time::Duration;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use lightv_tests::agent::{Agent, command};
 use lightv_tests::api::Api;
-use lightv_tests::host::{has_kvm, proc_file, processes_in};
+use lightv_tests::host::{has_kvm, pids_of, proc_file, processes_in};
 use lightv_tests::process::{after_script, wait_for};
 use lightv_tests::scratch::Scratch;
 use serde_json::{Value, json};
@@ -73,18 +73,17 @@ fn check_adopted(scratch: &Scratch, agent: &Agent, told: &Told) {
         .values()
         .filter_map(|sandbox| Some((sandbox.pid?, sandbox.id.as_str())))
         .collect();
-    let monitors: Vec<String> = processes_in(scratch.folder())
-        .into_iter()
-        .filter(|line| line.contains("lightv-vmm"))
-        .collect();
-    assert_eq!(monitors.len(), running.len(), "{monitors:?} {listed:?}");
-    for id in running.values() {
-        assert!(
-            monitors.iter().any(|line| line.contains(id)),
-            "{id}: {monitors:?}"
-        );
-    }
-    let mut files: BTreeSet<String> = ["agent.sock".to_owned()].into();
+    // What was ready for the agent before ends with it, and nobody else is there.
+    let pids: BTreeSet<u32> = running.keys().copied().collect();
+    wait_for("the end of all others", || {
+        let found: BTreeSet<u32> = pids_of("lightv-vmm", scratch.folder())
+            .into_iter()
+            .collect();
+        assert!(found.is_superset(&pids), "{found:?} {listed:?}");
+        (found == pids).then_some(())
+    });
+    let sockets = ["agent.sock", "agent-run.sock"];
+    let mut files: BTreeSet<String> = sockets.map(str::to_owned).into();
     for (pid, id) in &running {
         files.extend([format!("{pid}.json"), format!("{id}.sock")]);
     }
@@ -115,6 +114,10 @@ fn killed_at_any_moment_it_loses_nothing_and_leaves_nothing() {
     let mut agent = Agent::start(&scratch, &[]);
     agent.put_image(&scratch, "tick", &image);
     for round in 0..kills {
+        // Every other time some of them come from a pool.
+        if round % 2 == 1 {
+            agent.fill_pool("tick", &json!({"min": 2}));
+        }
         let told = Arc::new(Mutex::new(Told::default()));
         let workers: Vec<_> = (0..3)
             .map(|_| {
@@ -129,6 +132,10 @@ fn killed_at_any_moment_it_loses_nothing_and_leaves_nothing() {
             worker.join().expect("a worker");
         }
         agent = Agent::start(&scratch, &[]);
+        if round % 2 == 1 {
+            let answer = agent.api.call("DELETE", "/pools/tick", &Value::Null);
+            assert_eq!(answer.status, 204, "{answer:?}");
+        }
         check_adopted(&scratch, &agent, &told.lock().expect("no panic"));
         for sandbox in agent.list() {
             agent.delete(&sandbox.id);

@@ -147,7 +147,7 @@ async fn adopt(agent: Rc<Agent>, entry: Rc<Entry>) {
 /// Notes the end of one that died while nobody looked. It is written down when the agent has said that it is here.
 fn note_dead(agent: &Agent, entry: &Entry) {
     let sandbox = entry.sandbox();
-    remove_sockets(&agent.folders, entry.id(), None);
+    remove_sockets(&agent.folders, &sandbox, None);
     if let Some(pid) = sandbox.pid {
         remove_stale_record(agent, pid);
     }
@@ -175,12 +175,16 @@ fn remove_stale_record(agent: &Agent, pid: u32) {
 async fn reap(agent: &Agent, record: &Record) {
     let id = &record.sandbox.id;
     let socket = agent.folders.vm_socket(id);
-    for pid in serving(&socket) {
+    // One of a pool was written down before it was given its work; its command line is its template's.
+    let assigned = record.sandbox.pid.into_iter();
+    for pid in serving(&socket).into_iter().chain(assigned) {
         let Ok(process) = Process::open(pid) else {
             continue;
         };
         // From here on it is this very process.
-        if !serves(pid, &socket) {
+        let ticks = runtime_dir::start_ticks(pid);
+        let is_assigned = ticks.is_some() && ticks == record.start_ticks;
+        if !serves(pid, &socket) && !is_assigned {
             continue;
         }
         if let Err(cause) = process.signal(Signal::KILL) {
@@ -193,7 +197,7 @@ async fn reap(agent: &Agent, record: &Record) {
         let _ = process.reap();
         remove_stale_record(agent, pid);
     }
-    remove_sockets(&agent.folders, id, None);
+    remove_sockets(&agent.folders, &record.sandbox, None);
     let _ = fs::remove_file(agent.folders.log(id));
     if let Err(cause) = fs::remove_file(agent.folders.record(id)) {
         agent.warn(format!(

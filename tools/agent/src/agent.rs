@@ -14,6 +14,7 @@ use crate::folders::Folders;
 use crate::host;
 use crate::images::Images;
 use crate::limits;
+use crate::pools::Pools;
 use crate::refusal::Refusal;
 use crate::sandboxes::Sandboxes;
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub kept_memory_mib: u64,
     /// Requests that are being carried out.
     pub requests_max: u64,
+    /// Machines that all pools together may keep ready.
+    pub ready_max: u64,
     /// Connections.
     pub connections_max: u64,
     /// Bytes of a log, in MiB.
@@ -47,6 +50,8 @@ pub struct Agent {
     pub images: Images,
     /// The sandboxes.
     pub sandboxes: Sandboxes,
+    /// The pools.
+    pub pools: Pools,
     /// What happens.
     pub events: Feed,
     /// Starts that go on at the same time.
@@ -80,6 +85,7 @@ impl Agent {
             folders,
             images,
             sandboxes: Sandboxes::default(),
+            pools: Pools::default(),
             events: Feed::default(),
             starts: Semaphore::new(host::cpus() * limits::STARTS_PER_CPU),
             requests: Cell::new(0),
@@ -106,6 +112,12 @@ impl Agent {
         }
         self.requests.set(self.requests.get() + 1);
         Ok(Place(Rc::clone(self)))
+    }
+
+    /// Whether starts wait for a processor: nothing else is to be begun.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.starts.available_permits() == 0
     }
 
     /// From here on no request is begun that changes anything.
@@ -139,6 +151,7 @@ impl Agent {
     pub fn info(&self) -> AgentInfo {
         let mut counts = self.sandboxes.counts();
         counts.images = self.images.count() as u64;
+        counts.pools = self.pools.count() as u64;
         AgentInfo {
             lightv_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use lightv_api::agent::event::AgentHappening;
-use lightv_api::agent::sandbox::SandboxState;
+use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use lightv_launch::monitor::last_message;
 use rustix::process::Signal;
 use tokio::task::JoinHandle;
@@ -30,7 +30,7 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
     };
     process.over().await;
     // While nobody has waited for it no other process comes to its id.
-    remove_sockets(&agent.folders, entry.id(), Some(process.pid()));
+    remove_sockets(&agent.folders, &entry.sandbox(), Some(process.pid()));
     let end = process.reap();
     let told = match told {
         // Its connection has ended with it.
@@ -117,10 +117,10 @@ fn describe_end(
 }
 
 /// Takes away what a monitor that was killed leaves: its sockets, and what it said of itself.
-pub fn remove_sockets(folders: &Folders, id: &str, pid: Option<u32>) {
+pub fn remove_sockets(folders: &Folders, sandbox: &Sandbox, pid: Option<u32>) {
     let record = pid.map(|pid| folders.vm_record(pid));
-    let sockets = [folders.vm_socket(id), folders.vm_vsock(id)];
-    for path in sockets.into_iter().chain(record) {
+    let sockets = [sandbox.api_socket.clone(), sandbox.vsock_socket.clone()];
+    for path in sockets.into_iter().flatten().chain(record) {
         // One that has ended in order has left nothing.
         let _ = fs::remove_file(path);
     }
@@ -128,7 +128,8 @@ pub fn remove_sockets(folders: &Folders, id: &str, pid: Option<u32>) {
 
 /// Takes away what is left of a sandbox that has ended: its log, its record, and what is known of it.
 pub async fn forget(agent: &Rc<Agent>, entry: &Rc<Entry>) {
-    remove_sockets(&agent.folders, entry.id(), entry.sandbox().pid);
+    let sandbox = entry.sandbox();
+    remove_sockets(&agent.folders, &sandbox, sandbox.pid);
     // One that cannot be removed is at the next start of the agent.
     let _ = fs::remove_file(agent.folders.log(entry.id()));
     if let Err(error) = entry.remove_file().await {

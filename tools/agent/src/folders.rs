@@ -10,6 +10,7 @@
 //! ```
 
 use std::env;
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -163,6 +164,24 @@ impl Folders {
     #[must_use]
     pub fn vm_socket(&self, id: &str) -> PathBuf {
         self.runtime.join(format!("{id}.sock"))
+    }
+
+    /// The run socket.
+    #[must_use]
+    pub fn run_socket(&self) -> PathBuf {
+        self.runtime.join("agent-run.sock")
+    }
+
+    /// What pools there are to be.
+    #[must_use]
+    pub fn pools(&self) -> PathBuf {
+        self.state.join("pools.json")
+    }
+
+    /// The vsock of a machine of a pool whose process is `pid`, or `{pid}` for all of them.
+    #[must_use]
+    pub fn pool_vsock(&self, pid: impl fmt::Display) -> PathBuf {
+        self.runtime.join(format!("pool-{pid}.vsock"))
     }
 
     /// The vsock of sandbox `id`.

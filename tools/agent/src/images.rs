@@ -16,6 +16,7 @@ use lightv_vmm::describe::describe;
 use lightv_vmm::image::read::OpenImageError;
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
@@ -108,12 +109,43 @@ pub enum PutImageError {
     Write(#[from] WriteError),
 }
 
+/// By what a file is known again that nobody has written since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// When it was last changed (ctime), which nobody can set: seconds, nanoseconds.
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(found: &fs::Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            bytes: found.size(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+}
+
+/// A name, as it is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Stored {
+    #[serde(flatten)]
+    image: StoredImage,
+    /// The file that it is a copy of.
+    #[serde(default)]
+    source: Option<FileIdentity>,
+}
+
 /// The images.
 #[derive(Debug)]
 pub struct Images {
     folder: PathBuf,
     names_file: PathBuf,
-    names: RefCell<BTreeMap<String, StoredImage>>,
+    names: RefCell<BTreeMap<String, Stored>>,
     /// Images that are being opened: their files must not go.
     held: Rc<RefCell<BTreeMap<String, usize>>>,
     /// One change after the other.
@@ -161,14 +193,14 @@ impl Images {
     /// [`ReadJsonError`].
     pub fn open(folders: &Folders) -> Result<Self, ReadJsonError> {
         let names_file = folders.image_names();
-        let names: Vec<StoredImage> = read_json(&names_file)?.unwrap_or_default();
+        let names: Vec<Stored> = read_json(&names_file)?.unwrap_or_default();
         let images = Self {
             folder: folders.images(),
             names_file,
             names: RefCell::new(
                 names
                     .into_iter()
-                    .map(|image| (image.name.clone(), image))
+                    .map(|stored| (stored.image.name.clone(), stored))
                     .collect(),
             ),
             held: Rc::default(),
@@ -187,7 +219,8 @@ impl Images {
     /// All names.
     #[must_use]
     pub fn list(&self) -> Vec<StoredImage> {
-        self.names.borrow().values().cloned().collect()
+        let names = self.names.borrow();
+        names.values().map(|stored| stored.image.clone()).collect()
     }
 
     /// How many names there are.
@@ -201,10 +234,28 @@ impl Images {
     pub fn find(&self, name: &str) -> Option<StoredImage> {
         let names = self.names.borrow();
         let by_digest = || {
-            let mut images = names.values();
-            images.find(|image| image.digest == name)
+            let mut stored = names.values();
+            stored.find(|stored| stored.image.digest == name)
         };
-        names.get(name).or_else(by_digest).cloned()
+        let stored = names.get(name).or_else(by_digest);
+        stored.map(|stored| stored.image.clone())
+    }
+
+    /// The digest that `name` means: a name, a digest, or a file, as an absolute path, whose bytes an image is a copy of, unless
+    /// it has changed since.
+    #[must_use]
+    pub fn find_bytes(&self, name: &str) -> Option<String> {
+        if let Some(image) = self.find(name) {
+            return Some(image.digest);
+        }
+        if !name.starts_with('/') {
+            return None;
+        }
+        let found = FileIdentity::of(&fs::metadata(name).ok()?);
+        let names = self.names.borrow();
+        let mut stored = names.values();
+        let same = stored.find(|stored| stored.source == Some(found))?;
+        Some(same.image.digest.clone())
     }
 
     /// The same, to be opened.
@@ -251,7 +302,11 @@ impl Images {
             set_unix_ms: unix_ms(),
         };
         let mut names = self.names.borrow().clone();
-        names.insert(name.to_owned(), image.clone());
+        let stored = Stored {
+            image: image.clone(),
+            source: Some(taken.source),
+        };
+        names.insert(name.to_owned(), stored);
         let written = self.write(names).await;
         self.collect_garbage();
         written?;
@@ -274,9 +329,9 @@ impl Images {
     }
 
     /// Writes `names` down; only then they count.
-    async fn write(&self, names: BTreeMap<String, StoredImage>) -> Result<(), WriteError> {
+    async fn write(&self, names: BTreeMap<String, Stored>) -> Result<(), WriteError> {
         let path = self.names_file.clone();
-        let list: Vec<StoredImage> = names.values().cloned().collect();
+        let list: Vec<Stored> = names.values().cloned().collect();
         let written =
             tokio::task::spawn_blocking(move || write_json(&path, &list, Durability::Host)).await;
         written.unwrap_or_else(|cause| {
@@ -294,7 +349,10 @@ impl Images {
     pub fn collect_garbage(&self) {
         let names = self.names.borrow();
         let held = self.held.borrow();
-        let mut used: BTreeSet<&str> = names.values().map(|image| image.digest.as_str()).collect();
+        let mut used: BTreeSet<&str> = names
+            .values()
+            .map(|stored| stored.image.digest.as_str())
+            .collect();
         used.extend(held.keys().map(String::as_str));
         let used: BTreeSet<PathBuf> = used.into_iter().map(|it| self.path_of(it)).collect();
         let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
@@ -343,6 +401,7 @@ struct Taken {
     bytes: u64,
     memory_mib: u64,
     has_vsock: bool,
+    source: FileIdentity,
 }
 
 /// A file that goes when this does, unless it got another name.
@@ -357,6 +416,11 @@ impl Drop for Draft {
 /// Copies `from`, proves the copy, and gives it the name of its digest.
 fn take_copy(folder: &Path, from: &Path) -> Result<Taken, PutImageError> {
     let source = open_source(from)?;
+    // Before its bytes are read: whoever changes it from now on makes it another one.
+    let identity = source.metadata().map_err(|cause| PutImageError::Open {
+        path: from.to_owned(),
+        cause,
+    })?;
     let draft = Draft(folder.join(format!("copy.{DRAFT}")));
     let failed = |cause| PutImageError::Copy {
         from: from.to_owned(),
@@ -390,6 +454,7 @@ fn take_copy(folder: &Path, from: &Path) -> Result<Taken, PutImageError> {
         bytes,
         memory_mib: described.ram_bytes.div_ceil(1 << 20),
         has_vsock: described.config.vsock.is_some(),
+        source: FileIdentity::of(&identity),
     })
 }
 

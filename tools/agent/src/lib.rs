@@ -3,6 +3,7 @@
 //! ```text
 //!   client --HTTP--> server --> router --+--> start, end, logs --> sandboxes --> monitors (lightv-vmm), each a process
 //!                                        +--> images               of its own that goes on when the agent ends
+//!                                        +--> pools --> templates --> machines that are ready; they end with the agent
 //!                                        +--> events
 //! ```
 //!
@@ -27,14 +28,19 @@ pub mod logs;
 pub mod openapi;
 pub mod patient;
 pub mod plan;
+pub mod pool_requests;
+pub mod pools;
 pub mod process;
 pub mod query;
+pub mod race;
 pub mod refusal;
 pub mod router;
 pub mod run;
+pub mod run_socket;
 pub mod sandboxes;
 pub mod server;
 pub mod start;
 #[allow(unsafe_code)]
 mod sys;
 pub mod vm_api;
+pub mod warm;

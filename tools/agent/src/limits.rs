@@ -124,3 +124,36 @@ pub const PIECES_WAITING: usize = 2;
 
 /// Requests of which the agent waits for the answers when it is told to end.
 pub const END_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// VMs of a pool at the most.
+pub const POOL_MAX: u32 = 4096;
+
+/// VMs that a pool makes at the same time at the most.
+pub const POOL_PARALLEL_MAX: u32 = 64;
+
+/// Pools.
+pub const POOLS_MAX: usize = 64;
+
+/// Descriptors of a VM that is ready: its socket and its process.
+pub const FILES_PER_READY: u64 = 2;
+
+/// Between two looks of a pool at its demand and at machines that have ended.
+pub const POOL_TICK: Duration = Duration::from_secs(1);
+
+/// How long a pool orders no machine after one was refused.
+pub const POOL_REST: Duration = Duration::from_secs(1);
+
+/// How long a pool waits after a template that failed, at the first time; then twice as long each time.
+pub const POOL_PAUSE_MIN: Duration = Duration::from_millis(200);
+
+/// The longest such pause.
+pub const POOL_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Between two looks at processes that are about to end.
+pub const REAP_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How long a client of the run socket may take to say what it wants.
+pub const RUN_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a run whose client is gone may take to end after SIGTERM.
+pub const RUN_END_TIME_MAX: Duration = Duration::from_secs(10);

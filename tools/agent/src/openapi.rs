@@ -1,6 +1,6 @@
 //! The description of the REST API, made from the types that the agent reads and writes.
 
-use lightv_api::agent::{event, host, image, sandbox};
+use lightv_api::agent::{event, host, image, pool, sandbox};
 use lightv_api::fault;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn};
@@ -26,6 +26,9 @@ use utoipa::openapi::{
         host::HostInfo,
         image::ImageSpec,
         image::StoredImage,
+        pool::Pool,
+        pool::PoolSpec,
+        pool::RefillSpec,
         sandbox::Sandbox,
         sandbox::SandboxSpec,
         sandbox::SandboxState,
@@ -70,6 +73,10 @@ const OPERATIONS: &[Row] = &[
     Row(Put, "/images/{name}", "putImage", "Copies an image into the store; the name leads to it.", &[], (Of("ImageSpec"), Of("StoredImage")), &["400", "429", "503", "507"]),
     Row(Delete, "/images/{name}", "deleteImage", "Forgets a name. What runs keeps its bytes.", &[], (Nothing, Nothing), &["404", "503", "507"]),
     Row(Get, "/openapi.json", "getOpenapi", "This document.", &[], (Nothing, Any), &[]),
+    Row(Get, "/pools", "listPools", "All pools.", &[], (Nothing, List("Pool")), &[]),
+    Row(Get, "/pools/{image}", "getPool", "The pool of an image.", &[], (Nothing, Of("Pool")), &["404"]),
+    Row(Put, "/pools/{image}", "putPool", "Makes the pool of an image, or changes it.", &[], (Optional("PoolSpec"), Of("Pool")), &["400", "404", "429", "503", "507"]),
+    Row(Delete, "/pools/{image}", "deletePool", "Ends a pool, its template and what is ready.", &[], (Nothing, Nothing), &["404", "503", "507"]),
     Row(Get, "/sandboxes", "listSandboxes", "All sandboxes, the oldest first. `label` is NAME=VALUE and may be repeated.", &["label", "state"], (Nothing, List("Sandbox")), &["400"]),
     Row(Post, "/sandboxes", "createSandbox", "Starts a sandbox. The answer comes when it runs.", &[], (Of("SandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
     Row(Get, "/sandboxes/{id}", "getSandbox", "A sandbox.", &[], (Nothing, Of("Sandbox")), &["404"]),
@@ -105,6 +112,7 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
         .operation_id(Some(*name))
         .summary(Some(*about));
     for (part, about) in [
+        ("image", "name of an image"),
         ("name", "name of an image; for GET a digest too"),
         ("id", "id or name of a sandbox"),
     ] {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState};
+use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState, WarmUse};
 use lightv_launch::monitor::is_name;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -80,6 +80,32 @@ impl Plan {
             image,
             spec,
         })
+    }
+
+    /// Whether it can be one that is the same for all until it is given arguments and environment.
+    #[must_use]
+    pub fn can_be_warm(&self) -> bool {
+        self.spec.net.is_empty() && self.spec.warm != WarmUse::Never
+    }
+
+    /// Whether it must come from a pool.
+    #[must_use]
+    pub fn must_be_warm(&self) -> bool {
+        self.spec.warm == WarmUse::Require
+    }
+
+    /// Arguments of its guest.
+    #[must_use]
+    pub fn args(&self) -> Option<Vec<String>> {
+        self.spec.args.clone()
+    }
+
+    /// Environment of its guest.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
+        let env = self.spec.env.iter();
+        env.map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     /// What its monitor is called with, beside its name and socket.

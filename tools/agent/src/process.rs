@@ -1,11 +1,12 @@
 //! A process that is watched: by a descriptor, so that no other one is ever meant.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use lightv_pool::{Exit, MachineError, News, Running};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -19,6 +20,8 @@ use crate::sys;
 pub struct Process {
     pid: u32,
     descriptor: AsyncFd<OwnedFd>,
+    /// A machine of a pool, which waits for its process itself.
+    pooled: RefCell<Option<Running>>,
     is_over: Cell<bool>,
 }
 
@@ -57,8 +60,35 @@ impl Process {
         Ok(Self {
             pid,
             descriptor: sys::watch(descriptor)?,
+            pooled: RefCell::default(),
             is_over: Cell::new(false),
         })
+    }
+
+    /// That of a machine of a pool.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of_pool(running: Running) -> io::Result<Self> {
+        let descriptor = running.pidfd().ok_or(io::Error::from(Errno::SRCH))?;
+        let descriptor = descriptor.try_clone_to_owned()?;
+        Ok(Self {
+            pid: running.pid(),
+            descriptor: sys::watch(descriptor)?,
+            pooled: RefCell::new(Some(running)),
+            is_over: Cell::new(false),
+        })
+    }
+
+    /// What a machine of a pool says next, without waiting. Of any other process nothing will be heard.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn news(&self) -> Result<Option<News>, MachineError> {
+        match &*self.pooled.borrow() {
+            Some(running) => running.next(),
+            None => Ok(Some(News::Closed)),
+        }
     }
 
     /// Its id.
@@ -97,7 +127,13 @@ impl Process {
     /// How it has ended; to be called once, after [`over`](Self::over).
     #[must_use]
     pub fn reap(&self) -> ProcessEnd {
-        use std::os::fd::AsFd as _;
+        if let Some(running) = &mut *self.pooled.borrow_mut() {
+            return match running.exit() {
+                Ok(Some(Exit::Status(status))) => ProcessEnd::Exited(status),
+                Ok(Some(Exit::Signal(signal))) => ProcessEnd::Killed(signal),
+                Ok(None) | Err(_) => ProcessEnd::Unknown,
+            };
+        }
         let id = WaitId::PidFd(self.descriptor.get_ref().as_fd());
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let Ok(Some(status)) = waitid(id, options) else {

@@ -8,6 +8,7 @@ use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::image::ImageSpec;
+use lightv_api::agent::pool::PoolSpec;
 use lightv_api::agent::sandbox::{SandboxSpec, SandboxState, StopSpec};
 use lightv_api::contract::vm::VmState;
 use serde::de::DeserializeOwned;
@@ -22,6 +23,7 @@ use crate::images::PutImageError;
 use crate::limits;
 use crate::logs::{self, Wanted};
 use crate::openapi;
+use crate::pool_requests as pools;
 use crate::query::Query;
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::Entry;
@@ -67,6 +69,8 @@ pub async fn answer(agent: &Rc<Agent>, asked: Asked) -> Answered {
         ("GET", ["events"]) => events(agent, &query),
         ("GET", ["images"]) => Ok(json(StatusCode::OK, &agent.images.list())),
         (_, ["images", name]) => image(agent, name, asked).await,
+        ("GET", ["pools"]) => Ok(json(StatusCode::OK, &pools::list(agent))),
+        (method, ["pools", image]) => pool(agent, image, method, &asked).await,
         ("GET", ["sandboxes"]) => list(agent, &query),
         ("POST", ["sandboxes"]) => create(agent, asked).await,
         (_, ["sandboxes", id, rest @ ..]) => {
@@ -153,6 +157,7 @@ async fn image(agent: &Rc<Agent>, name: &str, asked: Asked) -> Answered {
                 let deleted = its.images.delete(&name).await;
                 let deleted = deleted.map_err(|cause| Refusal::no_room(chain(&cause)))?;
                 if deleted {
+                    its.pools.wake_all();
                     its.events
                         .publish(AgentHappening::ImageDeleted { image: name });
                 }
@@ -180,11 +185,38 @@ async fn put_image(
             _ => Refusal::bad(text),
         }
     })?;
+    agent.pools.wake_all();
     agent.events.publish(AgentHappening::ImageSet {
         image: image.name.clone(),
         digest: image.digest.clone(),
     });
     Ok(image)
+}
+
+async fn pool(agent: &Rc<Agent>, image: &str, method: &str, asked: &Asked) -> Answered {
+    let missing = || {
+        Refusal::missing(format!(
+            "There is no pool of {image:?}; GET /pools lists them."
+        ))
+    };
+    let (its, name) = (Rc::clone(agent), image.to_owned());
+    match method {
+        "GET" => {}
+        "PUT" => {
+            let spec: PoolSpec = optional_body_of(asked)?;
+            to_the_end(agent, async move { pools::set(&its, &name, spec).await }).await?;
+        }
+        "DELETE" => {
+            let deleted = to_the_end(agent, async move { pools::delete(&its, &name).await });
+            return match deleted.await? {
+                true => Ok(done()),
+                false => Err(missing()),
+            };
+        }
+        _ => return Err(unknown(asked)),
+    }
+    let pool = agent.pools.find(image).ok_or_else(missing)?;
+    Ok(json(StatusCode::OK, &pool.info(agent)))
 }
 
 fn list(agent: &Rc<Agent>, query: &Query) -> Answered {

@@ -1,9 +1,11 @@
 //! From the command line to a server, and to its end.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
+use lightv_api::agent::pool::PoolSpec;
 use lightv_api::exit;
 use lightv_launch::program::{NotFound, Program};
 use lightv_vmm::listen::{ListenError, Purpose, listen};
@@ -16,10 +18,11 @@ use crate::adopt::adopt_all;
 use crate::agent::{Agent, Settings};
 use crate::args::Cli;
 use crate::care;
-use crate::folders::{Folders, OpenFoldersError, ReadJsonError};
+use crate::folders::{Folders, OpenFoldersError, ReadJsonError, read_json};
 use crate::host;
 use crate::images::Images;
 use crate::limits;
+use crate::run_socket;
 use crate::server::{Connections, accept_all};
 
 /// Why there is no agent.
@@ -86,6 +89,7 @@ pub fn run(cli: Cli) -> Result<(), RunError> {
         memory_mib_max: cli.max_memory,
         kept_memory_mib: cli.keep_memory,
         requests_max: cli.max_requests,
+        ready_max: spare / 8 / limits::FILES_PER_READY,
         connections_max: limits::CONNECTIONS_MAX.min(spare / 4),
         log_mib_max: cli.max_log,
     };
@@ -102,17 +106,26 @@ pub fn run(cli: Cli) -> Result<(), RunError> {
 
 async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     let signals = signals().map_err(RunError::Host)?;
+    let pools: BTreeMap<String, PoolSpec> = read_json(&agent.folders.pools())?.unwrap_or_default();
     let (listener, socket) = listen(&agent.folders.socket(), Purpose::Api)?;
     let listener = UnixListener::from_std(listener).map_err(RunError::Host)?;
+    let runs = run_socket::listen(&agent.folders.run_socket()).map_err(RunError::Host)?;
     // Whoever connects already waits until all that lives is known.
     adopt_all(&agent).await;
+    for (image, spec) in pools {
+        agent.pools.set(&agent, &image, spec);
+    }
     spawn_local(care::go_on(Rc::clone(&agent)));
     let connections = Connections::default();
+    let all = connections.clone();
     spawn_local(accept_all(Rc::clone(&agent), listener, connections));
+    let runs = spawn_local(run_socket::accept_all(Rc::clone(&agent), runs, all));
     // The other end is never closed.
     let _ = signals.readable().await;
     // Nobody comes any more; what is being done is done, so that nothing has to be reaped.
     socket.remove();
+    runs.abort();
+    let _ = std::fs::remove_file(agent.folders.run_socket());
     agent.end();
     let began = Instant::now();
     while agent.requests() > 0 && began.elapsed() < limits::END_TIME_MAX {

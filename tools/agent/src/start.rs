@@ -13,9 +13,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::event::AgentHappening;
-use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState, WarmUse};
+use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState};
 use lightv_api::exit;
 use lightv_launch::monitor::{self, EarlyEnd, Place};
+use lightv_pool::Ready;
 use lightv_vmm::runtime_dir;
 use rustix::process::Signal;
 use tokio::task::{spawn_blocking, spawn_local};
@@ -29,6 +30,7 @@ use crate::process::Process;
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::{Entry, Record};
 use crate::sys;
+use crate::warm::{self, Warm, WarmError};
 
 /// Why a sandbox was not started. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub enum StartError {
     /// The monitor ended.
     #[error("The microVM was not started: {0}")]
     Ended(#[source] EarlyEnd),
+    /// A machine of a pool does not run.
+    #[error(transparent)]
+    Warm(#[from] WarmError),
     /// It does not serve.
     #[error("The microVM was not started: it did not serve its API within {} s", limits::START_TIME_MAX.as_secs())]
     Silent,
@@ -64,10 +69,13 @@ impl StartError {
         };
         match self {
             Self::Ended(end) if end.exit_code == exit::HOST_FAILURE => Refusal::unavailable(text),
+            Self::Warm(WarmError::Refused(refusal)) if refusal.exit_code != exit::HOST_FAILURE => {
+                Refusal::bad(text)
+            }
             Self::Ended(_) => Refusal::bad(text),
             Self::Write(_) => Refusal::no_room(text),
             Self::Host { cause, .. } if is_full(cause) => Refusal::no_room(text),
-            Self::Host { .. } | Self::Silent => Refusal::unavailable(text),
+            Self::Host { .. } | Self::Silent | Self::Warm(_) => Refusal::unavailable(text),
         }
     }
 }
@@ -88,13 +96,14 @@ pub async fn create(
     spec: SandboxSpec,
     asked: Instant,
 ) -> Result<Sandbox, Refusal> {
-    if spec.warm == WarmUse::Require {
-        return Err(Refusal::unavailable(format!(
-            "warm: there is no pool of the image {:?}.",
-            spec.image
-        )));
-    }
     let plan = Plan::prove(agent, spec)?;
+    let ready = match plan.can_be_warm() {
+        true => agent.pools.take(agent, &plan.sandbox.digest),
+        false => None,
+    };
+    if ready.is_none() && plan.must_be_warm() {
+        return Err(not_warm(agent, &plan));
+    }
     let record = Record {
         sandbox: plan.sandbox.clone(),
         start_ticks: None,
@@ -103,13 +112,17 @@ pub async fn create(
     let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
     // From here on it counts, and its name is taken.
     agent.sandboxes.insert(Rc::clone(&entry));
-    match start(agent, &entry, &plan, asked).await {
+    let started = match ready {
+        Some(ready) => start_warm(agent, &entry, (&plan, ready), asked).await,
+        None => start(agent, &entry, &plan, asked).await,
+    };
+    match started {
         Ok(()) => {
             entry.announce();
             agent.events.publish(AgentHappening::Created {
                 sandbox: id,
                 start_us: entry.sandbox().start_us.unwrap_or_default(),
-                warm: false,
+                warm: entry.sandbox().warm,
             });
             if entry.has_ended() {
                 end::finish(agent, &entry).await;
@@ -126,6 +139,50 @@ pub async fn create(
             Err(error.refusal())
         }
     }
+}
+
+/// Why there is no machine ready that must be.
+fn not_warm(agent: &Agent, plan: &Plan) -> Refusal {
+    let image = &plan.sandbox.image;
+    if !plan.can_be_warm() {
+        let text = "warm: a sandbox with networks of its own (net) comes from no pool.";
+        return Refusal::bad(text);
+    }
+    let pools = agent.pools.all();
+    let infos = pools.iter().map(|pool| pool.info(agent));
+    let mut same = infos.filter(|pool| pool.digest == plan.sandbox.digest || pool.image == *image);
+    Refusal::unavailable(match same.next() {
+        None => format!(
+            "warm: there is no pool of the image {image:?}; make one by PUT /pools/{{image}}."
+        ),
+        Some(pool) => format!(
+            "warm: the pool of {} has nothing ready{}. Try again.",
+            pool.image,
+            pool.fault
+                .map_or_else(String::new, |fault| format!(": {fault}"))
+        ),
+    })
+}
+
+/// Starts it from a machine that is ready.
+async fn start_warm(
+    agent: &Rc<Agent>,
+    entry: &Rc<Entry>,
+    (plan, ready): (&Plan, Ready),
+    asked: Instant,
+) -> Result<(), StartError> {
+    let streams = warm::to_log(agent, entry.id()).await?;
+    let warm = Warm {
+        plan,
+        streams,
+        durability: Durability::Host,
+        asked,
+    };
+    let started = warm::start(agent, entry, ready, warm).await;
+    started.map_err(|error| match error {
+        WarmError::Write(error) => StartError::Write(error),
+        error => StartError::Warm(error),
+    })
 }
 
 async fn start(
@@ -218,7 +275,7 @@ async fn wait_served(agent: &Rc<Agent>, entry: &Rc<Entry>, pid: u32) -> Result<(
 }
 
 /// Takes away a start that failed.
-async fn discard(agent: &Rc<Agent>, entry: &Rc<Entry>) {
+pub async fn discard(agent: &Rc<Agent>, entry: &Rc<Entry>) {
     let _ = entry.begin_going();
     if let Some(process) = entry.process() {
         // One that has ended does not get it.

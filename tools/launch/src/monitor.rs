@@ -44,7 +44,10 @@ pub fn command(program: &Path, place: Place<'_>, args: &[OsString]) -> io::Resul
 }
 
 /// A new log; one of an earlier machine is gone.
-fn open_log(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// The kernel's.
+pub fn open_log(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
         _ => {}

@@ -1,5 +1,6 @@
 //! `lightv run`: becomes the monitor of a machine.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
@@ -21,7 +22,7 @@ use super::timings::{self, TimingsForm};
 use crate::background::Background;
 use crate::failure::{Coded, Failure};
 use crate::spec_args::{EnvArg, Replacement};
-use crate::{cache, embedded, monitor};
+use crate::{agent_run, cache, embedded, monitor};
 
 /// Run a microVM from an image
 ///
@@ -82,6 +83,9 @@ pub(crate) struct RunArgs {
     /// Do not hold the monitor's threads to the system calls that they need (docs/isolation.md)
     #[arg(long)]
     no_seccomp: bool,
+    /// Start it here, also where the host agent has a microVM of this image ready (docs/agent.md)
+    #[arg(long)]
+    no_agent: bool,
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
@@ -105,12 +109,16 @@ Examples:
   lightv run --cold --memory 256 hello.lv  boot instead of restore
   lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
   lightv run --jail web.lv --net user      sees nothing of the host but its own files; no privileges
+  lightv run --no-agent web.lv             whatever the host agent has ready
   lightv run -d --name web web.lv          in the background; lightv logs -f web, lightv stop web
 
 Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
 after SIGTERM, or at the second one, it is ended. Without the agent they end it at once.
 
 Exit codes: the guest's own (0-127); `lightv --help` lists the others.";
+
+/// What a run by the host agent has of its own: arguments and environment.
+type AgentWords = (Option<Vec<String>>, BTreeMap<String, String>);
 
 /// Why nothing was started.
 #[derive(Debug, thiserror::Error)]
@@ -282,6 +290,33 @@ impl RunArgs {
         })
     }
 
+    /// Arguments and environment, if these are all that is asked for: then any microVM of the image will do.
+    fn for_agent(&self) -> Result<Option<AgentWords>, RunError> {
+        let Self {
+            image,
+            args,
+            has_separator,
+            env,
+            no_tty,
+            ..
+        } = self;
+        let plain = Self {
+            image: image.clone(),
+            args: args.clone(),
+            has_separator: *has_separator,
+            env: env.clone(),
+            no_tty: *no_tty,
+            ..Self::default()
+        };
+        if *self != plain || monitor::overridden().is_some() {
+            return Ok(None);
+        }
+        let utf8 = |arg: OsString| arg.into_string().map_err(|arg| RunError::NotUtf8 { arg });
+        let args = plain.args.into_iter().map(utf8).collect::<Result<_, _>>()?;
+        let env = plain.env.into_iter().map(|env| (env.name, env.value));
+        Ok(Some((has_separator.then_some(args), env.collect())))
+    }
+
     /// Whether the guest gets our terminal.
     fn wants_terminal(&self, image: &Path) -> Result<bool, RunError> {
         let is_terminal = || io::stdin().is_terminal() && io::stdout().is_terminal();
@@ -334,6 +369,12 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             .show_id();
     }
     let is_tty = args.wants_terminal(&image)?;
+    if !is_tty
+        && let Some((words, env)) = args.for_agent()?
+        && let Some(status) = agent_run::try_run(&image, words, env)
+    {
+        return status;
+    }
     if let Some(program) = monitor::overridden() {
         return Err(monitor::exec(program, &args.monitor_args(&image, is_tty)).into());
     }

@@ -64,6 +64,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "lightv-bench",
             "lightv-contract",
             "lightv-launch",
+            "lightv-packet",
             "lightv-rootfs",
             "lightv-vmm",
         ],

@@ -1,0 +1,194 @@
+//! The host agent's pools: sandboxes and runs from machines that are ready, and what becomes of those that are.
+
+use lightv_api::agent::sandbox::SandboxState;
+use lightv_tests::agent::Agent;
+use lightv_tests::host::{has_kvm, pids_of};
+use lightv_tests::process::{Process, wait_for};
+use lightv_tests::scratch::Scratch;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+fn kill(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), Signal::KILL).expect("a signal");
+}
+
+#[test]
+fn a_sandbox_comes_from_its_pool_and_the_pool_is_filled_again() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("hello", &[]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "hello", &image);
+    let pool = agent.fill_pool("hello", &json!({"min": 2, "max": 4}));
+    assert_eq!(
+        (pool.ready, pool.served, pool.missed),
+        (2, 0, 0),
+        "{pool:?}"
+    );
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        let body = json!({"image": "hello", "warm": "require", "args": [name], "env": {"A": "b"}});
+        agent.wait_pool("hello", |pool| pool.ready > 0);
+        let made = agent.create(&body);
+        assert!(made.warm, "{made:?}");
+        assert_eq!(agent.wait(&made.id).exit_code, Some(0));
+        let logs = agent.logs(&made.id);
+        assert!(logs.contains(&format!("Hello, {name}!")), "{logs}");
+        ids.push(made.id);
+    }
+    let cold = agent.create(&json!({"image": "hello", "warm": "never"}));
+    assert!(!cold.warm, "{cold:?}");
+    ids.push(cold.id);
+    let pool = agent.wait_pool("hello", |pool| pool.ready == pool.target);
+    assert_eq!((pool.served, pool.missed), (3, 0), "{pool:?}");
+    for id in ids {
+        agent.wait(&id);
+        agent.delete(&id);
+    }
+    let answer = agent.api.call("DELETE", "/pools/hello", &Value::Null);
+    assert_eq!(answer.status, 204, "{answer:?}");
+    wait_for("the end of what was ready", || {
+        pids_of("lightv-vmm", scratch.folder())
+            .is_empty()
+            .then_some(())
+    });
+    let body = json!({"image": "hello", "warm": "require"});
+    agent.refused(("POST", "/sandboxes"), &body, (503, &["no pool"]));
+    agent.end();
+}
+
+#[test]
+fn a_run_is_a_pools_where_its_bytes_are_ready_and_its_own_elsewhere() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let hello = scratch.build("hello", &[]);
+    let tick = scratch.build("tick", &["--", "0", "20"]);
+    // Nobody to ask.
+    let alone = scratch.run(&["run", &hello, "--", "a"]).with_code(0);
+    let agent = Agent::start(&scratch, &[]);
+    for (name, file) in [("hello", &hello), ("tick", &tick)] {
+        agent.put_image(&scratch, name, file);
+        agent.fill_pool(name, &json!({"min": 1}));
+    }
+    let before = scratch.listing();
+    let served = || agent.wait_pool("hello", |pool| pool.ready > 0).served;
+    let warm = scratch.run(&["run", &hello, "--", "a"]).with_code(0);
+    assert_eq!(warm.stdout, alone.stdout);
+    assert_eq!(served(), 1);
+    let own = scratch
+        .run(&["run", "--no-agent", &hello, "--", "a"])
+        .with_code(0);
+    assert_eq!((own.stdout, served()), (alone.stdout.clone(), 1));
+    // Its status, and its signals.
+    let run = Process::start(&mut scratch.lightv(&["run", &tick]));
+    run.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    let list = agent.list();
+    assert!(list.len() == 1 && list[0].warm, "{list:?}");
+    let _ = run.end().with_code(143);
+    // A client that is gone is one that wants its run to end.
+    agent.wait_pool("tick", |pool| pool.ready > 0);
+    let run = Process::start(&mut scratch.lightv(&["run", &tick]));
+    run.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    run.signal(Signal::KILL);
+    wait_for("the end of its run", || {
+        agent.list().is_empty().then_some(())
+    });
+    assert_eq!(agent.wait_pool("tick", |pool| pool.ready > 0).served, 2);
+    scratch.assert_same_files(&before);
+    // Other bytes of the same name.
+    let _ = scratch.build("hello", &["--", "other"]);
+    let other = scratch.run(&["run", &hello]).with_code(0);
+    assert!(other.stdout.contains("other"), "{other:?}");
+    assert_eq!(served(), 1);
+    agent.end();
+}
+
+#[test]
+fn a_pool_goes_on_after_its_template_its_image_and_its_agent() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let hello = scratch.build("hello", &[]);
+    let tick = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &[]);
+    let old = agent.put_image(&scratch, "app", &hello);
+    let first = agent.fill_pool("app", &json!({"min": 2}));
+    // Its template crashes.
+    kill(first.template_pid.expect("a template"));
+    let is_other = |pid: Option<u32>| pid.is_some() && pid != first.template_pid;
+    agent.wait_pool("app", |pool| is_other(pool.template_pid) && pool.ready == 2);
+    // Its name leads to other bytes.
+    let new = agent.put_image(&scratch, "app", &tick);
+    assert_ne!(old.digest, new.digest);
+    let pool = agent.wait_pool("app", |pool| pool.digest == new.digest && pool.ready == 2);
+    let made = agent.create(&json!({"image": "app", "warm": "require"}));
+    assert_eq!((made.warm, &made.digest), (true, &new.digest));
+    wait_for("a tick", || {
+        agent.logs(&made.id).contains("tick 1\n").then_some(())
+    });
+    // One of those that are ready crashes.
+    let ready = pids_of("lightv-vmm", scratch.folder());
+    let busy = [pool.template_pid, made.pid];
+    let idle = ready.into_iter().find(|pid| !busy.contains(&Some(*pid)));
+    kill(idle.expect("one that is ready"));
+    agent.wait_pool("app", |pool| pool.ready == 2);
+    let next = agent.create(&json!({"image": "app", "warm": "require"}));
+    assert!(next.warm, "{next:?}");
+    // Its agent is killed: what is ready ends, what runs goes on.
+    let _ = agent.kill();
+    let mut living: Vec<u32> = [made.pid, next.pid].into_iter().flatten().collect();
+    living.sort_unstable();
+    wait_for("the end of what was ready", || {
+        let mut found = pids_of("lightv-vmm", scratch.folder());
+        found.sort_unstable();
+        (found == living).then_some(())
+    });
+    let agent = Agent::start(&scratch, &[]);
+    for sandbox in [&made, &next] {
+        let found = agent.sandbox(&sandbox.id);
+        assert_eq!(
+            (found.state, found.pid),
+            (SandboxState::Running, sandbox.pid)
+        );
+        agent.delete(&sandbox.id);
+    }
+    agent.wait_pool("app", |pool| pool.ready == 2);
+    agent.end();
+    wait_for("the end of all", || {
+        pids_of("lightv-vmm", scratch.folder())
+            .is_empty()
+            .then_some(())
+    });
+}
+
+#[test]
+fn pools_that_cannot_be_are_refused() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let hello = scratch.build("hello", &[]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "hello", &hello);
+    let before = scratch.listing();
+    let pool = ("PUT", "/pools/hello");
+    for (what, body, status, words) in [
+        (("PUT", "/pools/x"), json!({}), 404, &["\"x\""][..]),
+        (pool, json!({"min": 3, "max": 2}), 400, &["min", "3", "2"]),
+        (pool, json!({"max": 0}), 400, &["max", "1–4096"]),
+        (pool, json!({"refill": {"parallel": 0}}), 400, &["parallel"]),
+        (pool, json!({"size": 1}), 400, &["size"]),
+        (("GET", "/pools/hello"), Value::Null, 404, &["hello"]),
+        (("DELETE", "/pools/hello"), Value::Null, 404, &["hello"]),
+    ] {
+        agent.refused(what, &body, (status, words));
+    }
+    scratch.assert_same_files(&before);
+    agent.end();
+}

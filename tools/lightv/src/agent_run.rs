@@ -1,0 +1,143 @@
+//! `lightv run` by the host agent: where it has a VM of these very bytes ready, the run is that VM's, with our standard streams.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+
+use lightv_api::agent::run::{RunAnswer, RunRequest, RunSignal};
+use lightv_api::exit;
+use lightv_packet::PacketSocket;
+use lightv_vmm::runtime_dir;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::failure::{Coded, Failure};
+
+/// Signals that a guest with LightV's agent is told of; the others end it, as they end a run without the host agent.
+const FORWARDED: [i32; 5] = [
+    signal_hook::consts::SIGHUP,
+    signal_hook::consts::SIGINT,
+    signal_hook::consts::SIGQUIT,
+    signal_hook::consts::SIGTERM,
+    signal_hook::consts::SIGUSR2,
+];
+
+/// Name of the socket in the runtime directory.
+const SOCKET: &str = "agent-run.sock";
+
+/// Why a run's status is not known.
+#[derive(Debug, thiserror::Error)]
+enum AgentRunError {
+    #[error(
+        "The host agent has ended during the run; the microVM has ended too, with a status that is not known"
+    )]
+    AgentEnded,
+    #[error("Cannot follow the run")]
+    Follow(#[source] io::Error),
+}
+
+impl Coded for AgentRunError {
+    fn exit_code(&self) -> u8 {
+        exit::FAILURE
+    }
+}
+
+/// Runs `image` with `args` and `env` by the host agent; `None` when there is none, or when it has nothing ready: then the run
+/// is ours.
+pub(crate) fn try_run(
+    image: &Path,
+    args: Option<Vec<String>>,
+    env: BTreeMap<String, String>,
+) -> Option<Result<ExitCode, Failure>> {
+    let path = runtime_dir::folder().join(SOCKET);
+    if !path.exists() {
+        return None;
+    }
+    let socket = connect(&path).ok()?;
+    let image = std::path::absolute(image).ok()?;
+    let image = image.to_str()?.to_owned();
+    let signals = signals().ok()?;
+    let request = RunRequest { image, args, env };
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    socket.send(&request, &streams).ok()?;
+    // It says at once whether it has one, and from then on the run is the guest's.
+    match socket.receive::<RunAnswer>().ok()??.message {
+        RunAnswer::Running { pid, .. } => Some(follow(&socket, &signals, pid)),
+        RunAnswer::Refused { .. } | RunAnswer::Ended { .. } => None,
+    }
+}
+
+fn connect(path: &Path) -> Result<PacketSocket, Errno> {
+    let kind = SocketType::SEQPACKET;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(PacketSocket::from(socket))
+}
+
+/// A stream on which there is a byte for each signal, by its place in [`FORWARDED`].
+fn signals() -> io::Result<Vec<(i32, UnixStream)>> {
+    let one = |signal| {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        signal_hook::low_level::pipe::register(signal, write)?;
+        Ok((signal, read))
+    };
+    FORWARDED.into_iter().map(one).collect()
+}
+
+/// Hands on signals until the run has ended.
+fn follow(
+    socket: &PacketSocket,
+    signals: &[(i32, UnixStream)],
+    pid: u32,
+) -> Result<ExitCode, Failure> {
+    // Looked at only if the agent ends before it: then it is still this very process.
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    loop {
+        let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
+        fds.extend(
+            signals
+                .iter()
+                .map(|(_, stream)| PollFd::new(stream, PollFlags::IN)),
+        );
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(cause) => return Err(AgentRunError::Follow(cause.into()).into()),
+        }
+        let is_told = !fds[0].revents().is_empty();
+        for (signal, stream) in signals {
+            let mut byte = [0];
+            while io::Read::read(&mut &*stream, &mut byte).is_ok_and(|length| length > 0) {
+                let signal = RunSignal { signal: *signal };
+                // An agent that is gone is seen below.
+                let _ = socket.send(&signal, &[]);
+            }
+        }
+        if is_told {
+            return match socket.receive::<RunAnswer>() {
+                Ok(Some(packet)) => match packet.message {
+                    RunAnswer::Ended { ended } => Ok(ExitCode::from(ended)),
+                    _ => continue,
+                },
+                Ok(None) | Err(_) => Err(outlive(process)),
+            };
+        }
+    }
+}
+
+/// The agent is gone and the microVM goes on: waits for its end.
+fn outlive(process: Option<OwnedFd>) -> Failure {
+    if let Some(process) = process {
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        while poll(&mut fds, None) == Err(Errno::INTR) {}
+    }
+    AgentRunError::AgentEnded.into()
+}
