@@ -48,6 +48,9 @@ pub enum RunAnswer {
         refused: String,
         /// What to exit with, unless the client goes on alone.
         exit_code: u8,
+        /// Whether the guest may have begun: then nobody runs it again.
+        #[serde(default)]
+        begun: bool,
     },
     /// It has ended.
     Ended {

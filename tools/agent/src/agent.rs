@@ -8,6 +8,7 @@ use std::time::Instant;
 use lightv_api::agent::host::{AgentInfo, AgentLimits};
 use tokio::sync::Semaphore;
 
+use crate::answer::AnswerBytes;
 use crate::clock::unix_ms;
 use crate::events::Feed;
 use crate::folders::Folders;
@@ -56,6 +57,8 @@ pub struct Agent {
     pub events: Feed,
     /// Starts that go on at the same time.
     pub starts: Semaphore,
+    /// Bytes of long answers that their clients have not taken.
+    pub answers: AnswerBytes,
     requests: Cell<u64>,
     started_unix_ms: u64,
     started: Instant,
@@ -88,6 +91,7 @@ impl Agent {
             pools: Pools::default(),
             events: Feed::default(),
             starts: Semaphore::new(host::cpus() * limits::STARTS_PER_CPU),
+            answers: AnswerBytes::default(),
             requests: Cell::new(0),
             started_unix_ms: unix_ms(),
             started: Instant::now(),

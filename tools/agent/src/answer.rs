@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
@@ -57,6 +59,51 @@ impl Body for AnswerBody {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Pieces(_) => SizeHint::default(),
         }
+    }
+}
+
+/// Bytes of long answers that wait for their clients, all together.
+#[derive(Debug, Clone, Default)]
+pub struct AnswerBytes(Arc<AtomicUsize>);
+
+/// A long answer, which counts as long as its client has not taken it.
+struct CountedBytes {
+    bytes: Vec<u8>,
+    all: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for CountedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for CountedBytes {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+impl AnswerBytes {
+    /// `value` as JSON, which may be long.
+    ///
+    /// # Errors
+    /// 503: too many clients have asked for much and take nothing.
+    pub fn json(&self, value: &impl Serialize) -> Result<HttpAnswer, Refusal> {
+        // Our own types are always JSON.
+        let bytes = serde_json::to_vec(value).unwrap_or_default();
+        let waiting = self.0.load(Ordering::Relaxed);
+        if waiting.saturating_add(bytes.len()) > limits::ANSWER_BYTES_MAX {
+            return Err(Refusal::unavailable(format!(
+                "{waiting} bytes of answers wait for clients that do not read them; allowed: {}. Try again.",
+                limits::ANSWER_BYTES_MAX
+            )));
+        }
+        // One thread alone adds to it.
+        self.0.fetch_add(bytes.len(), Ordering::Relaxed);
+        let all = Arc::clone(&self.0);
+        let body = Bytes::from_owner(CountedBytes { bytes, all });
+        Ok(whole(StatusCode::OK, JSON, body))
     }
 }
 

@@ -23,6 +23,7 @@ pub mod events;
 pub mod folders;
 pub mod host;
 pub mod images;
+pub mod keep;
 pub mod limits;
 pub mod logs;
 pub mod openapi;

@@ -157,3 +157,6 @@ pub const RUN_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How long a run whose client is gone may take to end after SIGTERM.
 pub const RUN_END_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of lists that wait for clients who do not read, all together: ten thousand sandboxes are some 5 MiB.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;

@@ -77,31 +77,48 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use std::future::poll_fn;
+    use std::io::Read as _;
+    use std::os::unix::net::UnixStream as StdStream;
+    use std::thread;
+
     use tokio::net::UnixStream;
 
     use super::*;
 
+    /// Writes `count` bytes; how many the client has taken, or why no more.
+    async fn write(stream: StdStream, count: usize, time_max: Duration) -> io::Result<usize> {
+        stream.set_nonblocking(true)?;
+        let mut stream = Patient::new(UnixStream::from_std(stream)?, time_max);
+        let bytes = vec![0; 64 << 10];
+        let mut written = 0;
+        while written < count {
+            let write = poll_fn(|context| Pin::new(&mut stream).poll_write(context, &bytes));
+            written += write.await?;
+        }
+        Ok(written)
+    }
+
     #[test]
     fn a_client_that_never_reads_is_given_up_and_one_that_reads_is_not() {
-        let runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = { runtime }.enable_all().build().unwrap();
-        runtime.block_on(async {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            let mut ours = Patient::new(ours, Duration::from_millis(20));
-            // More than any socket's buffers hold.
-            let written = ours.write_all(&vec![0; 64 << 20]).await;
-            assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
-            drop(theirs);
-            let (ours, mut theirs) = UnixStream::pair().unwrap();
-            let mut ours = Patient::new(ours, Duration::from_secs(3600));
-            let read = tokio::spawn(async move {
-                let mut bytes = Vec::new();
-                theirs.read_to_end(&mut bytes).await.map(|_| bytes.len())
-            });
-            ours.write_all(&vec![0; 4 << 20]).await.unwrap();
-            drop(ours);
-            assert_eq!(read.await.unwrap().unwrap(), 4 << 20);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        // More than any socket's buffers hold.
+        let count = 64 << 20;
+        let (ours, theirs) = StdStream::pair().unwrap();
+        let time_max = Duration::from_millis(20);
+        let written = runtime.block_on(write(ours, count, time_max));
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+        let (ours, mut theirs) = StdStream::pair().unwrap();
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            theirs.read_to_end(&mut bytes).map(|_| bytes.len())
         });
+        let time_max = Duration::from_secs(3600);
+        let written = runtime.block_on(write(ours, count, time_max)).unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), written);
     }
 }

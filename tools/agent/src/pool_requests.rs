@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 
 use crate::agent::Agent;
 use crate::folders::{Durability, WriteError, write_json};
+use crate::keep;
 use crate::limits;
 use crate::refusal::{Refusal, chain};
 
@@ -17,7 +18,7 @@ use crate::refusal::{Refusal, chain};
 #[must_use]
 pub fn list(agent: &Agent) -> Vec<Pool> {
     let pools = agent.pools.all();
-    pools.iter().map(|pool| pool.info(agent)).collect()
+    pools.iter().map(|pool| pool.info()).collect()
 }
 
 /// Makes the pool of `image`, or changes it.
@@ -30,7 +31,7 @@ pub async fn set(agent: &Rc<Agent>, image: &str, spec: PoolSpec) -> Result<(), R
     let mut specs = agent.pools.specs();
     specs.insert(image.to_owned(), spec.clone());
     write(agent, specs).await?;
-    agent.pools.set(agent, image, spec);
+    keep::set(agent, image, spec);
     let image = image.to_owned();
     agent.events.publish(AgentHappening::PoolSet { image });
     Ok(())

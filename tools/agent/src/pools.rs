@@ -10,47 +10,37 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::pool::{Pool as PoolInfo, PoolSpec};
-use lightv_pool::{
-    Bounds, MachineError, Options, Policy, Progress, Ready, Starting, Template, TemplateError,
-    TemplateEvent,
-};
+use lightv_pool::{Bounds, Policy, Ready};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
-use tokio::task::{spawn_blocking, spawn_local};
-use tokio::time::{sleep, timeout};
 
-use crate::agent::Agent;
-use crate::host;
-use crate::images::HeldImage;
 use crate::limits;
-use crate::race::race;
-use crate::refusal::chain;
-use crate::sys;
 
 /// A pool.
 #[derive(Debug)]
 pub struct Pool {
-    image: String,
-    spec: RefCell<PoolSpec>,
+    pub(crate) image: String,
+    /// Since when demand is looked at.
+    began: Instant,
+    pub(crate) spec: RefCell<PoolSpec>,
     policy: RefCell<Policy>,
     /// What machines are made of; empty while there is no template.
-    digest: RefCell<String>,
-    ready: RefCell<VecDeque<Ready>>,
-    starting: Cell<u32>,
+    pub(crate) digest: RefCell<String>,
+    pub(crate) ready: RefCell<VecDeque<Ready>>,
+    pub(crate) starting: Cell<u32>,
     served: Cell<u64>,
     missed: Cell<u64>,
-    template_pid: Cell<Option<u32>>,
-    fault: RefCell<Option<String>>,
-    /// No machine is ordered before.
-    rests_until: Cell<Option<Instant>>,
-    wake: Notify,
-    is_over: Cell<bool>,
+    pub(crate) template_pid: Cell<Option<u32>>,
+    pub(crate) fault: RefCell<Option<String>>,
+    /// No machine is ordered before that.
+    pub(crate) rests_until: Cell<Option<Instant>>,
+    pub(crate) wake: Notify,
+    pub(crate) is_over: Cell<bool>,
 }
 
 /// All pools, by the name of their image.
@@ -92,16 +82,18 @@ impl Pools {
             .collect()
     }
 
-    /// Makes that of `image`, or changes it.
-    pub fn set(&self, agent: &Rc<Agent>, image: &str, spec: PoolSpec) {
+    /// Changes that of `image`; gives it if it is new, to be kept.
+    #[must_use]
+    pub fn set(&self, image: &str, spec: PoolSpec) -> Option<Rc<Pool>> {
         if let Some(pool) = self.find(image) {
             pool.policy.borrow_mut().set_bounds(bounds(&spec));
             *pool.spec.borrow_mut() = spec;
             pool.wake.notify_one();
-            return;
+            return None;
         }
         let pool = Rc::new(Pool {
             image: image.to_owned(),
+            began: Instant::now(),
             policy: RefCell::new(Policy::new(bounds(&spec))),
             spec: RefCell::new(spec),
             digest: RefCell::default(),
@@ -117,7 +109,7 @@ impl Pools {
         });
         let known = image.to_owned();
         self.0.borrow_mut().insert(known, Rc::clone(&pool));
-        spawn_local(keep(Rc::clone(agent), pool));
+        Some(pool)
     }
 
     /// Ends that of `image`, with its template and what is ready; whether there was one.
@@ -133,12 +125,12 @@ impl Pools {
 
     /// A machine made of `digest`, if one is ready; `image` is how it was named. What is asked for is noted.
     #[must_use]
-    pub fn take(&self, agent: &Agent, digest: &str) -> Option<Ready> {
+    pub fn take(&self, digest: &str) -> Option<Ready> {
         let pools = self.0.borrow();
         let same = pools
             .values()
             .find(|pool| *pool.digest.borrow() == digest)?;
-        same.take(agent)
+        same.take()
     }
 
     /// Whether a machine made of `digest` is ready.
@@ -169,7 +161,7 @@ const fn bounds(spec: &PoolSpec) -> Bounds {
 impl Pool {
     /// As clients see it.
     #[must_use]
-    pub fn info(&self, agent: &Agent) -> PoolInfo {
+    pub fn info(&self) -> PoolInfo {
         let spec = self.spec.borrow();
         PoolInfo {
             image: self.image.clone(),
@@ -177,7 +169,7 @@ impl Pool {
             min: spec.min,
             max: spec.max,
             ready: u32::try_from(self.ready.borrow().len()).unwrap_or(u32::MAX),
-            target: self.policy.borrow_mut().on_tick(agent.started().elapsed()),
+            target: self.target(),
             starting: self.starting.get(),
             served: self.served.get(),
             missed: self.missed.get(),
@@ -186,7 +178,12 @@ impl Pool {
         }
     }
 
-    fn take(&self, agent: &Agent) -> Option<Ready> {
+    /// How many should be ready now.
+    pub(crate) fn target(&self) -> u32 {
+        self.policy.borrow_mut().on_tick(self.began.elapsed())
+    }
+
+    fn take(&self) -> Option<Ready> {
         // One that has ended a moment ago is nobody's.
         self.drop_dead();
         let ready = self.ready.borrow_mut().pop_front();
@@ -195,61 +192,25 @@ impl Pool {
             None => &self.missed,
         };
         count.set(count.get() + 1);
-        let now = agent.started().elapsed();
+        let now = self.began.elapsed();
         self.policy.borrow_mut().on_request(now, ready.is_some());
         self.wake.notify_one();
         ready
     }
 
-    /// Orders what is missing, as long as nobody waits for a processor.
-    fn refill(&self, agent: &Agent, template: &Template) -> Result<(), TemplateError> {
-        if self
-            .rests_until
-            .get()
-            .is_some_and(|until| Instant::now() < until)
-        {
-            return Ok(());
-        }
-        let target = self.policy.borrow_mut().on_tick(agent.started().elapsed());
-        let parallel = self.spec.borrow().refill.parallel;
-        loop {
-            let ready = u32::try_from(self.ready.borrow().len()).unwrap_or(u32::MAX);
-            let starting = self.starting.get();
-            let is_enough = ready.saturating_add(starting) >= target || starting >= parallel;
-            if is_enough || agent.is_busy() {
-                break;
-            }
-            let kept = agent.settings.kept_memory_mib;
-            if host::available_mib().is_some_and(|available| available < kept) {
-                let text =
-                    format!("the host has less than {kept} MiB of memory left (--keep-memory)");
-                self.rest(text);
-                return Ok(());
-            }
-            template.order_fork()?;
-            self.starting.set(starting + 1);
-        }
-        // More than demand asks for is given back, one at a time: demand may come again.
-        let surplus = self.ready.borrow().len() > target as usize;
-        if surplus {
-            self.ready.borrow_mut().pop_back();
-        }
-        Ok(())
-    }
-
-    fn rest(&self, fault: String) {
+    pub(crate) fn rest(&self, fault: String) {
         *self.fault.borrow_mut() = Some(fault);
         self.rests_until
             .set(Some(Instant::now() + limits::POOL_REST));
     }
 
-    fn has_made(&self) {
+    pub(crate) fn has_made(&self) {
         self.starting.set(self.starting.get().saturating_sub(1));
         self.wake.notify_one();
     }
 
     /// Forgets machines that have ended while they were ready.
-    fn drop_dead(&self) {
+    pub(crate) fn drop_dead(&self) {
         let mut ready = self.ready.borrow_mut();
         let now = Timespec::default();
         let ended: Vec<bool> = {
@@ -265,168 +226,4 @@ impl Pool {
         let mut ended = ended.into_iter();
         ready.retain(|_| ended.next() == Some(false));
     }
-}
-
-/// Why a pool's template is of no use.
-#[derive(Debug, thiserror::Error)]
-enum KeepError {
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    #[error("Cannot watch a template")]
-    Watch(#[source] std::io::Error),
-    #[error("Cannot start a template")]
-    Thread(#[source] tokio::task::JoinError),
-}
-
-/// Keeps `pool` until it is over.
-async fn keep(agent: Rc<Agent>, pool: Rc<Pool>) {
-    let mut pause = limits::POOL_PAUSE_MIN;
-    while !pool.is_over.get() {
-        let Some(image) = agent.images.hold(&pool.image) else {
-            // The name is gone; it may come again.
-            *pool.fault.borrow_mut() = Some(format!("there is no image {:?}", pool.image));
-            pool.wake.notified().await;
-            continue;
-        };
-        let began = Instant::now();
-        let kept = keep_template(&agent, &pool, image).await;
-        *pool.digest.borrow_mut() = String::new();
-        pool.template_pid.set(None);
-        pool.ready.borrow_mut().clear();
-        if let Err(error) = kept {
-            let text = chain(&error);
-            agent.warn(format!("the pool of {}: {text}", pool.image));
-            *pool.fault.borrow_mut() = Some(text);
-            if began.elapsed() > limits::POOL_PAUSE_MAX {
-                pause = limits::POOL_PAUSE_MIN;
-            }
-            let _ = timeout(pause, pool.wake.notified()).await;
-            pause = (pause * 2).min(limits::POOL_PAUSE_MAX);
-        }
-    }
-}
-
-/// One template's life: until the pool is over, or its name leads to another image.
-async fn keep_template(
-    agent: &Rc<Agent>,
-    pool: &Rc<Pool>,
-    image: HeldImage,
-) -> Result<(), KeepError> {
-    let digest = image.image().digest.clone();
-    let options = Options {
-        vsock: image
-            .image()
-            .vsock
-            .then(|| agent.folders.pool_vsock("{pid}")),
-        has_api: true,
-        ..Options::default()
-    };
-    let (program, path) = (agent.settings.monitor.clone(), image.path().to_owned());
-    let started = spawn_blocking(move || Template::start(&program, &path, &options)).await;
-    let template = started.map_err(KeepError::Thread)??;
-    let socket = watched(&template).map_err(KeepError::Watch)?;
-    let making = Rc::new(());
-    let served = serve(agent, pool, (&template, &socket, &digest), &making).await;
-    pool.digest.borrow_mut().clear();
-    pool.ready.borrow_mut().clear();
-    drop(socket);
-    spawn_local(retire(template, making));
-    // Its file stays as long as the template may open it.
-    drop(image);
-    served
-}
-
-async fn serve(
-    agent: &Rc<Agent>,
-    pool: &Rc<Pool>,
-    (template, socket, digest): (&Template, &AsyncFd<OwnedFd>, &String),
-    making: &Rc<()>,
-) -> Result<(), KeepError> {
-    let is_wanted = || {
-        let image = agent.images.find(&pool.image);
-        !pool.is_over.get() && image.is_some_and(|image| image.digest == *digest)
-    };
-    while is_wanted() {
-        if pool.template_pid.get().is_some() {
-            pool.drop_dead();
-            pool.refill(agent, template)?;
-        }
-        let waited = timeout(
-            limits::POOL_TICK,
-            race(socket.readable(), pool.wake.notified()),
-        );
-        if let Ok(crate::race::Raced::First(Ok(mut guard))) = waited.await {
-            match template.next()? {
-                None => guard.clear_ready(),
-                Some(TemplateEvent::Ready) => {
-                    (*digest).clone_into(&mut pool.digest.borrow_mut());
-                    *pool.fault.borrow_mut() = None;
-                    pool.starting.set(0);
-                    pool.template_pid.set(Some(template.pid()));
-                }
-                Some(TemplateEvent::Forked(starting)) => {
-                    let turn = Rc::clone(making);
-                    spawn_local(await_ready(Rc::clone(pool), digest.clone(), starting, turn));
-                }
-                Some(TemplateEvent::Refused(refusal)) if pool.template_pid.get().is_none() => {
-                    return Err(TemplateError::Refused(refusal).into());
-                }
-                Some(TemplateEvent::Refused(refusal)) => {
-                    pool.rest(refusal.text);
-                    pool.has_made();
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Waits until a machine is ready, and puts it to the others.
-async fn await_ready(pool: Rc<Pool>, digest: String, starting: Starting, _turn: Rc<()>) {
-    let ready = timeout(limits::START_TIME_MAX, make_ready(starting)).await;
-    if *pool.digest.borrow() != digest {
-        // It was made for those before.
-        return;
-    }
-    match ready {
-        Ok(Ok(ready)) => {
-            *pool.fault.borrow_mut() = None;
-            pool.ready.borrow_mut().push_back(ready);
-        }
-        Ok(Err(error)) => pool.rest(chain(&error)),
-        Err(_) => pool.rest("a machine was not ready in time".to_owned()),
-    }
-    pool.has_made();
-}
-
-async fn make_ready(mut starting: Starting) -> Result<Ready, MachineError> {
-    let pid = starting.pid();
-    let failed = |cause| MachineError::Wait { pid, cause };
-    let socket = watched(&starting).map_err(failed)?;
-    loop {
-        let mut guard = socket.readable().await.map_err(failed)?;
-        match starting.check()? {
-            Progress::Ready(ready) => return Ok(ready),
-            Progress::NotYet(again) => starting = again,
-        }
-        guard.clear_ready();
-    }
-}
-
-/// A copy of a descriptor, to be waited for.
-pub(crate) fn watched(it: &impl AsFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    sys::watch(it.as_fd().try_clone_to_owned()?)
-}
-
-/// Waits for machines of a template that were not used, so that nothing of them stays, and ends it. `making` is held by whoever
-/// has one that is being made.
-async fn retire(template: Template, making: Rc<()>) {
-    let began = Instant::now();
-    let is_awaited = || Rc::strong_count(&making) > 1 || template.dying() > 0;
-    while is_awaited() && began.elapsed() < limits::START_TIME_MAX + limits::KILL_TIME_MAX {
-        template.reap();
-        sleep(limits::REAP_INTERVAL).await;
-    }
-    // It is waited for.
-    spawn_blocking(move || drop(template));
 }

@@ -216,7 +216,7 @@ async fn pool(agent: &Rc<Agent>, image: &str, method: &str, asked: &Asked) -> An
         _ => return Err(unknown(asked)),
     }
     let pool = agent.pools.find(image).ok_or_else(missing)?;
-    Ok(json(StatusCode::OK, &pool.info(agent)))
+    Ok(json(StatusCode::OK, &pool.info()))
 }
 
 fn list(agent: &Rc<Agent>, query: &Query) -> Answered {
@@ -244,7 +244,7 @@ fn list(agent: &Rc<Agent>, query: &Query) -> Answered {
         sandboxes.retain(|sandbox| sandbox.labels.get(name).is_some_and(|it| it == value));
     }
     sandboxes.sort_by(|a, b| (a.created_unix_ms, &a.id).cmp(&(b.created_unix_ms, &b.id)));
-    Ok(json(StatusCode::OK, &sandboxes))
+    agent.answers.json(&sandboxes)
 }
 
 async fn create(agent: &Rc<Agent>, asked: Asked) -> Answered {

@@ -21,6 +21,7 @@ use crate::care;
 use crate::folders::{Folders, OpenFoldersError, ReadJsonError, read_json};
 use crate::host;
 use crate::images::Images;
+use crate::keep;
 use crate::limits;
 use crate::run_socket;
 use crate::server::{Connections, accept_all};
@@ -113,7 +114,7 @@ async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     // Whoever connects already waits until all that lives is known.
     adopt_all(&agent).await;
     for (image, spec) in pools {
-        agent.pools.set(&agent, &image, spec);
+        keep::set(&agent, &image, spec);
     }
     spawn_local(care::go_on(Rc::clone(&agent)));
     let connections = Connections::default();

@@ -31,7 +31,6 @@ use crate::end;
 use crate::folders::Durability;
 use crate::limits;
 use crate::plan::Plan;
-use crate::pools::watched;
 use crate::race::{Raced, race};
 use crate::refusal::chain;
 use crate::sandboxes::{Entry, Record};
@@ -79,14 +78,28 @@ pub async fn accept_all(agent: Rc<Agent>, listener: AsyncFd<OwnedFd>, connection
                 continue;
             }
         };
-        // Without a place it is closed: whoever finds it so runs alone.
-        if let Some(place) = connections.take(agent.settings.connections_max) {
-            let agent = Rc::clone(&agent);
-            spawn_local(async move {
-                serve(&agent, PacketSocket::from(client)).await;
-                drop(place);
-            });
-        }
+        let client = PacketSocket::from(client);
+        let max = agent.settings.connections_max;
+        let Some(place) = connections.take(max) else {
+            let text = format!("{max} connections are open; no more are allowed");
+            // The socket is new and its buffer empty: the answer fits or the client is gone.
+            let _ = client.send(&refused(text), &[]);
+            continue;
+        };
+        let agent = Rc::clone(&agent);
+        spawn_local(async move {
+            serve(&agent, client).await;
+            drop(place);
+        });
+    }
+}
+
+/// The refusal of what has not begun: the client goes on alone.
+fn refused(text: impl Into<String>) -> RunAnswer {
+    RunAnswer::Refused {
+        refused: text.into(),
+        exit_code: exit::HOST_FAILURE,
+        begun: false,
     }
 }
 
@@ -116,7 +129,7 @@ impl Client {
 }
 
 async fn serve(agent: &Rc<Agent>, socket: PacketSocket) {
-    let Ok(readable) = watched(&socket) else {
+    let Ok(readable) = sys::watch_copy(&socket) else {
         return;
     };
     let client = Client { socket, readable };
@@ -125,8 +138,7 @@ async fn serve(agent: &Rc<Agent>, socket: PacketSocket) {
         return;
     };
     let asked = Instant::now();
-    let begun = begin(agent, message, (fds, asked)).await;
-    match begun {
+    match begin(agent, message, (fds, asked)).await {
         Ok(entry) => {
             client.tell(&RunAnswer::Running {
                 sandbox: entry.id().to_owned(),
@@ -137,7 +149,7 @@ async fn serve(agent: &Rc<Agent>, socket: PacketSocket) {
             let status = entry.sandbox().exit_code.unwrap_or(exit::FAILURE);
             client.tell(&RunAnswer::Ended { ended: status });
         }
-        Err((refused, exit_code)) => client.tell(&RunAnswer::Refused { refused, exit_code }),
+        Err(refusal) => client.tell(&refusal),
     }
 }
 
@@ -146,32 +158,24 @@ async fn begin(
     agent: &Rc<Agent>,
     request: RunRequest,
     (fds, asked): (Vec<OwnedFd>, Instant),
-) -> Result<Rc<Entry>, (String, u8)> {
+) -> Result<Rc<Entry>, RunAnswer> {
     let streams: Streams = fds.try_into().map_err(|_| {
-        let text = "The request has not three descriptors: standard input, output and error";
-        (text.to_owned(), exit::BAD_ARGUMENTS)
+        refused("The request has not three descriptors: standard input, output and error")
     })?;
-    let place = agent.take_place();
-    let _place = place.map_err(|refusal| (refusal.message, exit::HOST_FAILURE))?;
+    let _place = agent.take_place().map_err(|cause| refused(cause.message))?;
     let image = agent.images.find_bytes(&request.image);
     let image = image.filter(|digest| agent.pools.has_ready(digest));
-    let image = image.ok_or_else(|| {
-        let text = format!("There is no VM ready for {}", request.image);
-        (text, exit::HOST_FAILURE)
-    })?;
+    let none = || refused(format!("There is no VM ready for {}", request.image));
+    let image = image.ok_or_else(none)?;
     let spec = SandboxSpec {
         image,
         args: request.args,
         env: request.env,
         ..SandboxSpec::default()
     };
-    let plan = Plan::prove(agent, spec);
-    let plan = plan.map_err(|refusal| (refusal.message, exit::HOST_FAILURE))?;
-    let ready = agent.pools.take(agent, &plan.sandbox.digest);
-    let ready = ready.ok_or_else(|| {
-        let text = format!("There is no VM ready for {}", request.image);
-        (text, exit::HOST_FAILURE)
-    })?;
+    let plan = Plan::prove(agent, spec).map_err(|cause| refused(cause.message))?;
+    let ready = agent.pools.take(&plan.sandbox.digest);
+    let ready = ready.ok_or_else(none)?;
     let id = plan.sandbox.id.clone();
     let record = Record {
         sandbox: plan.sandbox.clone(),
@@ -188,7 +192,11 @@ async fn begin(
     };
     if let Err(error) = warm::start(agent, &entry, ready, warm).await {
         discard(agent, &entry).await;
-        return Err((chain(&error), error.exit_code()));
+        return Err(RunAnswer::Refused {
+            refused: chain(&error),
+            exit_code: error.exit_code(),
+            begun: error.has_begun(),
+        });
     }
     agent.events.publish(AgentHappening::Created {
         sandbox: id,

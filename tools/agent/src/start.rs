@@ -98,7 +98,7 @@ pub async fn create(
 ) -> Result<Sandbox, Refusal> {
     let plan = Plan::prove(agent, spec)?;
     let ready = match plan.can_be_warm() {
-        true => agent.pools.take(agent, &plan.sandbox.digest),
+        true => agent.pools.take(&plan.sandbox.digest),
         false => None,
     };
     if ready.is_none() && plan.must_be_warm() {
@@ -149,7 +149,7 @@ fn not_warm(agent: &Agent, plan: &Plan) -> Refusal {
         return Refusal::bad(text);
     }
     let pools = agent.pools.all();
-    let infos = pools.iter().map(|pool| pool.info(agent));
+    let infos = pools.iter().map(|pool| pool.info());
     let mut same = infos.filter(|pool| pool.digest == plan.sandbox.digest || pool.image == *image);
     Refusal::unavailable(match same.next() {
         None => format!(

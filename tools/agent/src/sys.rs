@@ -1,7 +1,7 @@
 //! What of a process can only be set between fork and exec, and how a descriptor is watched.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -25,4 +25,12 @@ pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // lets go of its registration before it drops it.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
     watched.map_err(Into::into)
+}
+
+/// A copy of a descriptor, to be waited for until it is readable.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn watch_copy(it: &impl AsFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch(it.as_fd().try_clone_to_owned()?)
 }

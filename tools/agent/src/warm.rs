@@ -24,9 +24,9 @@ use crate::end;
 use crate::folders::{Durability, WriteError};
 use crate::limits;
 use crate::plan::Plan;
-use crate::pools::watched;
 use crate::process::Process;
 use crate::sandboxes::Entry;
+use crate::sys::watch_copy;
 
 /// The standard streams of a machine: input, output, error.
 pub type Streams = [OwnedFd; 3];
@@ -40,6 +40,9 @@ pub enum WarmError {
     /// It has ended, or cannot be talked to: another way may do.
     #[error("A microVM that was ready has ended before it was given work")]
     Gone,
+    /// It has ended since, without a word.
+    #[error("The microVM has ended as it was given work")]
+    Lost,
     /// It does not run in time.
     #[error("The microVM was not started: it did not run within {} s", limits::START_TIME_MAX.as_secs())]
     Silent,
@@ -55,6 +58,15 @@ pub enum WarmError {
 }
 
 impl WarmError {
+    /// Whether the guest may have begun.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Gone => false,
+            Self::Lost | Self::Silent | Self::Machine(_) | Self::Host(_) | Self::Write(_) => true,
+        }
+    }
+
     /// What a run ends with.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
@@ -111,7 +123,7 @@ pub async fn start(
     let running = ready.assign(&assignment, streams);
     let running = running.map_err(|_| WarmError::Gone)?;
     drop(warm.streams);
-    let socket = watched(&running).map_err(WarmError::Host)?;
+    let socket = watch_copy(&running).map_err(WarmError::Host)?;
     let process = Rc::new(Process::of_pool(running).map_err(WarmError::Host)?);
     entry.set_process(Some(Rc::clone(&process)));
     spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
@@ -134,7 +146,7 @@ async fn wait_running(process: &Process, socket: &AsyncFd<OwnedFd>) -> Result<()
         let mut guard = socket.readable().await.map_err(WarmError::Host)?;
         match process.news().map_err(WarmError::Machine)? {
             Some(News::Running | News::Ended(_)) => return Ok(()),
-            Some(News::Closed) => return Err(WarmError::Gone),
+            Some(News::Closed) => return Err(WarmError::Lost),
             Some(News::Refused(refusal)) => return Err(WarmError::Refused(refusal)),
             None => guard.clear_ready(),
         }

@@ -37,13 +37,22 @@ enum AgentRunError {
         "The host agent has ended during the run; the microVM has ended too, with a status that is not known"
     )]
     AgentEnded,
+    #[error(
+        "The host agent has ended before it answered; whether the run had begun is not known. Run it again, or with --no-agent"
+    )]
+    NoAnswer,
+    #[error("{refused}")]
+    Failed { refused: String, exit_code: u8 },
     #[error("Cannot follow the run")]
     Follow(#[source] io::Error),
 }
 
 impl Coded for AgentRunError {
     fn exit_code(&self) -> u8 {
-        exit::FAILURE
+        match self {
+            Self::Failed { exit_code, .. } => *exit_code,
+            _ => exit::FAILURE,
+        }
     }
 }
 
@@ -67,9 +76,17 @@ pub(crate) fn try_run(
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     socket.send(&request, &streams).ok()?;
     // It says at once whether it has one, and from then on the run is the guest's.
-    match socket.receive::<RunAnswer>().ok()??.message {
+    let answer = socket.receive::<RunAnswer>().ok().flatten();
+    let Some(answer) = answer else {
+        return Some(Err(AgentRunError::NoAnswer.into()));
+    };
+    match answer.message {
         RunAnswer::Running { pid, .. } => Some(follow(&socket, &signals, pid)),
-        RunAnswer::Refused { .. } | RunAnswer::Ended { .. } => None,
+        RunAnswer::Refused { begun: false, .. } => None,
+        RunAnswer::Refused {
+            refused, exit_code, ..
+        } => Some(Err(AgentRunError::Failed { refused, exit_code }.into())),
+        RunAnswer::Ended { .. } => Some(Err(AgentRunError::NoAnswer.into())),
     }
 }
 
