@@ -6,6 +6,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::process::Pid;
+
 /// The binary `name`, release build.
 ///
 /// # Panics
@@ -86,14 +88,27 @@ pub fn processes_in(folder: &Path) -> Vec<String> {
 /// The processes that run the binary `name` in the working folder `folder`.
 #[must_use]
 pub fn pids_of(name: &str, folder: &Path) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let is_it = |pid: &u32| {
-        let link = |what| fs::read_link(format!("/proc/{pid}/{what}"));
-        let is_named = link("exe").is_ok_and(|exe| exe.file_name().is_some_and(|it| it == name));
-        is_named && link("cwd").is_ok_and(|cwd| cwd == folder)
+    let is_named = |pid: &Pid| {
+        let exe = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()));
+        exe.is_ok_and(|exe| exe.file_name().is_some_and(|it| it == name))
     };
-    pids.filter(is_it).collect()
+    let pids = pids_in(folder).into_iter().filter(is_named);
+    pids.map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
+        .collect()
+}
+
+/// The processes whose working folder is `folder`, this process left out.
+#[must_use]
+pub fn pids_in(folder: &Path) -> Vec<Pid> {
+    let own = rustix::process::getpid();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = pids.filter_map(Pid::from_raw).filter(|pid| *pid != own);
+    let is_in = |pid: &Pid| {
+        let cwd = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()));
+        cwd.is_ok_and(|cwd| cwd == folder)
+    };
+    pids.filter(is_in).collect()
 }
 
 /// The file `file` of process `pid` in proc.

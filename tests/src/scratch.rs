@@ -6,10 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::host::{binary, processes_in};
+use crate::host::{binary, pids_in, processes_in};
 use crate::process::{Finished, run, wait_for};
 
 /// The folder. Cache, home and temporary files of what is started here lie in it too.
@@ -229,6 +230,18 @@ impl Scratch {
         assert!(new.is_empty(), "left behind: {new:?}");
         let gone: Vec<_> = before.0.difference(&now.0).collect();
         assert!(gone.is_empty(), "removed: {gone:?}");
+    }
+}
+
+impl Drop for Scratch {
+    /// A test that fails leaves nothing running, though what it has started in the background would go on.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for pid in pids_in(&self.path) {
+                // One that has ended is what is wanted.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 }
 

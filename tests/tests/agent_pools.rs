@@ -1,9 +1,15 @@
 //! The host agent's pools: sandboxes and runs from machines that are ready, and what becomes of those that are.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_tests::agent::Agent;
 use lightv_tests::host::{has_kvm, pids_of};
-use lightv_tests::process::{Process, wait_for};
+use lightv_tests::machine;
+use lightv_tests::process::{Process, run, wait_for};
 use lightv_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -136,7 +142,12 @@ fn a_pool_goes_on_after_its_template_its_image_and_its_agent() {
     let ready = pids_of("lightv-vmm", scratch.folder());
     let busy = [pool.template_pid, made.pid];
     let idle = ready.into_iter().find(|pid| !busy.contains(&Some(*pid)));
-    kill(idle.expect("one that is ready"));
+    let idle = idle.expect("one that is ready");
+    kill(idle);
+    wait_for("its end", || {
+        let living = pids_of("lightv-vmm", scratch.folder());
+        (!living.contains(&idle)).then_some(())
+    });
     agent.wait_pool("app", |pool| pool.ready == 2);
     let next = agent.create(&json!({"image": "app", "warm": "require"}));
     assert!(next.warm, "{next:?}");
@@ -190,5 +201,66 @@ fn pools_that_cannot_be_are_refused() {
         agent.refused(what, &body, (status, words));
     }
     scratch.assert_same_files(&before);
+    agent.end();
+}
+
+#[test]
+fn each_machine_of_a_pool_has_a_vsock_of_its_own_which_goes_with_it() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let config = machine::with(
+        &machine::config(&scratch.guest_kernel(), "vsock"),
+        &json!({"vsock": {"guest_cid": 3, "uds_path": "image.sock"}}),
+    );
+    let config = scratch.config("vm.json", &config);
+    let _ = run(&mut scratch.vmm(&["--config", &config, "--save", "vsock.lv"])).with_code(0);
+    let agent = Agent::start(&scratch, &[]);
+    let stored = agent.put_image(&scratch, "vsock", "vsock.lv");
+    assert!(stored.vsock, "{stored:?}");
+    let sockets = || {
+        let entries = fs::read_dir(scratch.path("run")).expect("a folder");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let is_vsock = |path: &PathBuf| path.extension().is_some_and(|end| end == "vsock");
+        paths.filter(is_vsock).collect::<BTreeSet<PathBuf>>()
+    };
+    agent.fill_pool("vsock", &json!({"min": 2, "max": 2}));
+    assert_eq!(sockets().len(), 2);
+    let body = json!({"image": "vsock", "warm": "require", "vsock": true});
+    let warm = agent.create(&body);
+    let cold = agent.create(&json!({"image": "vsock", "warm": "never"}));
+    for sandbox in [&warm, &cold] {
+        let path = sandbox.vsock_socket.as_ref().expect("a socket");
+        assert!(sockets().contains(path), "{sandbox:?}");
+        UnixStream::connect(path).expect("somebody who listens");
+    }
+    agent.wait_pool("vsock", |pool| pool.ready == 2);
+    let answer = agent.api.call("DELETE", "/pools/vsock", &Value::Null);
+    assert_eq!(answer.status, 204, "{answer:?}");
+    let both = [&warm, &cold].map(|sandbox| sandbox.vsock_socket.clone().expect("a socket"));
+    wait_for("the sockets of the others", || {
+        (sockets() == both.clone().into()).then_some(())
+    });
+    for sandbox in [&warm, &cold] {
+        agent.delete(&sandbox.id);
+    }
+    assert_eq!(sockets(), BTreeSet::new());
+    // Killed all together: the next agent takes them away.
+    agent.fill_pool("vsock", &json!({"min": 2, "max": 2}));
+    let ready = pids_of("lightv-vmm", scratch.folder());
+    let _ = agent.kill();
+    wait_for("the end of what was ready", || {
+        pids_of("lightv-vmm", scratch.folder())
+            .is_empty()
+            .then_some(())
+    });
+    let agent = Agent::start(&scratch, &[]);
+    let of = |pid: &u32| scratch.path(&format!("run/pool-{pid}.vsock"));
+    assert!(
+        !ready.iter().any(|pid| sockets().contains(&of(pid))),
+        "{:?}",
+        sockets()
+    );
     agent.end();
 }

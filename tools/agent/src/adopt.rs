@@ -9,12 +9,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::rc::Rc;
 
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_api::contract::instance::InstanceState;
 use lightv_vmm::runtime_dir;
+use rustix::io::Errno;
 use rustix::process::Signal;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -29,13 +31,31 @@ use crate::refusal::chain;
 use crate::sandboxes::{Entry, Record};
 use crate::vm_api::VmApi;
 
+/// A process cannot be looked at. Nothing was changed: another agent finds what this one has found.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Cannot watch process {pid} of sandbox {id}; this process may need more descriptors (ulimit -n)"
+)]
+pub struct AdoptError {
+    /// Which sandbox.
+    pub id: String,
+    /// Its process.
+    pub pid: u32,
+    /// Why not.
+    #[source]
+    pub cause: io::Error,
+}
+
 /// Takes over what is there, and tells of it.
-pub async fn adopt_all(agent: &Rc<Agent>) {
+///
+/// # Errors
+/// [`AdoptError`].
+pub async fn adopt_all(agent: &Rc<Agent>) -> Result<(), AdoptError> {
     let (mut adopted, mut reaped) = (Vec::new(), 0);
     for record in read_records(agent) {
         let id = record.sandbox.id.clone();
         if record.sandbox.state == SandboxState::Starting {
-            reap(agent, &record).await;
+            reap(agent, &record).await?;
             reaped += 1;
             continue;
         }
@@ -45,7 +65,7 @@ pub async fn adopt_all(agent: &Rc<Agent>) {
         if entry.has_ended() {
             continue;
         }
-        match open(agent, &entry) {
+        match open(agent, &entry)? {
             Some(process) => {
                 entry.set_process(Some(Rc::new(process)));
                 adopted.push(entry);
@@ -54,6 +74,7 @@ pub async fn adopt_all(agent: &Rc<Agent>) {
         }
     }
     remove_strange_logs(agent);
+    remove_strange_sockets(agent);
     let count = adopted.len() as u64;
     let asked: Vec<_> = adopted
         .into_iter()
@@ -76,6 +97,7 @@ pub async fn adopt_all(agent: &Rc<Agent>) {
             }
         }
     }
+    Ok(())
 }
 
 /// The records; what is none is told of and left.
@@ -109,13 +131,31 @@ fn read_records(agent: &Agent) -> Vec<Record> {
 }
 
 /// The process of `entry`, if it is still the one that was written down.
-fn open(agent: &Agent, entry: &Entry) -> Option<Process> {
-    let pid = entry.sandbox().pid?;
-    let process = Process::open(pid).ok()?;
+fn open(agent: &Agent, entry: &Entry) -> Result<Option<Process>, AdoptError> {
+    let Some(pid) = entry.sandbox().pid else {
+        return Ok(None);
+    };
+    let Some(process) = open_process(entry.id(), pid)? else {
+        return Ok(None);
+    };
     // Looked at when the descriptor is there: from here on it is this very process.
-    let is_same = entry.has_started_at(runtime_dir::start_ticks(pid)?);
+    let ticks = runtime_dir::start_ticks(pid);
+    let is_same = ticks.is_some_and(|ticks| entry.has_started_at(ticks));
     let socket = agent.folders.vm_socket(entry.id());
-    (is_same && (serves(pid, &socket) || socket.exists())).then_some(process)
+    Ok((is_same && (serves(pid, &socket) || socket.exists())).then_some(process))
+}
+
+/// The process `pid`, if there is one.
+fn open_process(id: &str, pid: u32) -> Result<Option<Process>, AdoptError> {
+    match Process::open(pid) {
+        Ok(process) => Ok(Some(process)),
+        Err(cause) if cause.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(cause) => Err(AdoptError {
+            id: id.to_owned(),
+            pid,
+            cause,
+        }),
+    }
 }
 
 /// Goes on with one that lives.
@@ -172,13 +212,13 @@ fn remove_stale_record(agent: &Agent, pid: u32) {
 }
 
 /// Ends a start that nobody was told of.
-async fn reap(agent: &Agent, record: &Record) {
+async fn reap(agent: &Agent, record: &Record) -> Result<(), AdoptError> {
     let id = &record.sandbox.id;
     let socket = agent.folders.vm_socket(id);
     // One of a pool was written down before it was given its work; its command line is its template's.
     let assigned = record.sandbox.pid.into_iter();
     for pid in serving(&socket).into_iter().chain(assigned) {
-        let Ok(process) = Process::open(pid) else {
+        let Some(process) = open_process(id, pid)? else {
             continue;
         };
         // From here on it is this very process.
@@ -205,6 +245,7 @@ async fn reap(agent: &Agent, record: &Record) {
             agent.folders.record(id).display()
         ));
     }
+    Ok(())
 }
 
 /// Takes away logs whose sandboxes are forgotten.
@@ -224,6 +265,29 @@ fn remove_strange_logs(agent: &Agent) {
             .file_stem()
             .map(|id| agent.folders.record(&id.to_string_lossy()));
         if is_log && !known.contains(&path) && !record.is_some_and(|record| record.exists()) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Takes away sockets of a pool's machines that were killed while they were ready.
+fn remove_strange_sockets(agent: &Agent) {
+    let all = agent.sandboxes.all();
+    let known: BTreeSet<_> = all
+        .iter()
+        .filter_map(|entry| entry.sandbox().vsock_socket)
+        .collect();
+    let entries = fs::read_dir(agent.folders.runtime()).into_iter().flatten();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let pid = path.file_name().and_then(|name| {
+            let name = name.to_str()?;
+            name.strip_prefix("pool-")?
+                .strip_suffix(".vsock")?
+                .parse::<u32>()
+                .ok()
+        });
+        let is_pools = pid.is_some_and(|pid| agent.folders.pool_vsock(pid) == path);
+        if is_pools && !known.contains(&path) {
             let _ = fs::remove_file(path);
         }
     }

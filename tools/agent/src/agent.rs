@@ -1,6 +1,7 @@
 //! The agent: what it owns, and what it may.
 
 use std::cell::{Cell, RefCell};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
@@ -145,7 +146,8 @@ impl Agent {
     pub fn warn(&self, text: String) {
         let mut last = self.last_warning.borrow_mut();
         if *last != text {
-            eprintln!("lightv-agent: {text}");
+            // A full disk or a closed pipe there is no reason to end.
+            let _ = writeln!(io::stderr(), "lightv-agent: {text}");
             *last = text;
         }
     }

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
+use lightv_api::agent::image::StoredImage;
 use lightv_api::agent::pool::PoolSpec;
 use lightv_pool::{
     MachineError, Options, Progress, Ready, Starting, Template, TemplateError, TemplateEvent,
@@ -16,7 +17,7 @@ use crate::agent::Agent;
 use crate::host;
 use crate::images::HeldImage;
 use crate::limits;
-use crate::pools::Pool;
+use crate::pools::{Idle, Pool, SocketFile};
 use crate::race::{Raced, race};
 use crate::refusal::chain;
 use crate::sys::watch_copy;
@@ -73,7 +74,6 @@ async fn keep_template(
     pool: &Rc<Pool>,
     image: HeldImage,
 ) -> Result<(), KeepError> {
-    let digest = image.image().digest.clone();
     let options = Options {
         vsock: image
             .image()
@@ -87,7 +87,7 @@ async fn keep_template(
     let template = started.map_err(KeepError::Thread)??;
     let socket = watch_copy(&template).map_err(KeepError::Watch)?;
     let making = Rc::new(());
-    let served = serve(agent, pool, (&template, &socket, &digest), &making).await;
+    let served = serve(agent, pool, (&template, &socket, image.image()), &making).await;
     pool.digest.borrow_mut().clear();
     pool.ready.borrow_mut().clear();
     drop(socket);
@@ -100,9 +100,10 @@ async fn keep_template(
 async fn serve(
     agent: &Rc<Agent>,
     pool: &Rc<Pool>,
-    (template, socket, digest): (&Template, &AsyncFd<OwnedFd>, &String),
+    (template, socket, image): (&Template, &AsyncFd<OwnedFd>, &StoredImage),
     making: &Rc<()>,
 ) -> Result<(), KeepError> {
+    let (digest, has_vsock) = (&image.digest, image.vsock);
     let is_wanted = || {
         let image = agent.images.find(&pool.image);
         !pool.is_over.get() && image.is_some_and(|image| image.digest == *digest)
@@ -126,8 +127,14 @@ async fn serve(
                     pool.template_pid.set(Some(template.pid()));
                 }
                 Some(TemplateEvent::Forked(starting)) => {
-                    let turn = Rc::clone(making);
-                    spawn_local(await_ready(Rc::clone(pool), digest.clone(), starting, turn));
+                    let vsock = agent.folders.pool_vsock(starting.pid());
+                    let made = Made {
+                        digest: digest.clone(),
+                        vsock: SocketFile::at(has_vsock.then_some(vsock)),
+                        starting,
+                        _turn: Rc::clone(making),
+                    };
+                    spawn_local(await_ready(Rc::clone(pool), made));
                 }
                 Some(TemplateEvent::Refused(refusal)) if pool.template_pid.get().is_none() => {
                     return Err(TemplateError::Refused(refusal).into());
@@ -142,8 +149,25 @@ async fn serve(
     Ok(())
 }
 
+/// A machine whose process is there.
+struct Made {
+    /// What it is made of.
+    digest: String,
+    starting: Starting,
+    /// Dropped after it.
+    vsock: SocketFile,
+    /// Its template is waited for as long as this lives.
+    _turn: Rc<()>,
+}
+
 /// Waits until a machine is ready, and puts it to the others.
-async fn await_ready(pool: Rc<Pool>, digest: String, starting: Starting, _turn: Rc<()>) {
+async fn await_ready(pool: Rc<Pool>, made: Made) {
+    let Made {
+        digest,
+        starting,
+        vsock,
+        _turn,
+    } = made;
     let ready = timeout(limits::START_TIME_MAX, make_ready(starting)).await;
     if *pool.digest.borrow() != digest {
         // It was made for those before.
@@ -152,7 +176,7 @@ async fn await_ready(pool: Rc<Pool>, digest: String, starting: Starting, _turn: 
     match ready {
         Ok(Ok(ready)) => {
             *pool.fault.borrow_mut() = None;
-            pool.ready.borrow_mut().push_back(ready);
+            pool.ready.borrow_mut().push_back(Idle { ready, vsock });
         }
         Ok(Err(error)) => pool.rest(chain(&error)),
         Err(_) => pool.rest("a machine was not ready in time".to_owned()),

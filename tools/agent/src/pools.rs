@@ -10,7 +10,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::AsFd as _;
+use std::fs;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -20,6 +21,56 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{Mutex, Notify};
 
 use crate::limits;
+
+/// The file of a socket that a machine listens on which is killed: it does not take it away itself.
+#[derive(Debug)]
+pub struct SocketFile(Option<PathBuf>);
+
+impl SocketFile {
+    /// That at `path`, if there is one.
+    #[must_use]
+    pub const fn at(path: Option<PathBuf>) -> Self {
+        Self(path)
+    }
+
+    /// Leaves it to somebody else.
+    fn leave(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // One that was not made yet is not made any more.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// A machine that is ready. Dropped, it ends, and then its socket goes.
+#[derive(Debug)]
+pub struct Idle {
+    /// The machine.
+    pub ready: Ready,
+    /// Where it listens for vsock.
+    pub vsock: SocketFile,
+}
+
+impl Idle {
+    /// Itself, to be given work; its socket is its sandbox's from now on.
+    fn take(self) -> Ready {
+        self.vsock.leave();
+        self.ready
+    }
+
+    /// Whether it has ended.
+    fn is_over(&self) -> bool {
+        // It says nothing before it is given work: only an end makes it readable.
+        let mut fds = [PollFd::new(&self.ready, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    }
+}
 
 /// A pool.
 #[derive(Debug)]
@@ -31,7 +82,7 @@ pub struct Pool {
     policy: RefCell<Policy>,
     /// What machines are made of; empty while there is no template.
     pub(crate) digest: RefCell<String>,
-    pub(crate) ready: RefCell<VecDeque<Ready>>,
+    pub(crate) ready: RefCell<VecDeque<Idle>>,
     pub(crate) starting: Cell<u32>,
     served: Cell<u64>,
     missed: Cell<u64>,
@@ -184,9 +235,13 @@ impl Pool {
     }
 
     fn take(&self) -> Option<Ready> {
+        let mut all = self.ready.borrow_mut();
         // One that has ended a moment ago is nobody's.
-        self.drop_dead();
-        let ready = self.ready.borrow_mut().pop_front();
+        while all.front().is_some_and(Idle::is_over) {
+            all.pop_front();
+        }
+        let ready = all.pop_front().map(Idle::take);
+        drop(all);
         let count = match ready {
             Some(_) => &self.served,
             None => &self.missed,
@@ -211,19 +266,6 @@ impl Pool {
 
     /// Forgets machines that have ended while they were ready.
     pub(crate) fn drop_dead(&self) {
-        let mut ready = self.ready.borrow_mut();
-        let now = Timespec::default();
-        let ended: Vec<bool> = {
-            let mut fds: Vec<PollFd<'_>> = ready
-                .iter()
-                .map(|machine| PollFd::from_borrowed_fd(machine.as_fd(), PollFlags::IN))
-                .collect();
-            match poll(&mut fds, Some(&now)) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => fds.iter().map(|fd| !fd.revents().is_empty()).collect(),
-            }
-        };
-        let mut ended = ended.into_iter();
-        ready.retain(|_| ended.next() == Some(false));
+        self.ready.borrow_mut().retain(|machine| !machine.is_over());
     }
 }

@@ -9,7 +9,8 @@ use std::path::Path;
 use lightv_pool::{Exit, MachineError, News, Running};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, pidfd_open,
+    pidfd_send_signal, waitid, waitpid,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -23,6 +24,15 @@ pub struct Process {
     /// A machine of a pool, which waits for its process itself.
     pooled: RefCell<Option<Running>>,
     is_over: Cell<bool>,
+}
+
+/// Kills the child `pid`, which nobody has waited for, and waits for it: one that cannot be watched.
+pub fn end_child(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // One that has ended does not get it; nobody else has its id before it is waited for.
+        let _ = kill_process(pid, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    }
 }
 
 /// How a process has ended.
@@ -68,13 +78,23 @@ impl Process {
     /// That of a machine of a pool.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; it is killed then.
     pub fn of_pool(running: Running) -> io::Result<Self> {
-        let descriptor = running.pidfd().ok_or(io::Error::from(Errno::SRCH))?;
-        let descriptor = descriptor.try_clone_to_owned()?;
+        let copy = || {
+            let descriptor = running.pidfd().ok_or(io::Error::from(Errno::SRCH))?;
+            sys::watch_copy(&descriptor)
+        };
+        let descriptor = match copy() {
+            Ok(descriptor) => descriptor,
+            Err(cause) => {
+                // Without it nobody would see its end, and it goes on without us.
+                let _ = running.signal(Signal::KILL);
+                return Err(cause);
+            }
+        };
         Ok(Self {
             pid: running.pid(),
-            descriptor: sys::watch(descriptor)?,
+            descriptor,
             pooled: RefCell::new(Some(running)),
             is_over: Cell::new(false),
         })

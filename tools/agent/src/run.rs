@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
-use crate::adopt::adopt_all;
+use crate::adopt::{AdoptError, adopt_all};
 use crate::agent::{Agent, Settings};
 use crate::args::Cli;
 use crate::care;
@@ -41,6 +41,9 @@ pub enum RunError {
     /// No socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// What is there cannot be taken over.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
     /// The host refuses what a server needs.
     #[error("Cannot serve")]
     Host(#[source] io::Error),
@@ -112,7 +115,7 @@ async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     let listener = UnixListener::from_std(listener).map_err(RunError::Host)?;
     let runs = run_socket::listen(&agent.folders.run_socket()).map_err(RunError::Host)?;
     // Whoever connects already waits until all that lives is known.
-    adopt_all(&agent).await;
+    adopt_all(&agent).await?;
     for (image, spec) in pools {
         keep::set(&agent, &image, spec);
     }

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState};
@@ -26,7 +26,7 @@ use crate::end;
 use crate::folders::{Durability, WriteError};
 use crate::limits;
 use crate::plan::Plan;
-use crate::process::Process;
+use crate::process::{Process, end_child};
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::{Entry, Record};
 use crate::sys;
@@ -113,7 +113,12 @@ pub async fn create(
     // From here on it counts, and its name is taken.
     agent.sandboxes.insert(Rc::clone(&entry));
     let started = match ready {
-        Some(ready) => start_warm(agent, &entry, (&plan, ready), asked).await,
+        Some(ready) => match start_warm(agent, &entry, (&plan, ready), asked).await {
+            Err(StartError::Warm(WarmError::Gone)) if !plan.must_be_warm() => {
+                start(agent, &entry, &plan, asked).await
+            }
+            started => started,
+        },
         None => start(agent, &entry, &plan, asked).await,
     };
     match started {
@@ -195,15 +200,23 @@ async fn start(
     let _turn = agent.starts.acquire().await.ok();
     entry.write(Durability::Agent).await?;
     let pid = spawn(agent, plan).await?;
-    let opened = Process::open(pid);
-    let process = Rc::new(opened.map_err(|cause| StartError::Host {
-        what: "watch the process of",
-        path: agent.settings.monitor.clone(),
-        cause,
-    })?);
+    let process = match Process::open(pid) {
+        Ok(process) => Rc::new(process),
+        Err(cause) => {
+            // Descriptors are short. Nobody would see its end.
+            let _ = spawn_blocking(move || end_child(pid)).await;
+            return Err(StartError::Host {
+                what: "watch the process of",
+                path: agent.settings.monitor.clone(),
+                cause,
+            });
+        }
+    };
     entry.set_process(Some(process));
     entry.change(|record| {
         record.sandbox.pid = Some(pid);
+        record.sandbox.warm = false;
+        record.sandbox.vsock_socket = plan.sandbox.vsock_socket.clone();
         record.start_ticks = runtime_dir::start_ticks(pid);
     });
     spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
@@ -280,7 +293,17 @@ pub async fn discard(agent: &Rc<Agent>, entry: &Rc<Entry>) {
     if let Some(process) = entry.process() {
         // One that has ended does not get it.
         let _ = process.signal(Signal::KILL);
-        entry.wait(limits::KILL_TIME_MAX, Entry::has_ended).await;
+        if !entry.wait(limits::KILL_TIME_MAX, Entry::has_ended).await {
+            // Its record stays as long as it does.
+            let text = "its process has not ended after SIGKILL; it is taken away when it has";
+            agent.warn(format!("sandbox {}: {text}", entry.id()));
+            let (agent, entry) = (Rc::clone(agent), Rc::clone(entry));
+            spawn_local(async move {
+                entry.wait(Duration::MAX, Entry::has_ended).await;
+                end::forget(&agent, &entry).await;
+            });
+            return;
+        }
     }
     end::forget(agent, entry).await;
 }

@@ -123,10 +123,12 @@ pub async fn start(
     let running = ready.assign(&assignment, streams);
     let running = running.map_err(|_| WarmError::Gone)?;
     drop(warm.streams);
-    let socket = watch_copy(&running).map_err(WarmError::Host)?;
+    let socket = watch_copy(&running);
     let process = Rc::new(Process::of_pool(running).map_err(WarmError::Host)?);
     entry.set_process(Some(Rc::clone(&process)));
     spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
+    // Whoever takes it away kills it: it is watched.
+    let socket = socket.map_err(WarmError::Host)?;
     let runs = timeout(limits::START_TIME_MAX, wait_running(&process, &socket)).await;
     runs.unwrap_or(Err(WarmError::Silent))?;
     entry.change(|record| {
