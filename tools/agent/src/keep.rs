@@ -36,6 +36,8 @@ enum KeepError {
     Template(#[from] TemplateError),
     #[error("Cannot watch a template")]
     Watch(#[source] std::io::Error),
+    #[error("A template has not proved its image within {} s", limits::START_TIME_MAX.as_secs())]
+    Silent,
     #[error("Cannot start a template")]
     Thread(#[source] tokio::task::JoinError),
 }
@@ -108,10 +110,14 @@ async fn serve(
         let image = agent.images.find(&pool.image);
         !pool.is_over.get() && image.is_some_and(|image| image.digest == *digest)
     };
+    let began = Instant::now();
     while is_wanted() {
         if pool.template_pid.get().is_some() {
             pool.drop_dead();
+            template.reap();
             refill(agent, pool, template)?;
+        } else if began.elapsed() > limits::START_TIME_MAX {
+            return Err(KeepError::Silent);
         }
         let waited = timeout(
             limits::POOL_TICK,
