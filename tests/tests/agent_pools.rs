@@ -264,3 +264,33 @@ fn each_machine_of_a_pool_has_a_vsock_of_its_own_which_goes_with_it() {
     );
     agent.end();
 }
+
+#[test]
+fn a_run_goes_on_without_its_agent_and_says_what_it_does_not_know() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tick = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "tick", &tick);
+    agent.fill_pool("tick", &json!({"min": 1}));
+    let run = Process::start(&mut scratch.lightv(&["run", &tick]));
+    run.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    let made = agent.list().pop().expect("a sandbox");
+    let _ = agent.kill();
+    let so_far = run.stdout().len();
+    run.wait_stdout(|text| (text.len() > so_far).then_some(()));
+    let agent = Agent::start(&scratch, &[]);
+    let found = agent.sandbox(&made.id);
+    assert_eq!((found.state, found.pid), (SandboxState::Running, made.pid));
+    let answer = agent.api.call(
+        "POST",
+        &format!("/sandboxes/{}/stop", made.id),
+        &Value::Null,
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let finished = run.finish().with_code(1);
+    assert!(finished.stderr.contains("not known"), "{finished:?}");
+    agent.end();
+}
