@@ -309,9 +309,8 @@ fn a_full_disk_is_told_and_costs_nothing_else() {
     let filler = format!("{inside}/filler");
     let mut file = fs::File::create(&filler).expect("a file");
     let full = loop {
-        match file.write(&[0; 4096]) {
-            Ok(_) => {}
-            Err(cause) => break cause,
+        if let Err(cause) = file.write_all(&[0; 4096]) {
+            break cause;
         }
     };
     assert_eq!(full.kind(), ErrorKind::StorageFull);

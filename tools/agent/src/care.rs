@@ -41,11 +41,13 @@ async fn shorten_logs(agent: &Agent) {
         .filter(|it| !it.has_ended());
     let paths: Vec<PathBuf> = living.map(|it| agent.folders.log(it.id())).collect();
     let shortened = spawn_blocking(move || {
-        let faults = paths.into_iter().filter_map(|path| {
-            let cause = logs::shorten(&path, kept).err()?;
-            Some(format!("Cannot shorten {}: {cause}", path.display()))
-        });
-        faults.last()
+        let mut fault = None;
+        for path in paths {
+            if let Err(cause) = logs::shorten(&path, kept) {
+                fault = Some(format!("Cannot shorten {}: {cause}", path.display()));
+            }
+        }
+        fault
     });
     if let Ok(Some(fault)) = shortened.await {
         agent.warn(fault);
