@@ -6,3 +6,7 @@ pub mod image;
 pub mod pool;
 pub mod run;
 pub mod sandbox;
+pub mod stats;
+
+/// Name of its REST API's socket in the runtime directory.
+pub const SOCKET_NAME: &str = "agent.sock";

@@ -12,10 +12,12 @@ use tokio::sync::Semaphore;
 use crate::answer::AnswerBytes;
 use crate::clock::unix_ms;
 use crate::events::Feed;
+use crate::figures::Figures;
 use crate::folders::Folders;
 use crate::host;
 use crate::images::Images;
 use crate::limits;
+use crate::meter::Meter;
 use crate::pools::Pools;
 use crate::refusal::Refusal;
 use crate::sandboxes::Sandboxes;
@@ -56,6 +58,10 @@ pub struct Agent {
     pub pools: Pools,
     /// What happens.
     pub events: Feed,
+    /// What is counted.
+    pub figures: Figures,
+    /// What sandboxes take of the host.
+    pub meter: Meter,
     /// Starts that go on at the same time.
     pub starts: Semaphore,
     /// Bytes of long answers that their clients have not taken.
@@ -91,6 +97,8 @@ impl Agent {
             sandboxes: Sandboxes::default(),
             pools: Pools::default(),
             events: Feed::default(),
+            figures: Figures::default(),
+            meter: Meter::default(),
             starts: Semaphore::new(host::cpus() * limits::STARTS_PER_CPU),
             answers: AnswerBytes::default(),
             requests: Cell::new(0),

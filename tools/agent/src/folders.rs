@@ -121,7 +121,7 @@ impl Folders {
     /// Where the REST API is served.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.runtime.join("agent.sock")
+        self.runtime.join(lightv_api::agent::SOCKET_NAME)
     }
 
     /// The images.

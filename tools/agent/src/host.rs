@@ -30,9 +30,27 @@ pub fn available_mib() -> Option<u64> {
 }
 
 fn meminfo_mib(text: &str, name: &str) -> Option<u64> {
+    Some(meminfo_kib(text, name)? / 1024)
+}
+
+/// A line of `/proc/meminfo`, in KiB.
+pub(crate) fn meminfo_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib / 1024)
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// The host's name.
+#[must_use]
+pub fn name() -> String {
+    let system = rustix::system::uname();
+    system.nodename().to_string_lossy().into_owned()
+}
+
+/// Descriptors that this process has open, without that which looks.
+#[must_use]
+pub fn open_files() -> u64 {
+    let entries = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    entries.saturating_sub(1) as u64
 }
 
 /// Lets this process have as many descriptors as the host allows; gives how many that are.

@@ -2,12 +2,6 @@
 
 use std::time::Duration;
 
-/// Sandboxes that have not ended, unless `--max-sandboxes` says otherwise: four times what is measured on a host.
-pub const SANDBOXES_MAX: u64 = 4096;
-
-/// Requests that are being carried out or wait for it, unless `--max-requests` says otherwise: some seconds of starts.
-pub const REQUESTS_MAX: u64 = 512;
-
 /// Connections at a time. One takes some 10 KiB and a descriptor.
 pub const CONNECTIONS_MAX: u64 = 1024;
 
@@ -16,9 +10,6 @@ pub const STARTS_PER_CPU: usize = 2;
 
 /// Threads that write records and copy images, beside those that start monitors.
 pub const DISK_THREADS: usize = 4;
-
-/// Memory of the host that starts leave alone, in MiB, unless `--keep-memory` says otherwise.
-pub const KEPT_MEMORY_MIB: u64 = 256;
 
 /// Descriptors that are kept for files, monitors' streams and the agent itself.
 pub const FILES_KEPT: u64 = 32;
@@ -46,6 +37,21 @@ pub const STALL_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// What the accepting loop waits after the host refused it a connection: descriptors may come back.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a client over TCP may take to agree on TLS.
+pub const GREETING_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of a certificate's or key's file.
+pub const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a file of tokens, and tokens in it: all are compared with what a client sends.
+pub const TOKEN_FILE_BYTES_MAX: u64 = 64 << 10;
+/// See [`TOKEN_FILE_BYTES_MAX`].
+pub const TOKENS_MAX: usize = 64;
+
+/// Between two looks at what sandboxes take of the host: more often nobody sees a difference, and a thousand sandboxes take
+/// some 20 ms to look at.
+pub const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(500);
 
 /// Labels of a sandbox.
 pub const LABELS_MAX: usize = 64;
@@ -103,9 +109,6 @@ pub const LOG_POLL: Duration = Duration::from_millis(100);
 
 /// Bytes of a log's end that `tail` looks at.
 pub const TAIL_BYTES_MAX: u64 = 4 << 20;
-
-/// Bytes of a log that are kept, unless `--max-log` says otherwise, in MiB.
-pub const LOG_MIB_MAX: u64 = 16;
 
 /// Between two looks at the logs' sizes, and at what could not be written.
 pub const CARE_INTERVAL: Duration = Duration::from_secs(5);

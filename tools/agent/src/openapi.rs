@@ -1,6 +1,6 @@
 //! The description of the REST API, made from the types that the agent reads and writes.
 
-use lightv_api::agent::{event, host, image, pool, sandbox};
+use lightv_api::agent::{event, host, image, pool, sandbox, stats};
 use lightv_api::fault;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn};
@@ -34,6 +34,11 @@ use utoipa::openapi::{
         sandbox::SandboxState,
         sandbox::StopSpec,
         sandbox::WarmUse,
+        stats::AgentStats,
+        stats::HostUsage,
+        stats::SandboxUsage,
+        stats::StartCounts,
+        stats::TimeCounts,
     ))
 )]
 struct Document;
@@ -72,6 +77,7 @@ const OPERATIONS: &[Row] = &[
     Row(Get, "/images/{name}", "getImage", "What a name or a digest leads to.", &[], (Nothing, Of("StoredImage")), &["404"]),
     Row(Put, "/images/{name}", "putImage", "Copies an image into the store; the name leads to it.", &[], (Of("ImageSpec"), Of("StoredImage")), &["400", "429", "503", "507"]),
     Row(Delete, "/images/{name}", "deleteImage", "Forgets a name. What runs keeps its bytes.", &[], (Nothing, Nothing), &["404", "503", "507"]),
+    Row(Get, "/metrics", "getMetrics", "What is counted, in Prometheus' text form (docs/agent-web.md).", &[], (Nothing, Text("application/openmetrics-text")), &[]),
     Row(Get, "/openapi.json", "getOpenapi", "This document.", &[], (Nothing, Any), &[]),
     Row(Get, "/pools", "listPools", "All pools.", &[], (Nothing, List("Pool")), &[]),
     Row(Get, "/pools/{image}", "getPool", "The pool of an image.", &[], (Nothing, Of("Pool")), &["404"]),
@@ -86,6 +92,7 @@ const OPERATIONS: &[Row] = &[
     Row(Post, "/sandboxes/{id}/resume", "resumeSandbox", "Lets it go on.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
     Row(Post, "/sandboxes/{id}/stop", "stopSandbox", "Asks its guest to end, and ends it when the time is over. The answer comes when it has ended.", &[], (Optional("StopSpec"), Of("Sandbox")), &["400", "404", "409", "503"]),
     Row(Get, "/sandboxes/{id}/wait", "waitSandbox", "Answers when it has ended, or when the time is over.", &["timeout_ms"], (Nothing, Of("Sandbox")), &["400", "404"]),
+    Row(Get, "/stats", "getStats", "What is counted, and what sandboxes take of the host, for whoever draws it.", &[], (Nothing, Of("AgentStats")), &[]),
 ];
 
 /// The document as JSON, as it is checked in.

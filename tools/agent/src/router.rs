@@ -18,10 +18,12 @@ use tokio::task::spawn_local;
 use crate::agent::Agent;
 use crate::answer::{HttpAnswer, done, json, pieces, whole};
 use crate::end;
+use crate::figures;
 use crate::folders::Durability;
 use crate::images::PutImageError;
 use crate::limits;
 use crate::logs::{self, Wanted};
+use crate::observe;
 use crate::openapi;
 use crate::pool_requests as pools;
 use crate::query::Query;
@@ -32,6 +34,7 @@ use crate::vm_api::{VmApi, VmApiError};
 
 const LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const METRICS: HeaderValue = HeaderValue::from_static(figures::CONTENT_TYPE);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A request.
@@ -71,6 +74,11 @@ pub async fn answer(agent: &Rc<Agent>, asked: Asked) -> Answered {
         (_, ["images", name]) => image(agent, name, asked).await,
         ("GET", ["pools"]) => Ok(json(StatusCode::OK, &pools::list(agent))),
         (method, ["pools", image]) => pool(agent, image, method, &asked).await,
+        ("GET", ["metrics"]) => {
+            let text = observe::metrics(agent).await;
+            Ok(whole(StatusCode::OK, METRICS, text))
+        }
+        ("GET", ["stats"]) => agent.answers.json(&observe::stats(agent).await),
         ("GET", ["sandboxes"]) => list(agent, &query),
         ("POST", ["sandboxes"]) => create(agent, asked).await,
         (_, ["sandboxes", id, rest @ ..]) => {

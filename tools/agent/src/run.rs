@@ -1,13 +1,14 @@
 //! From the command line to a server, and to its end.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write as _};
 use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::pool::PoolSpec;
 use lightv_api::exit;
 use lightv_launch::program::{NotFound, Program};
+use lightv_launch::serve::ServeArgs;
 use lightv_vmm::listen::{ListenError, Purpose, listen};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::net::{UnixListener, UnixStream};
@@ -16,7 +17,6 @@ use tokio::time::sleep;
 
 use crate::adopt::{AdoptError, adopt_all};
 use crate::agent::{Agent, Settings};
-use crate::args::Cli;
 use crate::care;
 use crate::folders::{Folders, OpenFoldersError, ReadJsonError, read_json};
 use crate::host;
@@ -25,6 +25,7 @@ use crate::keep;
 use crate::limits;
 use crate::run_socket;
 use crate::server::{Connections, accept_all};
+use crate::tcp::{self, TcpError, TcpPlan};
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,9 @@ pub enum RunError {
     /// What is there cannot be taken over.
     #[error(transparent)]
     Adopt(#[from] AdoptError),
+    /// TCP is not to be served.
+    #[error(transparent)]
+    Tcp(#[from] TcpError),
     /// The host refuses what a server needs.
     #[error("Cannot serve")]
     Host(#[source] io::Error),
@@ -64,6 +68,7 @@ impl RunError {
         match self {
             Self::State(_) => exit::BAD_CONFIG,
             Self::Listen(_) => exit::FAILURE,
+            Self::Tcp(error) => error.exit_code(),
             _ => exit::HOST_FAILURE,
         }
     }
@@ -73,7 +78,7 @@ impl RunError {
 ///
 /// # Errors
 /// [`RunError`]: nothing was begun.
-pub fn run(cli: Cli) -> Result<(), RunError> {
+pub fn run(args: ServeArgs) -> Result<(), RunError> {
     let files = host::allow_files();
     let least = limits::FILES_KEPT * 2;
     if files < least {
@@ -83,19 +88,20 @@ pub fn run(cli: Cli) -> Result<(), RunError> {
         });
     }
     let monitor = Program::Monitor.find()?;
-    let folders = Folders::open(cli.state)?;
+    let tcp = tcp::prove(&args.tcp)?;
+    let folders = Folders::open(args.state)?;
     let images = Images::open(&folders)?;
     let spare = files - limits::FILES_KEPT;
     let settings = Settings {
         monitor,
         // One descriptor each; the other half is for connections.
-        sandboxes_max: cli.max_sandboxes.min(spare / 2),
-        memory_mib_max: cli.max_memory,
-        kept_memory_mib: cli.keep_memory,
-        requests_max: cli.max_requests,
+        sandboxes_max: args.max_sandboxes.min(spare / 2),
+        memory_mib_max: args.max_memory,
+        kept_memory_mib: args.keep_memory,
+        requests_max: args.max_requests,
         ready_max: spare / 8 / limits::FILES_PER_READY,
         connections_max: limits::CONNECTIONS_MAX.min(spare / 4),
-        log_mib_max: cli.max_log,
+        log_mib_max: args.max_log,
     };
     let agent = Rc::new(Agent::new(settings, folders, images));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -105,10 +111,10 @@ pub fn run(cli: Cli) -> Result<(), RunError> {
         .build()
         .map_err(RunError::Host)?;
     let local = LocalSet::new();
-    local.block_on(&runtime, serve(agent))
+    local.block_on(&runtime, serve(agent, tcp))
 }
 
-async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
+async fn serve(agent: Rc<Agent>, tcp: Option<TcpPlan>) -> Result<(), RunError> {
     let signals = signals().map_err(RunError::Host)?;
     let pools: BTreeMap<String, PoolSpec> = read_json(&agent.folders.pools())?.unwrap_or_default();
     let (listener, socket) = listen(&agent.folders.socket(), Purpose::Api)?;
@@ -122,6 +128,13 @@ async fn serve(agent: Rc<Agent>) -> Result<(), RunError> {
     spawn_local(care::go_on(Rc::clone(&agent)));
     let connections = Connections::default();
     let all = connections.clone();
+    if let Some(tcp) = tcp {
+        let server = tcp.into_server().map_err(RunError::Host)?;
+        // With port 0 nobody else knows.
+        let url = server.page_url().map_err(RunError::Host)?;
+        let _ = writeln!(io::stderr(), "lightv-agent: {url}");
+        spawn_local(server.serve(Rc::clone(&agent), connections.clone()));
+    }
     spawn_local(accept_all(Rc::clone(&agent), listener, connections));
     let runs = spawn_local(run_socket::accept_all(Rc::clone(&agent), runs, all));
     // The other end is never closed.

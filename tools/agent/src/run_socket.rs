@@ -28,6 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::agent::Agent;
 use crate::end;
+use crate::figures::StartWay;
 use crate::folders::Durability;
 use crate::limits;
 use crate::plan::Plan;
@@ -192,15 +193,22 @@ async fn begin(
     };
     if let Err(error) = warm::start(agent, &entry, ready, warm).await {
         discard(agent, &entry).await;
+        let begun = error.has_begun();
+        if begun {
+            // Else its client starts it.
+            agent.figures.note_failure();
+        }
         return Err(RunAnswer::Refused {
             refused: chain(&error),
             exit_code: error.exit_code(),
-            begun: error.has_begun(),
+            begun,
         });
     }
+    let start_us = entry.sandbox().start_us.unwrap_or_default();
+    agent.figures.note_start(StartWay::Warm, start_us);
     agent.events.publish(AgentHappening::Created {
         sandbox: id,
-        start_us: entry.sandbox().start_us.unwrap_or_default(),
+        start_us,
         warm: true,
     });
     Ok(entry)

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{HeaderValue, SERVER};
+use hyper::header::{HeaderValue, SERVER, WWW_AUTHENTICATE};
+use hyper::http::request::Parts;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
@@ -19,12 +20,25 @@ use tokio::time::{sleep, timeout};
 
 use crate::agent::Agent;
 use crate::answer::{HttpAnswer, refused};
+use crate::figures::Done;
 use crate::limits;
 use crate::patient::Patient;
 use crate::refusal::Refusal;
+use crate::route;
 use crate::router::{self, Asked};
+use crate::tokens::Tokens;
+use crate::web;
 
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("lightv-agent");
+
+/// Who may ask for more than the page.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Whoever can open the socket.
+    Socket,
+    /// Whoever has one of these.
+    Token(Rc<Tokens>),
+}
 
 /// Connections that are open; shared by all listeners.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +79,7 @@ pub async fn accept_all(agent: Rc<Agent>, listener: UnixListener, connections: C
             Some(place) => {
                 let agent = Rc::clone(&agent);
                 spawn_local(async move {
-                    serve(stream, agent).await;
+                    serve(stream, agent, Access::Socket).await;
                     drop(place);
                 });
             }
@@ -90,10 +104,10 @@ fn refuse(stream: UnixStream, max: u64) {
 }
 
 /// Serves one client until either side has had enough.
-pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, agent: Rc<Agent>) {
+pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, agent: Rc<Agent>, access: Access) {
     let service = service_fn(move |request| {
-        let agent = Rc::clone(&agent);
-        async move { Ok::<_, Infallible>(respond(&agent, request).await) }
+        let (agent, access) = (Rc::clone(&agent), access.clone());
+        async move { Ok::<_, Infallible>(respond(&agent, &access, request).await) }
     });
     let stream = Patient::new(stream, limits::STALL_TIME_MAX);
     // A client that breaks the rules was told so.
@@ -109,23 +123,59 @@ pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, agent: Rc<Agent>
         .await;
 }
 
-async fn respond(agent: &Rc<Agent>, request: Request<Incoming>) -> HttpAnswer {
+async fn respond(agent: &Rc<Agent>, access: &Access, request: Request<Incoming>) -> HttpAnswer {
+    let at = Instant::now();
     let (head, body) = request.into_parts();
-    let answered = match read_body(body).await {
-        Ok(body) => {
-            let asked = Asked {
-                method: head.method,
-                path: head.uri.path().to_owned(),
-                query: head.uri.query().unwrap_or_default().to_owned(),
-                body,
-                at: Instant::now(),
-            };
-            router::answer(agent, asked).await
+    let (method, route) = route::name(&head.method, head.uri.path());
+    let mut answer = match web::answer(&head.method, head.uri.path(), &head.headers) {
+        Some(page) => page,
+        None if !is_admitted(access, &head) => {
+            agent.figures.note_intruder();
+            intruder()
         }
-        Err(refusal) => Err(refusal),
+        None => {
+            let answered = ask(agent, (head, body), at).await;
+            answered.unwrap_or_else(|refusal| refused(&refusal))
+        }
     };
-    let mut answer = answered.unwrap_or_else(|refusal| refused(&refusal));
+    agent.figures.note_request(&Done {
+        method,
+        route,
+        status: answer.status().as_u16(),
+        took: at.elapsed(),
+    });
     answer.headers_mut().insert(SERVER, SERVER_NAME);
+    answer
+}
+
+async fn ask(
+    agent: &Rc<Agent>,
+    (head, body): (Parts, Incoming),
+    at: Instant,
+) -> Result<HttpAnswer, Refusal> {
+    let asked = Asked {
+        method: head.method,
+        path: head.uri.path().to_owned(),
+        query: head.uri.query().unwrap_or_default().to_owned(),
+        body: read_body(body).await?,
+        at,
+    };
+    router::answer(agent, asked).await
+}
+
+fn is_admitted(access: &Access, head: &Parts) -> bool {
+    match access {
+        Access::Socket => true,
+        Access::Token(tokens) => tokens.admit(&head.headers),
+    }
+}
+
+/// The answer to who has no token. The body is not read: the connection ends, unless there is none.
+fn intruder() -> HttpAnswer {
+    let text = "This needs a token: send the header `Authorization: Bearer TOKEN` with one from the agent's --token-file.";
+    let mut answer = refused(&Refusal::new(StatusCode::UNAUTHORIZED, text));
+    let scheme = HeaderValue::from_static("Bearer realm=\"lightv\"");
+    answer.headers_mut().insert(WWW_AUTHENTICATE, scheme);
     answer
 }
 

@@ -23,6 +23,7 @@ use tokio::task::{spawn_blocking, spawn_local};
 
 use crate::agent::Agent;
 use crate::end;
+use crate::figures::StartWay;
 use crate::folders::{Durability, WriteError};
 use crate::limits;
 use crate::plan::Plan;
@@ -124,10 +125,13 @@ pub async fn create(
     match started {
         Ok(()) => {
             entry.announce();
+            let Sandbox { start_us, warm, .. } = entry.sandbox();
+            let start_us = start_us.unwrap_or_default();
+            agent.figures.note_start(StartWay::of(warm), start_us);
             agent.events.publish(AgentHappening::Created {
                 sandbox: id,
-                start_us: entry.sandbox().start_us.unwrap_or_default(),
-                warm: entry.sandbox().warm,
+                start_us,
+                warm,
             });
             if entry.has_ended() {
                 end::finish(agent, &entry).await;
@@ -135,6 +139,7 @@ pub async fn create(
             Ok(entry.sandbox())
         }
         Err(error) => {
+            agent.figures.note_failure();
             discard(agent, &entry).await;
             let reason = chain(&error);
             let sandbox = id;

@@ -5,3 +5,4 @@
 
 pub mod monitor;
 pub mod program;
+pub mod serve;
