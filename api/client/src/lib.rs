@@ -212,6 +212,14 @@ impl Client {
         self.send("PATCH", path, body)
     }
 
+    /// `DELETE path`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn delete(&self, path: &str) -> Result<(), ClientError> {
+        granted(self.call("DELETE", path, None)?).map(drop)
+    }
+
     fn send(&self, method: &str, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
         let body = serde_json::to_string(body).map_err(|cause| ClientError::Answer {
             path: path.to_owned(),

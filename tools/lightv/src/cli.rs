@@ -20,14 +20,16 @@ use crate::cmd::kernel::KernelArgs;
 use crate::cmd::logs::LogsArgs;
 use crate::cmd::man::ManArgs;
 use crate::cmd::pause::{PauseArgs, ResumeArgs};
+use crate::cmd::pool::PoolArgs;
 use crate::cmd::ps::PsArgs;
 use crate::cmd::run::RunArgs;
+use crate::cmd::serve::ServeCommand;
 use crate::cmd::snapshot::SnapshotArgs;
 use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, images, inspect, kernel, logs, man, pause, ps,
-    run, snapshot, stats, stop,
+    api, bench, build, completions, disk, doctor, images, inspect, kernel, logs, man, pause, pool,
+    ps, run, serve, snapshot, stats, stop,
 };
 use crate::failure::Failure;
 
@@ -67,6 +69,8 @@ enum Command {
     Snapshot(SnapshotArgs),
     Disk(DiskArgs),
     Api(ApiArgs),
+    Serve(Box<ServeCommand>),
+    Pool(PoolArgs),
     Doctor(DoctorArgs),
     Bench(BenchArgs),
     Kernel(KernelArgs),
@@ -95,6 +99,8 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Disk(args) => disk::run(&args),
         Command::Api(args) => api::run(&args),
+        Command::Serve(_) => Err(serve::run(args.get(2..).unwrap_or_default())),
+        Command::Pool(args) => pool::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)]
 
+mod agent;
 mod agent_run;
 mod background;
 mod build;

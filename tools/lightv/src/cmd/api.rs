@@ -1,4 +1,4 @@
-//! `lightv api`: one request to the REST API of a microVM.
+//! `lightv api`: one request to the REST API of a microVM, or of the host agent.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -7,24 +7,27 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use lightv_api::exit;
-use lightv_api_client::Client;
+use lightv_api_client::{Client, ClientError};
 
 use super::show;
+use crate::agent::{self, AgentError};
 use crate::failure::{Coded, Failure};
 use crate::vms::{self, VmError};
 
 /// Bytes of a body that is read from a file or standard input.
 const BODY_BYTES_MAX: u64 = 64 << 20;
 
-/// Send a request to the REST API of a microVM, and print the answer's body
+/// Send a request to the REST API of a microVM or of the host agent, and print the answer's body
 #[derive(Debug, Parser)]
-#[command(group = ArgGroup::new("whom").required(true).args(["vm", "socket"]))]
+#[command(group = ArgGroup::new("whom").required(true).args(["vm", "socket", "agent"]))]
 #[command(after_help = "\
 Examples:
   lightv api --vm web GET /vm/config
   lightv api --vm web PATCH /vm '{\"state\": \"Paused\"}'
   lightv api --socket vm.sock PUT /boot-source @boot.json
   lightv api --vm web GET /events                           what happens, as it happens
+  lightv api --agent POST /sandboxes '{\"image\": \"web\"}'    docs/agent.md
+  lightv api --agent GET '/sandboxes/web/logs?follow'
 
 Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to standard error.")]
 pub(crate) struct ApiArgs {
@@ -34,7 +37,10 @@ pub(crate) struct ApiArgs {
     /// The API's socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// GET, PUT, PATCH or DELETE
+    /// The host agent of this host (lightv serve)
+    #[arg(long)]
+    agent: bool,
+    /// GET, PUT, PATCH, POST or DELETE
     method: String,
     /// A path of the API, for example /vm/config
     path: String,
@@ -64,35 +70,45 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
     let body = args.body.as_deref().map(read_body).transpose()?;
     let client = match (&args.socket, &args.vm) {
         (Some(socket), _) => Client::at(socket),
+        (None, _) if args.agent => agent::client(),
         (None, vm) => vms::client(vm.as_deref().unwrap_or_default())?,
     };
     let method = args.method.to_ascii_uppercase();
-    if method == "GET" && args.path == "/events" {
-        return follow(&client, &args.path);
+    let told = |cause| match args.agent {
+        true => Failure::from(AgentError::from(cause)),
+        false => Failure::from(VmError::Client(cause)),
+    };
+    let has_no_end = args.path.starts_with("/events") || args.path.contains("?follow");
+    if method == "GET" && has_no_end {
+        return follow(&client, &args.path, told);
     }
     let answer = client.call(&method, &args.path, body.as_deref());
-    let answer = answer.map_err(VmError::Client)?;
+    let answer = answer.map_err(told)?;
     if !answer.body.is_empty() {
         show(|out| writeln!(out, "{}", answer.body.trim_end()))?;
     }
-    Ok(told(answer.status))
+    Ok(verdict(answer.status))
 }
 
 /// Prints what has no end, as it comes.
-fn follow(client: &Client, path: &str) -> Result<ExitCode, Failure> {
-    let (status, mut body) = client.stream("GET", path, None).map_err(VmError::Client)?;
+fn follow(
+    client: &Client,
+    path: &str,
+    told: impl FnOnce(ClientError) -> Failure,
+) -> Result<ExitCode, Failure> {
+    let (status, mut body) = client.stream("GET", path, None).map_err(told)?;
     let mut part = [0; 4096];
     loop {
         // A machine that was killed breaks off: that is its end too.
         let length = body.read(&mut part).unwrap_or(0);
         let Some(text) = part.get(..length).filter(|text| !text.is_empty()) else {
-            return Ok(told(status));
+            return Ok(verdict(status));
         };
         show(|out| out.write_all(text))?;
     }
 }
 
-fn told(status: u16) -> ExitCode {
+fn verdict(status: u16) -> ExitCode {
     if (200..300).contains(&status) {
         return ExitCode::SUCCESS;
     }

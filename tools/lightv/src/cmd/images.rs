@@ -1,33 +1,67 @@
-//! `lightv images`: which images there are.
+//! `lightv images`: which images there are, and those of the host agent.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use lightv_api::agent::image::{ImageSpec, StoredImage};
 use lightv_api::describe::ImageDescription;
 use lightv_api::exit;
 
 use super::{show, show_json};
+use crate::agent::{self, AgentError};
 use crate::failure::{Coded, Failure};
 use crate::monitor::MonitorError;
 use crate::table::Table;
 use crate::{cache, monitor, text};
 
-/// List images (.lv)
+/// List images (.lv), and give them to the host agent
 #[derive(Debug, Parser)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   lightv images              here, and those of embedded apps
   lightv images /srv/images  in another folder
-  lightv images --json       everything that is known of each")]
+  lightv images --json       everything that is known of each
+  lightv images push web web.lv     the host agent copies it, and calls it web
+  lightv images stored              what the host agent has
+  lightv images rm web              it forgets the name; what runs goes on"
+)]
 pub(crate) struct ImagesArgs {
     /// Folders to look in (default: the current one, and the cache of embedded apps)
     dirs: Vec<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    #[command(subcommand)]
+    command: Option<StoreCommand>,
+}
+
+/// What is done with the images of the host agent. A folder of such a name is `./push`.
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Copy an image into the host agent's store
+    Push {
+        /// What it is called there: 1–64 letters, digits, `.`, `_` and `-`. A name that is there leads to this image from now on
+        name: String,
+        /// An image file (.lv)
+        file: PathBuf,
+    },
+    /// List the host agent's images
+    Stored {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the host agent forget images
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
 }
 
 /// Why images cannot be listed.
@@ -36,6 +70,12 @@ pub(crate) enum ImagesError {
     #[error("Cannot read folder {}", folder.display())]
     Folder {
         folder: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+    #[error("Cannot tell where {} is", file.display())]
+    File {
+        file: PathBuf,
         #[source]
         cause: io::Error,
     },
@@ -49,6 +89,52 @@ impl Coded for ImagesError {
 
 /// Prints a row an image. A file that is none is reported and does not end the list.
 pub(crate) fn run(args: &ImagesArgs) -> Result<ExitCode, Failure> {
+    match &args.command {
+        Some(command) => run_store(command),
+        None => list(args),
+    }
+}
+
+fn run_store(command: &StoreCommand) -> Result<ExitCode, Failure> {
+    let client = agent::client();
+    match command {
+        StoreCommand::Push { name, file } => {
+            // The agent's working folder is another one.
+            let path = path::absolute(file).map_err(|cause| ImagesError::File {
+                file: file.clone(),
+                cause,
+            })?;
+            let put = client.put(&format!("/images/{name}"), &ImageSpec { path });
+            put.map_err(AgentError::from)?;
+        }
+        StoreCommand::Stored { json } => {
+            let images: Vec<StoredImage> = client.get("/images").map_err(AgentError::from)?;
+            if *json {
+                return show_json(&images);
+            }
+            let mut table = Table::new(&["image", ">RAM", ">size", "set", "digest"]);
+            for image in images {
+                table.row([
+                    image.name,
+                    text::bytes(image.memory_mib << 20),
+                    text::bytes(image.bytes),
+                    text::utc(image.set_unix_ms / 1000),
+                    image.digest,
+                ]);
+            }
+            return show(|out| table.write(out));
+        }
+        StoreCommand::Rm { names } => {
+            for name in names {
+                let deleted = client.delete(&format!("/images/{name}"));
+                deleted.map_err(AgentError::from)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(args: &ImagesArgs) -> Result<ExitCode, Failure> {
     let mut images = Vec::new();
     for path in files(&args.dirs)? {
         match monitor::query::<ImageDescription>(&["--describe".as_ref(), path.as_os_str()]) {

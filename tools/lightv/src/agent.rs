@@ -1,0 +1,46 @@
+//! The host agent of this host, as a client sees it.
+
+use std::path::PathBuf;
+
+use lightv_api::exit;
+use lightv_api_client::{Client, ClientError};
+use lightv_vmm::runtime_dir;
+
+use crate::failure::Coded;
+
+/// Why the agent gave no answer, or none that was wanted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error("No host agent serves {}; `lightv serve` starts one", socket.display())]
+    NotServed { socket: PathBuf },
+    #[error("The host agent at {} did not answer in time", socket.display())]
+    Silent { socket: PathBuf },
+    #[error(transparent)]
+    Client(ClientError),
+}
+
+impl Coded for AgentError {
+    fn exit_code(&self) -> u8 {
+        exit::FAILURE
+    }
+}
+
+impl From<ClientError> for AgentError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NotServed { socket, .. } => Self::NotServed { socket },
+            ClientError::Timeout { socket } => Self::Silent { socket },
+            other => Self::Client(other),
+        }
+    }
+}
+
+/// Where it serves.
+pub(crate) fn socket() -> PathBuf {
+    runtime_dir::folder().join(lightv_api::agent::SOCKET_NAME)
+}
+
+/// A client of it.
+pub(crate) fn client() -> Client {
+    Client::at(&socket())
+}
