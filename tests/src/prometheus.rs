@@ -25,6 +25,12 @@ impl Scrape {
         found.copied().unwrap_or(0.0)
     }
 
+    /// Whether a sample may be called `name`, by the families that were told, or a family is.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.family_of(name).is_some()
+    }
+
     /// Names of all families that have samples.
     pub fn families(&self) -> impl Iterator<Item = String> {
         let families: BTreeSet<String> = self

@@ -7,6 +7,7 @@ mod clients;
 mod commands;
 mod fuzz;
 mod linux;
+mod pictures;
 mod prerequisites;
 mod reproducible;
 mod rootfs;
@@ -116,6 +117,11 @@ const TASKS: &[Task] = &[
         name: "man",
         about: "write manual pages and shell completions into target/",
         run: |_| build::man(),
+    },
+    Task {
+        name: "pictures",
+        about: "make the pictures in docs/ anew, with real microVMs; needs chromium-headless-shell (LIGHTV_CHROMIUM names another)",
+        run: |_| pictures::pictures(),
     },
     Task {
         name: "dist",

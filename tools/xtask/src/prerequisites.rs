@@ -70,6 +70,16 @@ const PREREQUISITES: &[Prerequisite] = &[
         is_present: || is_installed("strace"),
     },
     Prerequisite {
+        what: "node (runs the agent's web page, in tests)",
+        package: "nodejs",
+        is_present: || is_installed("node"),
+    },
+    Prerequisite {
+        what: "openssl (makes certificates, in tests)",
+        package: "openssl",
+        is_present: || is_installed("openssl"),
+    },
+    Prerequisite {
         what: "python3 (rootfs/recipes)",
         package: "python3",
         is_present: || is_installed("python3"),
