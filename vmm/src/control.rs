@@ -7,12 +7,14 @@
 //!      +------------------------------------------------+-----------------------<-- continue --------------+--> end
 //! ```
 //!
-//! The REST API adds: Running --Pause--> Parking --all parked--> Paused --Save--> Capturing --> Paused --Resume--> Running.
+//! The REST API adds: Running --Pause--> Parking --all parked--> Paused --Save--> Capturing --> Paused --Resume--> Running,
+//! and Running --live Save--> Parking --all parked--> Capturing --all captured--> (fork) --> Running.
 //!
 //! The loop never waits for a vCPU: a vCPU that resets a device waits for the loop, also while the loop is parking
 //! the vCPUs.
 
 mod capture;
+mod live;
 mod orders;
 mod phase;
 
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
 
+use self::live::Writing;
 use self::phase::{Phase, Purpose};
 
 use crate::arch::VcpuId;
@@ -210,6 +213,7 @@ pub fn run(
         pool,
         told_to_end: None,
         waiting: VecDeque::new(),
+        writing: None,
     };
     if is_paused {
         control.park_all(Purpose::Pause(None));
@@ -244,6 +248,8 @@ struct Control {
     told_to_end: Option<Instant>,
     /// Orders that came while vCPUs were on their way out of the guest.
     waiting: VecDeque<(Order, OrderReply)>,
+    /// A snapshot that another process writes: one at a time.
+    writing: Option<Writing>,
 }
 
 impl Drop for Control {
@@ -298,6 +304,10 @@ impl Control {
             Token::Events => self.serve_events(),
             Token::Signals => self.serve_signals(),
             Token::Pool => self.serve_pool(),
+            Token::Side => {
+                self.serve_writer();
+                None
+            }
             Token::Queue { device, queue } => {
                 self.machine.devices.process_queue(device, queue);
                 self.note_first_output();

@@ -60,6 +60,7 @@ pub mod save;
 pub mod seat;
 pub mod serial_out;
 pub mod service_manager;
+pub mod side_process;
 pub mod sink;
 pub mod snapshot;
 pub mod stamps;

@@ -69,6 +69,11 @@ pub const VCPU_MSRS_MAX: usize = CPU_MSR_CHANGES_MAX + 256;
 pub const PAUSE_TIMEOUT_MS: u64 = 10_000;
 /// How long a pause waits for those who read what the guest has printed.
 pub const PAUSE_OUTPUT_MS: u64 = 1000;
+/// Bytes of what a process beside the monitor says when it fails: a pipe takes them at once.
+pub const SIDE_WORDS_BYTES_MAX: usize = 2048;
+/// Bytes of the deltas in memory of a machine that is saved while it runs: they are copied while it stands still, at some
+/// 2 GB/s.
+pub const LIVE_DELTA_BYTES_MAX: u64 = 8 << 20;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
 /// How long before that is done for a machine that is never idle.

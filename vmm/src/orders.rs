@@ -17,7 +17,7 @@ pub enum Order {
     Pause,
     /// Let them go on.
     Resume,
-    /// Save the paused machine.
+    /// Save the machine: paused, or, if the target says so, while it runs.
     Save(SnapshotTarget),
     /// Give a drive another disk.
     ReplaceDisk {
@@ -81,6 +81,8 @@ pub struct SnapshotTarget {
     pub memory: PathBuf,
     /// How much of it.
     pub extent: SnapshotType,
+    /// Of a machine that runs, which stands still only while its state is taken.
+    pub is_live: bool,
 }
 
 /// Why an order was not carried out; the machine is as it was.

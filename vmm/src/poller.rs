@@ -18,6 +18,8 @@ pub enum Token {
     Signals,
     /// The pool that the machine is of has something to say, or is gone.
     Pool,
+    /// A process beside this one has ended, or has something to say.
+    Side,
     /// The driver rang a queue's doorbell.
     Queue {
         /// Place in the device set.
@@ -43,6 +45,7 @@ impl Token {
             Self::Events => 0,
             Self::Signals => 1 << KIND_SHIFT,
             Self::Pool => 4 << KIND_SHIFT,
+            Self::Side => 5 << KIND_SHIFT,
             Self::Queue { device, queue } => {
                 (2 << KIND_SHIFT) | ((device as u64) << DEVICE_SHIFT) | queue as u64
             }
@@ -59,6 +62,7 @@ impl Token {
             2 => Some(Self::Queue { device, queue }),
             3 => Some(Self::Backend { device }),
             4 => Some(Self::Pool),
+            5 => Some(Self::Side),
             _ => None,
         }
     }
@@ -158,7 +162,7 @@ mod tests {
 
     #[test]
     fn every_token_survives_the_way_there_and_back() {
-        let mut tokens = vec![Token::Events, Token::Signals, Token::Pool];
+        let mut tokens = vec![Token::Events, Token::Signals, Token::Pool, Token::Side];
         for device in 0..20 {
             tokens.push(Token::Backend { device });
             tokens.extend((0..4).map(|queue| Token::Queue { device, queue }));

@@ -1,6 +1,7 @@
 //! Saving a machine whose vCPUs are parked and have given their state.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,17 +9,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lightv_api::config::VmSpec;
 use lightv_api::contract::snapshot::SnapshotType;
 use lightv_devices::state::DeviceState;
+use lightv_devices::virtio::block::{Overlay, StoredDelta};
 
 use crate::arch::host::rng_seed;
-use crate::config::MachineConfig;
+use crate::config::{DriveConfig, MachineConfig};
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
 use crate::image::write::{ImageContents, Source, WriteImageError, check_target, write_image};
+use crate::limits;
 use crate::machine::Machine;
 use crate::orders::SnapshotTarget;
+use crate::side_process::{SideProcess, SideProcessError, SideWork};
 use crate::snapshot::irqchip_state::{self, VmStateError};
 use crate::snapshot::memory_file::{self, WriteMemoryError};
 use crate::snapshot::page_log;
+use crate::snapshot::page_map::PageKinds;
 use crate::snapshot::ram_scan;
 use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::VcpuStateV1;
@@ -41,6 +46,53 @@ pub enum SaveError {
     /// The page map could not be read.
     #[error("Cannot read the page map of the process")]
     PageMap(#[source] io::Error),
+    /// A drive is written while the snapshot is.
+    #[error(
+        "Drive {id} would be written while the snapshot is: pause the machine to save it, or give the drive an overlay in memory"
+    )]
+    Written {
+        /// Id of the drive.
+        id: String,
+    },
+    /// A delta is too much to be copied while the machine stands still.
+    #[error(
+        "The overlay of drive {id} has {bytes} bytes in memory, more than the {} that are copied while a machine stands still: pause it to save it",
+        limits::LIVE_DELTA_BYTES_MAX
+    )]
+    DeltaTooLarge {
+        /// Id of the drive.
+        id: String,
+        /// What all deltas up to this one have.
+        bytes: u64,
+    },
+    /// A delta could not be copied.
+    #[error("Cannot copy the overlay of drive {id}")]
+    CopyDelta {
+        /// Id of the drive.
+        id: String,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// Another process serves memory.
+    #[error(
+        "Guest memory is served by another process (userfaultfd), of which a copy of the monitor would get nothing: pause the machine to save it"
+    )]
+    Served,
+    /// Only some of the memory was asked for.
+    #[error(
+        "A snapshot of a machine that runs is of the type Full: pause the machine to save a Diff"
+    )]
+    LiveDiff,
+    /// Another one is being written.
+    #[error("Another snapshot is being written while the machine runs: {}", path.display())]
+    Busy {
+        /// Its state.
+        path: PathBuf,
+    },
+    /// A copy of this process was to write it.
+    #[error("The snapshot was not written")]
+    Aside(#[from] SideProcessError),
     /// One file for both.
     #[error("State and memory cannot be the same file: {}", .0.display())]
     SameFile(PathBuf),
@@ -81,7 +133,7 @@ pub fn save(
     if let Some(initrd) = &machine.boot_files.initrd {
         contents.add_bytes(kind::INITRD, initrd.clone());
     }
-    add_disks(&mut contents, machine)?;
+    add_disks(&mut contents, machine, deltas(machine))?;
     write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
 }
 
@@ -110,13 +162,78 @@ pub fn save_apart(
     let known =
         memory_file::write(&machine.ram, &runs, &target.memory).map_err(SaveError::Memory)?;
     contents.add(0, &known).map_err(SaveError::Write)?;
-    add_disks(&mut contents, machine)?;
+    add_disks(&mut contents, machine, deltas(machine))?;
     write_image(&target.state, contents, Source::Ram(machine.ram.mem()))
         .map_err(SaveError::Write)?;
     if let Some(changes) = changes {
         machine.page_log = Some(changes.log);
     }
     Ok(())
+}
+
+/// Proves that `machine` can be saved as `target` while it runs: nothing that belongs to the snapshot changes outside of guest
+/// memory.
+///
+/// # Errors
+/// [`SaveError`].
+pub fn ensure_live(machine: &Machine, target: &SnapshotTarget) -> Result<(), SaveError> {
+    if target.extent == SnapshotType::Diff {
+        return Err(SaveError::LiveDiff);
+    }
+    if machine.ram.is_served() {
+        return Err(SaveError::Served);
+    }
+    let is_written = |drive: &&DriveConfig| match &drive.overlay {
+        Some(overlay) => overlay.path.is_some(),
+        None => true,
+    };
+    let mut drives = machine.config.drives().iter();
+    if let Some(drive) = drives.find(|drive| !drive.read_only && is_written(drive)) {
+        let id = drive.id.clone();
+        return Err(SaveError::Written { id });
+    }
+    ensure_targets(&machine.config, target)
+}
+
+/// Has another process save `machine` as two files, as [`save_apart`] does, from memory as it is now: the machine may go on
+/// when this comes back. [`ensure_live`] has been asked.
+///
+/// # Errors
+/// [`SaveError`].
+pub fn save_live(
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+    target: &SnapshotTarget,
+) -> Result<SideProcess, SaveError> {
+    let mut contents = state_of(machine, vcpus, devices)?;
+    let deltas = copied_deltas(machine)?;
+    let pages = PageKinds::read(&machine.ram).map_err(SaveError::PageMap)?;
+    let started = SideProcess::start(SideWork::Write, files_of(machine, &deltas), move || {
+        pages.stand_for_page_map();
+        let runs = ram_scan::all_runs(&machine.ram).map_err(SaveError::PageMap)?;
+        let known = memory_file::write(&machine.ram, &runs, &target.memory);
+        let known = known.map_err(SaveError::Memory)?;
+        contents.add(0, &known).map_err(SaveError::Write)?;
+        add_disks(&mut contents, machine, deltas)?;
+        let written = write_image(&target.state, contents, Source::Ram(machine.ram.mem()));
+        written.map(|_bytes| ()).map_err(SaveError::Write)
+    });
+    Ok(started?)
+}
+
+/// Files that are read to save what drives hold.
+fn files_of(machine: &Machine, deltas: &[(u32, StoredDelta)]) -> Vec<RawFd> {
+    let stored = machine.devices.stored_disks().iter();
+    let pieces = deltas.iter().flat_map(|(_, delta)| &delta.pieces);
+    let drives = machine.config.drives().iter();
+    let overlays = drives.filter_map(|drive| machine.devices.disk(&drive.id)?.overlay());
+    let saved = overlays.filter_map(Overlay::saved_file);
+    let files = stored
+        .map(|disk| &disk.file)
+        .chain(pieces.map(|piece| &piece.file))
+        .chain(saved);
+    files.map(|file| file.as_raw_fd()).collect()
 }
 
 fn ensure_targets(config: &MachineConfig, target: &SnapshotTarget) -> Result<(), SaveError> {
@@ -149,29 +266,73 @@ fn state_of(
     Ok(contents)
 }
 
-fn add_disks(contents: &mut ImageContents, machine: &Machine) -> Result<(), SaveError> {
+/// The deltas in memory, by the numbers of their drives.
+fn deltas(machine: &Machine) -> Vec<(u32, StoredDelta)> {
+    let drives = machine.config.drives().iter();
+    let delta = |drive: &DriveConfig| {
+        let index = drive.overlay.as_ref()?.index;
+        let disk = machine.devices.disk(&drive.id)?;
+        let mut delta = disk.overlay()?.stored(disk.len_bytes())?;
+        if drive.in_image.is_some() {
+            // What the image holds itself need not be recognised.
+            delta.map.base = None;
+        }
+        Some((index, delta))
+    };
+    drives.filter_map(delta).collect()
+}
+
+/// The same, with a copy of what the machine writes when it goes on.
+fn copied_deltas(machine: &Machine) -> Result<Vec<(u32, StoredDelta)>, SaveError> {
+    let id = |index: u32| {
+        let mut drives = machine.config.drives().iter();
+        let has_index = |drive: &&DriveConfig| {
+            let overlay = drive.overlay.as_ref();
+            overlay.is_some_and(|overlay| overlay.index == index)
+        };
+        let drive = drives.find(has_index);
+        drive.map_or_else(String::new, |drive| drive.id.clone())
+    };
+    let mut bytes = 0_u64;
+    let mut copies = Vec::new();
+    for (index, delta) in deltas(machine) {
+        bytes = bytes.saturating_add(delta.changing_bytes());
+        if bytes > limits::LIVE_DELTA_BYTES_MAX {
+            let id = id(index);
+            return Err(SaveError::DeltaTooLarge { id, bytes });
+        }
+        let copy = delta.copied().map_err(|cause| SaveError::CopyDelta {
+            id: id(index),
+            cause,
+        })?;
+        copies.push((index, copy));
+    }
+    Ok(copies)
+}
+
+fn add_disks(
+    contents: &mut ImageContents,
+    machine: &Machine,
+    deltas: Vec<(u32, StoredDelta)>,
+) -> Result<(), SaveError> {
     for disk in machine.devices.stored_disks() {
         contents.add_disk(disk.clone()).map_err(SaveError::Write)?;
     }
+    // What is damaged in the image that it came from must not get new checksums.
     for drive in machine.config.drives() {
         let disk = machine.devices.disk(&drive.id);
-        let overlay = disk.and_then(|disk| Some((disk, disk.overlay()?)));
-        let (Some(config), Some((disk, overlay))) = (&drive.overlay, overlay) else {
+        let overlay = disk.and_then(|disk| disk.overlay());
+        let (Some(config), Some(overlay)) = (&drive.overlay, overlay) else {
             continue;
         };
         let index = config.index;
-        // What is damaged in the image that it came from must not get new checksums.
         overlay
             .prove_saved()
             .map_err(|cause| SaveError::Write(WriteImageError::Disk { index, cause }))?;
-        if let Some(mut delta) = overlay.stored(disk.len_bytes()) {
-            if drive.in_image.is_some() {
-                // What the image holds itself need not be recognised.
-                delta.map.base = None;
-            }
-            let added = contents.add_overlay(index, delta);
-            added.map_err(SaveError::Write)?;
-        }
+    }
+    for (index, delta) in deltas {
+        let added = contents.add_overlay(index, delta);
+        added.map_err(SaveError::Write)?;
     }
     Ok(())
 }

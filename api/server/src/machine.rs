@@ -94,7 +94,7 @@ pub trait Machine: Send + 'static {
     /// [`Refusal`]; the machine stands still.
     fn resume(&mut self) -> Result<(), Refusal>;
 
-    /// Saves a paused machine.
+    /// Saves a paused machine, which stays so, or, if `target.live`, one that runs and goes on meanwhile.
     ///
     /// # Errors
     /// [`Refusal`]; no file was left that looks whole, and the machine can go on.

@@ -155,7 +155,7 @@ const OPERATIONS: &[Row] = &[
     (Patch, "/pmem/{id}", "patchGuestPmemByID", "Changes its limits. After the start.", Of("PmemPatch"), Nothing),
     (Delete, "/pmem/{id}", "deleteGuestPmemByID", "Unplugs it. After the start, on PCI.", Nothing, Nothing),
     (Put, "/serial", "putSerialDevice", "Sets where the serial port goes. Before the start.", Of("SerialSpec"), Nothing),
-    (Put, "/snapshot/create", "createSnapshot", "Saves the machine. While it is paused.", Of("SnapshotCreate"), Nothing),
+    (Put, "/snapshot/create", "createSnapshot", "Saves the machine. While it is paused, or, if `live`, while it runs.", Of("SnapshotCreate"), Nothing),
     (Put, "/snapshot/load", "loadSnapshot", "Restores a machine. Before the start, before anything is configured for a boot.", Of("SnapshotLoad"), Nothing),
     (Get, "/version", "getFirecrackerVersion", "Versions.", Nothing, Of("VersionInfo")),
     (Patch, "/vm", "patchVm", "Pauses or resumes the machine. After the start.", Of("VmStatePatch"), Nothing),

@@ -20,6 +20,10 @@ pub struct SnapshotCreate {
     /// How much of the memory.
     #[serde(default)]
     pub snapshot_type: SnapshotType,
+    /// LightV's own: the machine may run, and stands still only while its state is taken; memory is written from a copy. Only
+    /// with [`SnapshotType::Full`], and with disks that are not written, or that have an overlay in memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
 }
 
 /// How much of the memory a snapshot holds.

@@ -28,6 +28,7 @@ const APPS: &[&str] = &[
     "balloon",
     "blk",
     "cpu",
+    "dirty",
     "disk-bench",
     "echo",
     "entropy",

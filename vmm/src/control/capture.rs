@@ -67,6 +67,7 @@ impl Control {
         let reply = match purpose {
             Purpose::Plan => return self.finish_plan(Err(SaveFailure::ParkTimeout)),
             Purpose::Pause(reply) => reply,
+            Purpose::SaveLive(save) => Some(save.reply),
             Purpose::ReplaceDisk(_, reply) | Purpose::ResetOverlay(_, reply) => Some(reply),
         };
         self.release_parked();
@@ -102,6 +103,7 @@ impl Control {
                     let _ = reply.send(Ok(()));
                 }
             }
+            Purpose::SaveLive(save) => return self.begin_capture(SaveFor::Live(save)),
             Purpose::ReplaceDisk(change, reply) => {
                 let done = self.replace_disk(change);
                 self.release_parked();
@@ -121,6 +123,8 @@ impl Control {
         // Devices first: an interrupt of their last request then is in the state of the vCPU that gets it.
         let devices = match std::mem::replace(&mut self.phase, Phase::Running) {
             Phase::Paused { devices } => devices,
+            // What nobody reads stays in the guest's queues.
+            _ if matches!(save, SaveFor::Live(_)) => self.machine.devices.pause(&|| true),
             _ => self.machine.devices.pause(&gives_up),
         };
         self.phase = Phase::Capturing {
@@ -143,9 +147,10 @@ impl Control {
         id: VcpuId,
         state: Result<Box<VcpuStateV1>, VcpuStateError>,
     ) -> Option<Ending> {
-        let Phase::Capturing { states, .. } = &mut self.phase else {
+        let Phase::Capturing { states, save, .. } = &mut self.phase else {
             return None;
         };
+        let is_live = matches!(save, SaveFor::Live(_));
         match state {
             Ok(state) => {
                 if let Some(place) = states.get_mut(usize::from(id)) {
@@ -155,6 +160,10 @@ impl Control {
             Err(cause) => return self.finish_save(Err(SaveFailure::Vcpu { id, cause })),
         }
         if states.iter().any(Option::is_none) {
+            return None;
+        }
+        if is_live {
+            self.write_aside();
             return None;
         }
         let saved = self.write();
@@ -178,7 +187,7 @@ impl Control {
             (SaveFor::Plan, Some(plan)) => {
                 save(&self.machine, &states, devices, &plan.path).map(|_bytes| ())
             }
-            (SaveFor::Plan, None) => Ok(()),
+            (SaveFor::Plan, None) | (SaveFor::Live(_), _) => Ok(()),
         };
         written.map_err(SaveFailure::Save)
     }
@@ -195,6 +204,15 @@ impl Control {
                     feed::publish(|| Happening::Saved { path: target.state });
                 }
                 self.answer_save(devices, result, &reply)
+            }
+            Phase::Capturing {
+                save: SaveFor::Live(save),
+                ..
+            } => {
+                if let Err(failure) = result {
+                    self.abandon_live(&save, failure);
+                }
+                None
             }
             Phase::Capturing { .. } => {
                 self.machine.devices.resume();

@@ -42,6 +42,7 @@ impl Control {
                 self.begin_capture(SaveFor::Order(target, reply));
                 return;
             }
+            Order::Save(target) if target.is_live => return self.begin_live(target, reply),
             Order::Save(_) => Err(OrderError::new("the machine is running")),
             Order::Pause => Ok(()),
             Order::Resume => {

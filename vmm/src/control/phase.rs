@@ -36,6 +36,15 @@ pub(super) struct DiskChange {
     pub(super) disk: Disk,
 }
 
+/// A snapshot of a machine that runs.
+#[derive(Debug)]
+pub(super) struct LiveSave {
+    pub(super) target: SnapshotTarget,
+    pub(super) reply: OrderReply,
+    /// When the machine was first told to stand still.
+    pub(super) began: Instant,
+}
+
 /// Why the vCPUs are parked.
 #[derive(Debug)]
 pub(super) enum Purpose {
@@ -43,6 +52,8 @@ pub(super) enum Purpose {
     Plan,
     /// A pause; of a machine that begins with one, nobody waits for it.
     Pause(Option<OrderReply>),
+    /// A snapshot, after whose first part the machine goes on.
+    SaveLive(LiveSave),
     /// Another disk for a drive.
     ReplaceDisk(DiskChange, OrderReply),
     /// The overlay of the drive with this id is emptied.
@@ -56,4 +67,6 @@ pub(super) enum SaveFor {
     Plan,
     /// The REST API.
     Order(SnapshotTarget, OrderReply),
+    /// The REST API, of a machine that goes on.
+    Live(LiveSave),
 }

@@ -47,6 +47,10 @@ pub struct Metrics {
     pub save_full: Timed,
     /// Differential snapshots.
     pub save_diff: Timed,
+    /// Snapshots of machines that ran on, until they were written.
+    pub save_live: Timed,
+    /// How long such a machine stood still.
+    pub live_pause: Timed,
     /// Loads of snapshots.
     pub load: Timed,
     /// Lines of metrics that were left out: nobody read them in time.

@@ -384,14 +384,16 @@ impl Machine for Monitor {
 
     fn save(&mut self, target: &SnapshotCreate) -> Result<(), Refusal> {
         let counts = metrics::get();
-        let timed = match target.snapshot_type {
-            SnapshotType::Full => &counts.save_full,
-            SnapshotType::Diff => &counts.save_diff,
+        let timed = match (target.live, target.snapshot_type) {
+            (true, _) => &counts.save_live,
+            (false, SnapshotType::Full) => &counts.save_full,
+            (false, SnapshotType::Diff) => &counts.save_diff,
         };
         let target = SnapshotTarget {
             state: target.snapshot_path.clone(),
             memory: target.mem_file_path.clone(),
             extent: target.snapshot_type,
+            is_live: target.live,
         };
         self.timed(timed, Order::Save(target))
     }

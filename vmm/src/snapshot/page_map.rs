@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use crate::memory::{GuestRam, RamPart};
 use crate::page_set::PageSet;
@@ -34,11 +35,50 @@ pub enum Page {
     GivenBack,
 }
 
+/// What every page of RAM was at one moment, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageKinds(Vec<Page>);
+
+/// In a process that has a copy of another's RAM: what the pages were when it was made.
+static COPIED: OnceLock<PageKinds> = OnceLock::new();
+
+impl PageKinds {
+    /// What the pages of `ram` are now.
+    ///
+    /// # Errors
+    /// The kernel's, when the page map cannot be read.
+    pub fn read(ram: &GuestRam) -> io::Result<Self> {
+        let pages = usize::try_from(ram.bytes()).unwrap_or(usize::MAX) / PAGE_BYTES;
+        let mut kinds = Vec::with_capacity(pages);
+        for_each_page(ram, |_, page| kinds.push(page))?;
+        Ok(Self(kinds))
+    }
+
+    /// Has [`for_each_page`] tell these from now on. The page map that a process has open is that of the memory that it had
+    /// when it opened it: of no use to a copy of the process, which may not open its own either.
+    pub fn stand_for_page_map(self) {
+        // A copy is made for one thing, and says it once.
+        let _ = COPIED.set(self);
+    }
+}
+
 /// Calls `visit` with the guest-physical address of each page of `ram`, in order.
 ///
 /// # Errors
 /// The kernel's, when the page map cannot be read.
 pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Result<()> {
+    if let Some(PageKinds(kinds)) = COPIED.get() {
+        let pages = |part: &RamPart| {
+            (part.base.0..)
+                .step_by(PAGE_BYTES)
+                .take(part.mapping.bytes() / PAGE_BYTES)
+        };
+        let addresses = ram.parts().iter().flat_map(pages);
+        addresses
+            .zip(kinds)
+            .for_each(|(address, page)| visit(address, *page));
+        return Ok(());
+    }
     let map = process::page_map()?;
     let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
     // A copy: whoever visits a page may want to know more of it.

@@ -3,6 +3,7 @@
 pub mod bytes;
 pub mod cpu;
 pub mod file;
+pub mod fork;
 pub mod jail;
 pub mod kvm;
 pub mod mapping;

@@ -211,7 +211,7 @@ impl<M: Machine> Controller<M> {
     }
 
     fn save(&mut self, target: &SnapshotCreate) -> Answer {
-        if self.started()? == InstanceState::Running {
+        if self.started()? == InstanceState::Running && !target.live {
             return Err(Area::CreateSnapshot.fault(
                 "Cannot save the microVM state: Operation not allowed: \
                  save/restore unavailable while running",

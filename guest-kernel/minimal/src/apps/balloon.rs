@@ -44,7 +44,7 @@ pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
 }
 
 /// Memory for good. Fails loudly when there is none.
-fn memory(mib: usize) -> &'static mut [u8] {
+pub(super) fn memory(mib: usize) -> &'static mut [u8] {
     if mib == 0 {
         return &mut [];
     }

@@ -3,6 +3,7 @@
 mod args;
 mod balloon;
 mod blk;
+mod dirty;
 mod disk_bench;
 mod disk_job;
 mod echo;
@@ -36,6 +37,7 @@ const APPS: &[(&str, App)] = &[
     ("balloon", balloon::run),
     ("blk", blk::run),
     ("cpu", measure::cpu),
+    ("dirty", dirty::run),
     ("disk-bench", disk_bench::run),
     ("echo", echo::run),
     ("entropy", entropy::run),

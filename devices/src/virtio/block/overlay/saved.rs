@@ -1,13 +1,20 @@
 //! What of a delta in memory becomes part of an image, and comes from there.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::blocks::BlockSet;
 use super::format::BLOCK_BYTES;
 use super::{Layer, Overlay, OverlayError};
 use crate::virtio::block::backend::{DiskPart, RawDisk};
 use crate::virtio::block::state::{OverlayMapV1, OverlayRunV1};
+
+/// How much is copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 
 /// A delta of an image.
 #[derive(Debug, Clone)]
@@ -36,6 +43,48 @@ pub struct StoredPiece {
     pub offset: u64,
     /// How many.
     pub bytes: u64,
+    /// The machine writes them when it goes on.
+    pub changes: bool,
+}
+
+impl StoredDelta {
+    /// Bytes that the machine writes when it goes on.
+    #[must_use]
+    pub fn changing_bytes(&self) -> u64 {
+        let changing = self.pieces.iter().filter(|piece| piece.changes);
+        changing.map(|piece| piece.bytes).sum()
+    }
+
+    /// The same delta with a copy of what the machine writes when it goes on. To be called while it stands still.
+    ///
+    /// # Errors
+    /// The host's: no memory, or no descriptors left.
+    pub fn copied(mut self) -> io::Result<Self> {
+        if self.changing_bytes() == 0 {
+            return Ok(self);
+        }
+        let copy = File::from(memfd_create("lightv-delta-copy", MemfdFlags::CLOEXEC)?);
+        let copy = Arc::new(copy);
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut end = 0;
+        for piece in self.pieces.iter_mut().filter(|piece| piece.changes) {
+            let mut done = 0;
+            while done < piece.bytes {
+                let left = usize::try_from(piece.bytes.saturating_sub(done)).unwrap_or(COPY_BYTES);
+                let chunk = buffer.get_mut(..left.min(COPY_BYTES)).unwrap_or_default();
+                piece
+                    .file
+                    .read_exact_at(chunk, piece.offset.saturating_add(done))?;
+                copy.write_all_at(chunk, end)?;
+                end = end.saturating_add(chunk.len() as u64);
+                done = done.saturating_add(chunk.len() as u64);
+            }
+            piece.offset = end.saturating_sub(piece.bytes);
+            piece.file = Arc::clone(&copy);
+            piece.changes = false;
+        }
+        Ok(self)
+    }
 }
 
 /// A saved delta that lies under that of a machine, and is only read.
@@ -151,6 +200,7 @@ impl Overlay {
                         file: Arc::clone(file),
                         offset,
                         bytes: blocks.saturating_mul(BLOCK_BYTES),
+                        changes: layer == Layer::Delta,
                     });
                 }
                 add_run(&mut runs, (block, blocks), !is_stored);
@@ -167,11 +217,17 @@ impl Overlay {
         })
     }
 
+    /// The file of what was saved before, if there is any of that.
+    #[must_use]
+    pub fn saved_file(&self) -> Option<&Arc<File>> {
+        self.saved.as_ref()?.disk().map(RawDisk::file)
+    }
+
     /// Proves all that is in an image, before it is copied into another.
     ///
     /// # Errors
     /// The host's, or that it is not what was saved.
-    pub fn prove_saved(&self) -> std::io::Result<()> {
+    pub fn prove_saved(&self) -> io::Result<()> {
         match self.saved.as_ref().and_then(SavedLayer::disk) {
             Some(disk) => disk.prove(0, disk.len_bytes()),
             None => Ok(()),

@@ -34,11 +34,13 @@ enum SnapshotCommand {
 
 /// Save a paused microVM, or one that runs, which goes on afterwards
 ///
-/// Killed by SIGKILL in between it leaves the microVM paused: `lightv resume`.
+/// Killed by SIGKILL in between it leaves the microVM paused: `lightv resume`. With --live it stands still for some
+/// milliseconds only, and its disks must not be written, or have overlays in memory.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
   lightv snapshot create web web.state web.memory
+  lightv snapshot create web web.state web.memory --live    while it runs
   lightv snapshot create web web2.state web2.diff --diff    only what has changed")]
 struct CreateArgs {
     /// Id, beginning of an id, or process id
@@ -50,6 +52,9 @@ struct CreateArgs {
     /// Save only the memory that has changed: since the snapshot before, or since the load
     #[arg(long)]
     diff: bool,
+    /// Let a microVM that runs go on while memory is written
+    #[arg(long, conflicts_with = "diff")]
+    live: bool,
 }
 
 /// Make one memory file of a full one and the differences that came after it
@@ -112,7 +117,13 @@ fn create(args: &CreateArgs) -> Result<ExitCode, Failure> {
         } else {
             SnapshotType::Full
         },
+        live: args.live,
     };
+    if args.live {
+        let saved = client.put("/snapshot/create", &target);
+        saved.map_err(VmError::Client)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     while_paused(&client, || client.put("/snapshot/create", &target))
 }
 
