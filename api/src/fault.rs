@@ -81,6 +81,7 @@ pub enum Area {
     Balloon,
     BootSource,
     CreateSnapshot,
+    Fork,
     Cpu,
     Drive,
     Entropy,
@@ -107,6 +108,7 @@ impl Area {
         match self {
             Self::Balloon => "Balloon config error",
             Self::BootSource => "Boot source error",
+            Self::Fork => "Fork error",
             Self::CreateSnapshot => "Create snapshot error",
             Self::Cpu => "Configure CPU error",
             Self::Drive => "Drive config error",

@@ -25,7 +25,7 @@ use crate::contract::mmds::{MmdsConfig, MmdsData};
 use crate::contract::net::{NetPatch, NetSpec};
 use crate::contract::pmem::{PmemPatch, PmemSpec};
 use crate::contract::serial::SerialSpec;
-use crate::contract::snapshot::{LoadParams, SnapshotCreate};
+use crate::contract::snapshot::{ForkSpec, LoadParams, SnapshotCreate};
 use crate::contract::vm::VmState;
 use crate::contract::vsock::VsockSpec;
 use crate::fault::Fault;
@@ -81,6 +81,8 @@ pub enum Request {
     PatchVm(VmState),
     CreateSnapshot(SnapshotCreate),
     LoadSnapshot(LoadParams),
+    /// LightV's own: others begin from where this machine stands.
+    Fork(ForkSpec),
 }
 
 /// The methods that paths can have.

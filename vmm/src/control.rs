@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
 
-use self::live::Writing;
+use self::live::Side;
 use self::phase::{Phase, Purpose};
 
 use crate::arch::VcpuId;
@@ -213,7 +213,7 @@ pub fn run(
         pool,
         told_to_end: None,
         waiting: VecDeque::new(),
-        writing: None,
+        sides: Vec::new(),
     };
     if is_paused {
         control.park_all(Purpose::Pause(None));
@@ -248,8 +248,8 @@ struct Control {
     told_to_end: Option<Instant>,
     /// Orders that came while vCPUs were on their way out of the guest.
     waiting: VecDeque<(Order, OrderReply)>,
-    /// A snapshot that another process writes: one at a time.
-    writing: Option<Writing>,
+    /// Processes beside this one, for live snapshots and forks.
+    sides: Vec<Side>,
 }
 
 impl Drop for Control {
@@ -259,6 +259,7 @@ impl Drop for Control {
             leash.terminal().restore();
         }
         self.machine.devices.settle();
+        self.sides.drain(..).for_each(Side::leave);
     }
 }
 
@@ -305,7 +306,7 @@ impl Control {
             Token::Signals => self.serve_signals(),
             Token::Pool => self.serve_pool(),
             Token::Side => {
-                self.serve_writer();
+                self.serve_sides();
                 None
             }
             Token::Queue { device, queue } => {

@@ -26,6 +26,7 @@ pub mod event;
 pub mod export;
 pub mod feed;
 pub mod foreground;
+pub mod frozen;
 pub mod host_check;
 pub mod image;
 pub mod inspect;

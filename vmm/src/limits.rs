@@ -74,6 +74,20 @@ pub const SIDE_WORDS_BYTES_MAX: usize = 2048;
 /// Bytes of the deltas in memory of a machine that is saved while it runs: they are copied while it stands still, at some
 /// 2 GB/s.
 pub const LIVE_DELTA_BYTES_MAX: u64 = 8 << 20;
+/// How long frozen memory waits for the next machine that begins from it.
+pub const FROZEN_WAIT_MS: u64 = 30_000;
+/// How long it waits for the first words of one that has come, in seconds.
+pub const FROZEN_HELLO_S: i64 = 2;
+/// Bytes of these: two regions take some 300.
+pub const FROZEN_HELLO_BYTES: usize = 4096;
+/// Bytes that a machine is sent before it is looked whether others wait: some 100 µs.
+pub const FROZEN_CHUNK_BYTES: u64 = 128 << 10;
+/// Faults of a machine that are served before others have their turn.
+pub const FROZEN_FAULTS_PER_TURN: u32 = 64;
+/// Frozen memories of a machine at a time: each keeps a copy of what the machine has written since.
+pub const FROZEN_MAX: usize = 4;
+/// Machines that wait until they are accepted.
+pub const FROZEN_BACKLOG: i32 = 128;
 /// How long the loop is idle before the pages that only the start needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
 /// How long before that is done for a machine that is never idle.

@@ -19,6 +19,8 @@ pub enum Purpose {
     Api,
     /// Clients of the guest's sockets.
     Vsock,
+    /// Machines that begin from a frozen one.
+    Frozen,
 }
 
 impl Purpose {
@@ -26,6 +28,7 @@ impl Purpose {
         match self {
             Self::Api => "API socket",
             Self::Vsock => "vsock socket",
+            Self::Frozen => "memory socket",
         }
     }
 
@@ -33,6 +36,7 @@ impl Purpose {
         match self {
             Self::Api => limits::API_BACKLOG,
             Self::Vsock => limits::VSOCK_BACKLOG,
+            Self::Frozen => limits::FROZEN_BACKLOG,
         }
     }
 }
@@ -98,6 +102,11 @@ impl SocketFile {
             // Gone already, or not to be had: there is nobody to tell.
             let _ = fs::remove_file(&self.path);
         }
+    }
+
+    /// Leaves the file to another process that listens too, and takes it away.
+    pub fn leave(self) {
+        std::mem::forget(self);
     }
 }
 

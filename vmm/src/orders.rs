@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 
@@ -9,6 +10,7 @@ use lightv_api::contract::balloon::{BalloonStats, HintingStatus};
 use lightv_api::contract::snapshot::SnapshotType;
 
 use crate::config::limiter::LimitsPatch;
+use crate::listen::SocketFile;
 
 /// Something to do.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub enum Order {
     Resume,
     /// Save the machine: paused, or, if the target says so, while it runs.
     Save(SnapshotTarget),
+    /// Let others begin from where the machine stands.
+    Fork(ForkTarget),
     /// Give a drive another disk.
     ReplaceDisk {
         /// Id of the drive.
@@ -83,6 +87,19 @@ pub struct SnapshotTarget {
     pub extent: SnapshotType,
     /// Of a machine that runs, which stands still only while its state is taken.
     pub is_live: bool,
+}
+
+/// What machines begin from that are made of one that goes on.
+#[derive(Debug)]
+pub struct ForkTarget {
+    /// For the state.
+    pub state: PathBuf,
+    /// Where they connect to.
+    pub listener: UnixListener,
+    /// Its file, which goes with the memory.
+    pub socket: SocketFile,
+    /// How many will come.
+    pub clones: u32,
 }
 
 /// Why an order was not carried out; the machine is as it was.

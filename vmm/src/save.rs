@@ -13,12 +13,15 @@ use lightv_devices::virtio::block::{Overlay, StoredDelta};
 
 use crate::arch::host::rng_seed;
 use crate::config::{DriveConfig, MachineConfig};
+use crate::frozen::FrozenMemory;
 use crate::image::header::kind;
 use crate::image::manifest::{Manifest, MemoryMapV1};
-use crate::image::write::{ImageContents, Source, WriteImageError, check_target, write_image};
+use crate::image::write::{
+    ImageContents, Source, WriteImageError, check_target, write_image, write_image_unsynced,
+};
 use crate::limits;
 use crate::machine::Machine;
-use crate::orders::SnapshotTarget;
+use crate::orders::{ForkTarget, SnapshotTarget};
 use crate::side_process::{SideProcess, SideProcessError, SideWork};
 use crate::snapshot::irqchip_state::{self, VmStateError};
 use crate::snapshot::memory_file::{self, WriteMemoryError};
@@ -84,6 +87,18 @@ pub enum SaveError {
         "A snapshot of a machine that runs is of the type Full: pause the machine to save a Diff"
     )]
     LiveDiff,
+    /// Memory could not be given out any more.
+    #[error("Cannot wait for machines that begin from frozen memory")]
+    GiveOut(#[source] io::Error),
+    /// As many as there may be.
+    #[error(
+        "The machine is frozen {} times already, for others to begin from it; ask again when they have",
+        limits::FROZEN_MAX
+    )]
+    Frozen,
+    /// The copy of this process was not told.
+    #[error("Cannot tell the copy of the monitor which pages there are")]
+    Tell(#[source] io::Error),
     /// Another one is being written.
     #[error("Another snapshot is being written while the machine runs: {}", path.display())]
     Busy {
@@ -180,6 +195,20 @@ pub fn ensure_live(machine: &Machine, target: &SnapshotTarget) -> Result<(), Sav
     if target.extent == SnapshotType::Diff {
         return Err(SaveError::LiveDiff);
     }
+    ensure_still(machine)?;
+    ensure_targets(&machine.config, target)
+}
+
+/// As [`ensure_live`], for a fork whose state goes to `state`.
+///
+/// # Errors
+/// [`SaveError`].
+pub fn ensure_fork(machine: &Machine, state: &Path) -> Result<(), SaveError> {
+    ensure_still(machine)?;
+    ensure_target(&machine.config, state).map_err(SaveError::Write)
+}
+
+fn ensure_still(machine: &Machine) -> Result<(), SaveError> {
     if machine.ram.is_served() {
         return Err(SaveError::Served);
     }
@@ -192,7 +221,7 @@ pub fn ensure_live(machine: &Machine, target: &SnapshotTarget) -> Result<(), Sav
         let id = drive.id.clone();
         return Err(SaveError::Written { id });
     }
-    ensure_targets(&machine.config, target)
+    Ok(())
 }
 
 /// Has another process save `machine` as two files, as [`save_apart`] does, from memory as it is now: the machine may go on
@@ -208,9 +237,10 @@ pub fn save_live(
 ) -> Result<SideProcess, SaveError> {
     let mut contents = state_of(machine, vcpus, devices)?;
     let deltas = copied_deltas(machine)?;
-    let pages = PageKinds::read(&machine.ram).map_err(SaveError::PageMap)?;
-    let started = SideProcess::start(SideWork::Write, files_of(machine, &deltas), move || {
-        pages.stand_for_page_map();
+    let kept = files_of(machine, &deltas);
+    let started = SideProcess::start(SideWork::Write, kept, move |parent| {
+        let pages = parent.hear().map_err(SaveError::Tell)?;
+        PageKinds::from_bytes(&pages).stand_for_page_map();
         let runs = ram_scan::all_runs(&machine.ram).map_err(SaveError::PageMap)?;
         let known = memory_file::write(&machine.ram, &runs, &target.memory);
         let known = known.map_err(SaveError::Memory)?;
@@ -220,6 +250,53 @@ pub fn save_live(
         written.map(|_bytes| ()).map_err(SaveError::Write)
     });
     Ok(started?)
+}
+
+/// Has another process give out the memory of `machine` as it is now, and write its state before. The machine may go on when this
+/// comes back. [`ensure_live`] has been asked.
+///
+/// # Errors
+/// [`SaveError`].
+pub fn freeze(
+    machine: &Machine,
+    vcpus: &[VcpuStateV1],
+    devices: &SavedDevices,
+    target: &ForkTarget,
+) -> Result<SideProcess, SaveError> {
+    let mut contents = state_of(machine, vcpus, devices)?;
+    let deltas = copied_deltas(machine)?;
+    let mut kept = files_of(machine, &deltas);
+    kept.push(target.listener.as_raw_fd());
+    let started = SideProcess::start(SideWork::GiveOut, kept, move |parent| {
+        let known = memory_file::unwritten(&machine.ram);
+        contents.add(0, &known).map_err(SaveError::Write)?;
+        add_disks(&mut contents, machine, deltas)?;
+        let source = Source::Ram(machine.ram.mem());
+        // Without the memory that is given out it means nothing: after a crash of the host, nobody wants it.
+        let written = write_image_unsynced(&target.state, contents, source);
+        written.map_err(SaveError::Write)?;
+        let pages = parent.hear().map_err(SaveError::Tell)?;
+        parent.ready();
+        let memory = FrozenMemory {
+            ram: &machine.ram,
+            pages: &PageKinds::from_bytes(&pages),
+        };
+        let given = memory.give_out(&target.listener, target.clones);
+        target.socket.remove();
+        given.map_err(SaveError::GiveOut)
+    });
+    Ok(started?)
+}
+
+/// Tells a process of [`save_live`] or [`freeze`] what it waits for: which pages there are, as of now, when the machine may go on
+/// already. Pages that it has come to touch since are told of too, and hold in the other what they held before; none is given
+/// back meanwhile, for the loop does that, and is here.
+///
+/// # Errors
+/// [`SaveError`]; the process is of no use then.
+pub fn tell_pages(machine: &Machine, process: &SideProcess) -> Result<(), SaveError> {
+    let pages = PageKinds::read(&machine.ram).map_err(SaveError::PageMap)?;
+    process.tell(&pages.to_bytes()).map_err(SaveError::Tell)
 }
 
 /// Files that are read to save what drives hold.

@@ -11,13 +11,17 @@
 
 use std::error::Error;
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt as _;
 
 use lightv_api::exit;
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::limits;
 use crate::report;
@@ -49,6 +53,8 @@ pub enum SideProcessError {
 pub enum SideWork {
     /// It writes a snapshot. It ends with this process.
     Write,
+    /// It gives out frozen memory to machines that begin from it, and would stand still without it.
+    GiveOut,
 }
 
 impl SideWork {
@@ -56,6 +62,7 @@ impl SideWork {
     const fn name(self) -> &'static CStr {
         match self {
             Self::Write => c"lightv-save",
+            Self::GiveOut => c"lightv-fork",
         }
     }
 }
@@ -63,6 +70,8 @@ impl SideWork {
 /// What is heard of the process.
 #[derive(Debug)]
 pub enum News {
+    /// It has come to what others wait for.
+    Ready,
     /// It has ended.
     Ended(Result<(), SideProcessError>),
 }
@@ -71,9 +80,62 @@ pub enum News {
 #[derive(Debug)]
 pub struct SideProcess {
     pid: i32,
+    letter: Letter,
     /// What it says; it ends when the process does.
     words: OwnedFd,
     said: Vec<u8>,
+}
+
+/// What the child is told after it was made: what takes a while to find out, and need not be known while the machine stands
+/// still.
+#[derive(Debug)]
+struct Letter {
+    /// A file in memory.
+    sheet: File,
+    /// A byte goes through it when the letter is written.
+    sealed: OwnedFd,
+}
+
+/// The child's side of it.
+#[derive(Debug)]
+pub struct Parent {
+    mouth: OwnedFd,
+    sheet: File,
+    sealed: OwnedFd,
+}
+
+/// What is said by [`Parent::ready`]: no text begins with it.
+const READY: u8 = 6;
+
+impl Parent {
+    /// What this process is told by [`SideProcess::tell`]. Waits for it.
+    ///
+    /// # Errors
+    /// The kernel's; that it is told nothing any more.
+    pub fn hear(&self) -> io::Result<Vec<u8>> {
+        let mut byte = [0];
+        if retry_on_intr(|| read(&self.sealed, &mut byte))? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let bytes = self.sheet.metadata()?.len();
+        let mut text = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        self.sheet.read_exact_at(&mut text, 0)?;
+        Ok(text)
+    }
+
+    /// Says that others can count on the child now. It says so once, and before anything else.
+    pub fn ready(&self) {
+        // Nobody who does not listen waits.
+        let _ = write(&self.mouth, &[READY]);
+    }
+
+    fn tell(&self, error: &dyn Error) {
+        let text = report::text_of(error);
+        let length = text.len().min(limits::SIDE_WORDS_BYTES_MAX);
+        let bytes = text.as_bytes().get(..length).unwrap_or_default();
+        // A pipe takes that much at once. If it does not, the status says that something was wrong.
+        let _ = write(&self.mouth, bytes);
+    }
 }
 
 impl SideProcess {
@@ -88,23 +150,23 @@ impl SideProcess {
     pub fn start<E: Error>(
         what: SideWork,
         kept: Vec<RawFd>,
-        work: impl FnOnce() -> Result<(), E>,
+        work: impl FnOnce(&Parent) -> Result<(), E>,
     ) -> Result<Self, SideProcessError> {
-        let pipe = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK);
-        let (words, mouth) = pipe.map_err(|cause| SideProcessError::Start(cause.into()))?;
+        let (words, letter, ours) = make_ends().map_err(SideProcessError::Start)?;
         let parent = getpid().as_raw_nonzero().get();
         match fork::fork_thread().map_err(SideProcessError::Start)? {
             Forked::Parent(pid) => Ok(Self {
                 pid,
+                letter,
                 words,
                 said: Vec::new(),
             }),
             Forked::Child => {
                 let _ends = EndsHere;
-                if let Err(error) = begin(what, parent, (&mouth, kept)) {
-                    tell(&mouth, &error);
-                } else if let Err(error) = work() {
-                    tell(&mouth, &error);
+                if let Err(error) = begin(what, parent, (&ours, kept)) {
+                    ours.tell(&error);
+                } else if let Err(error) = work(&ours) {
+                    ours.tell(&error);
                 } else {
                     process::exit_now(exit::OK);
                 }
@@ -117,6 +179,16 @@ impl SideProcess {
     #[must_use]
     pub fn fd(&self) -> RawFd {
         self.words.as_raw_fd()
+    }
+
+    /// Tells it something, once. It may be gone: that is heard by its end.
+    ///
+    /// # Errors
+    /// The kernel's: no memory.
+    pub fn tell(&self, text: &[u8]) -> io::Result<()> {
+        (&self.letter.sheet).write_all(text)?;
+        let _ = write(&self.letter.sealed, &[1]);
+        Ok(())
     }
 
     /// Ends it, and waits until it has ended.
@@ -135,6 +207,12 @@ impl SideProcess {
             match retry_on_intr(|| read(&self.words, &mut chunk)) {
                 Ok(0) => return Some(News::Ended(self.reap())),
                 Ok(count) => {
+                    let first = chunk.first().copied().filter(|_| self.said.is_empty());
+                    if first == Some(READY) {
+                        // The rest, if any, is the reason of an end, which comes at once.
+                        self.said.extend(chunk.iter().take(count).skip(1));
+                        return Some(News::Ready);
+                    }
                     let room = limits::SIDE_WORDS_BYTES_MAX.saturating_sub(self.said.len());
                     self.said.extend(chunk.iter().take(count.min(room)));
                 }
@@ -163,6 +241,19 @@ impl SideProcess {
     }
 }
 
+/// What is heard of the child, what it is told by, and its side of both.
+fn make_ends() -> io::Result<(OwnedFd, Letter, Parent)> {
+    let (words, mouth) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let (waited_for, sealed) = pipe_with(PipeFlags::CLOEXEC)?;
+    let sheet = File::from(memfd_create("lightv-letter", MemfdFlags::CLOEXEC)?);
+    let child = Parent {
+        mouth,
+        sheet: sheet.try_clone()?,
+        sealed: waited_for,
+    };
+    Ok((words, Letter { sheet, sealed }, child))
+}
+
 /// In the child: whatever happens, it never becomes a second loop.
 struct EndsHere;
 
@@ -173,7 +264,7 @@ impl Drop for EndsHere {
 }
 
 /// In the child: gives up what is the machine's.
-fn begin(what: SideWork, parent: i32, (mouth, mut kept): (&OwnedFd, Vec<RawFd>)) -> io::Result<()> {
+fn begin(what: SideWork, parent: i32, (ours, mut kept): (&Parent, Vec<RawFd>)) -> io::Result<()> {
     match what {
         SideWork::Write => {
             process::signal_when_parent_ends(libc::SIGKILL)?;
@@ -181,16 +272,18 @@ fn begin(what: SideWork, parent: i32, (mouth, mut kept): (&OwnedFd, Vec<RawFd>))
                 process::exit_now(exit::FAILURE);
             }
         }
+        SideWork::GiveOut => {}
     }
     process::set_name(what.name());
-    kept.push(mouth.as_raw_fd());
+    // Who waits for the end of this process's output does not wait for the child. What is said on standard error all the same,
+    // of a forbidden system call, is heard here.
+    dup2_stdin(&ours.mouth)?;
+    dup2_stdout(&ours.mouth)?;
+    dup2_stderr(&ours.mouth)?;
+    kept.extend([
+        ours.mouth.as_raw_fd(),
+        ours.sheet.as_raw_fd(),
+        ours.sealed.as_raw_fd(),
+    ]);
     fork::close_all_but(kept)
-}
-
-fn tell(mouth: &OwnedFd, error: &dyn Error) {
-    let text = report::text_of(error);
-    let length = text.len().min(limits::SIDE_WORDS_BYTES_MAX);
-    let bytes = text.as_bytes().get(..length).unwrap_or_default();
-    // A pipe takes that much at once. If it does not, the status says that something was wrong.
-    let _ = write(mouth, bytes);
 }

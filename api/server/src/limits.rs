@@ -25,6 +25,9 @@ pub const IDLE_TIME_MAX: Duration = Duration::from_secs(3600);
 /// Clients at a time that are told what happens: a part of the connections, so that the others stay free.
 pub const EVENT_STREAMS_MAX: usize = 64;
 
+/// Machines that may begin from another at one request: more than a host starts before the last of them has come.
+pub const FORK_CLONES_MAX: u32 = 1000;
+
 /// How often a client that is told what happens hears of us when nothing does.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 

@@ -13,7 +13,7 @@ use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::pmem::PmemPatch;
 use lightv_api::contract::serial::SerialSpec;
-use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
+use lightv_api::contract::snapshot::{ForkSpec, LoadParams, SnapshotCreate};
 use lightv_api::request::Reply;
 
 /// Why the monitor refuses: what the client is told after the words of the resource. Nothing has changed.
@@ -99,6 +99,12 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// [`Refusal`]; no file was left that looks whole, and the machine can go on.
     fn save(&mut self, target: &SnapshotCreate) -> Result<(), Refusal>;
+
+    /// Lets others begin from where this machine stands, which goes on at once, if it runs.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the machine goes on, and nothing was left.
+    fn fork(&mut self, spec: &ForkSpec) -> Result<(), Refusal>;
 
     /// Does something with a device that the started machine has.
     ///

@@ -81,6 +81,7 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, 
         snapshot::LoadHugePages,
         snapshot::MemBackend,
         snapshot::MemBackendType,
+        snapshot::ForkSpec,
         snapshot::SnapshotCreate,
         snapshot::SnapshotLoad,
         snapshot::SnapshotType,
@@ -139,6 +140,7 @@ const OPERATIONS: &[Row] = &[
     (Put, "/hotplug/memory", "putMemoryHotplug", "Sets memory that can be plugged. Before the start.", Of("MemoryHotplugSpec"), Nothing),
     (Patch, "/hotplug/memory", "patchMemoryHotplug", "Changes how much is plugged. After the start.", Of("MemoryHotplugPatch"), Nothing),
     (Put, "/logger", "putLogger", "Sets what is logged, and where. Before the start.", Of("LoggerSpec"), Nothing),
+    (Put, "/fork", "fork", "LightV's own: lets other machines begin from where this one stands, which goes on.", Of("ForkSpec"), Nothing),
     (Get, "/machine-config", "getMachineConfiguration", "CPUs and memory.", Nothing, Of("MachineSpec")),
     (Put, "/machine-config", "putMachineConfiguration", "Sets CPUs and memory. Before the start.", Of("MachineSpec"), Nothing),
     (Patch, "/machine-config", "patchMachineConfiguration", "Changes some of that. Before the start.", Of("MachinePatch"), Nothing),
@@ -333,6 +335,6 @@ mod tests {
             }
         }
         // One each: lightv-api's own test counts the variants of Request.
-        assert_eq!(names.len(), 44);
+        assert_eq!(names.len(), 45);
     }
 }

@@ -96,6 +96,28 @@ fn what_needs_a_machine_that_is_not_started_is_refused_after_the_start() {
 }
 
 #[test]
+fn a_machine_that_runs_can_be_forked_and_saved_live() {
+    let fork =
+        |clones: u32| json!({"snapshot_path": "s", "mem_socket_path": "m", "clones": clones});
+    let mut live = snapshot();
+    live["live"] = json!(true);
+    let mut trial = Trial::new();
+    for (path, body) in [("/fork", fork(1)), ("/snapshot/create", live.clone())] {
+        trial.no("PUT", path, body, BEFORE);
+    }
+    trial.start();
+    trial.record.take();
+    trial.ok("PUT", "/snapshot/create", live);
+    trial.ok("PUT", "/fork", fork(7));
+    assert_eq!(trial.state(), "Running");
+    for clones in [0, 1001] {
+        let refusal = format!("Fork error: clones is {clones}; allowed: 1–1000.");
+        trial.no("PUT", "/fork", fork(clones), &refusal);
+    }
+    assert_eq!(trial.record.take(), ["save", "fork 7"]);
+}
+
+#[test]
 fn pause_and_resume_twice_are_pause_and_resume_once() {
     let mut trial = Trial::new();
     trial.start();

@@ -26,6 +26,28 @@ pub struct SnapshotCreate {
     pub live: bool,
 }
 
+/// LightV's own, `PUT /fork`: the machine goes on, and others can begin from where it stood, by a load of `snapshot_path` with
+/// `mem_backend` of the type `Uffd` and `mem_socket_path`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkSpec {
+    /// File for the state.
+    #[schema(value_type = String)]
+    pub snapshot_path: PathBuf,
+    /// Socket at which guest memory is given out. It is there until all have come, or none for half a minute.
+    #[schema(value_type = String)]
+    pub mem_socket_path: PathBuf,
+    /// How many will come: 1–1000.
+    #[serde(default = "one")]
+    #[schema(default = 1, minimum = 1, maximum = 1000)]
+    pub clones: u32,
+}
+
+/// The number of clones unless it is said.
+const fn one() -> u32 {
+    1
+}
+
 /// How much of the memory a snapshot holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum SnapshotType {

@@ -89,6 +89,7 @@ fn put(first: &str, rest: Rest<'_>, body: &[u8]) -> Result<Parsed, Fault> {
         "logger" => Request::PutLogger(read(body)?),
         "metrics" => Request::PutMetrics(read(body)?),
         "serial" => Request::PutSerial(read(body)?),
+        "fork" => Request::Fork(read(body)?),
         "drives" => put_drive(rest, body)?,
         "pmem" => put_pmem(rest, body)?,
         "network-interfaces" => put_net(rest, body)?,

@@ -123,6 +123,11 @@ const LEGAL: &[(&str, &str, &str)] = &[
     ),
     (
         "PUT",
+        "/fork",
+        r#"{"snapshot_path":"s","mem_socket_path":"m","clones":2}"#,
+    ),
+    (
+        "PUT",
         "/snapshot/load",
         r#"{"snapshot_path":"s","mem_backend":{"backend_type":"Uffd","backend_path":"b"},"huge_pages":"2M"}"#,
     ),
@@ -135,7 +140,7 @@ fn one_legal_request_of_every_route_is_understood() {
         let request = request(method, path, body);
         assert!(seen.insert(std::mem::discriminant(&request)), "{path}");
     }
-    assert_eq!(seen.len(), 43);
+    assert_eq!(seen.len(), 44);
 }
 
 #[test]

@@ -67,6 +67,7 @@ impl Request {
             Self::PutMemoryHotplug(_) => Route::new("PUT", "/hotplug/memory"),
             Self::PatchMemoryHotplug(_) => Route::new("PATCH", "/hotplug/memory"),
             Self::PatchVm(_) => Route::new("PATCH", "/vm"),
+            Self::Fork(_) => Route::new("PUT", "/fork"),
             Self::CreateSnapshot(_) => Route::new("PUT", "/snapshot/create"),
             Self::LoadSnapshot(_) => Route::new("PUT", "/snapshot/load"),
         }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::mmds::MmdsData;
-use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
+use lightv_api::contract::snapshot::{ForkSpec, LoadParams, SnapshotCreate};
 use lightv_api::request::{Reply, Request};
 use lightv_api_server::machine::{Change, DeviceCall, Machine, Output, Refusal};
 
@@ -54,6 +54,10 @@ impl Machine for FakeMachine {
 
     fn resume(&mut self) -> Result<(), Refusal> {
         self.change()
+    }
+
+    fn fork(&mut self, _: &ForkSpec) -> Result<(), Refusal> {
+        Ok(())
     }
 
     fn save(&mut self, _: &SnapshotCreate) -> Result<(), Refusal> {

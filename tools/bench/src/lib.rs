@@ -10,6 +10,7 @@ pub mod churn;
 pub mod compute;
 pub mod density;
 pub mod disk;
+pub mod fork;
 pub mod guest;
 pub mod net;
 pub mod plot;

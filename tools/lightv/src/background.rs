@@ -214,6 +214,11 @@ impl Started {
         &self.client
     }
 
+    /// What it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Ends it: it is of no use.
     pub(crate) fn end(&self) {
         let pid = i32::try_from(self.child.id()).ok();

@@ -14,6 +14,7 @@ use crate::cmd::build::BuildArgs;
 use crate::cmd::completions::CompletionsArgs;
 use crate::cmd::disk::DiskArgs;
 use crate::cmd::doctor::DoctorArgs;
+use crate::cmd::fork::ForkArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
 use crate::cmd::kernel::KernelArgs;
@@ -28,8 +29,7 @@ use crate::cmd::snapshot::SnapshotArgs;
 use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, images, inspect, kernel, logs, man, pause, pool,
-    ps, run, serve, snapshot, stats, stop,
+    api, bench, build, completions, disk, doctor, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop,
 };
 use crate::failure::Failure;
 
@@ -67,6 +67,7 @@ enum Command {
     Stop(StopArgs),
     Logs(LogsArgs),
     Snapshot(SnapshotArgs),
+    Fork(ForkArgs),
     Disk(DiskArgs),
     Api(ApiArgs),
     Serve(Box<ServeCommand>),
@@ -97,6 +98,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Stop(args) => stop::run(&args),
         Command::Logs(args) => logs::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
+        Command::Fork(args) => fork::run(&args),
         Command::Disk(args) => disk::run(&args),
         Command::Api(args) => api::run(&args),
         Command::Serve(_) => Err(serve::run(args.get(2..).unwrap_or_default())),

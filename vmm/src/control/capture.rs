@@ -163,7 +163,7 @@ impl Control {
             return None;
         }
         if is_live {
-            self.write_aside();
+            self.work_aside();
             return None;
         }
         let saved = self.write();
@@ -206,11 +206,12 @@ impl Control {
                 self.answer_save(devices, result, &reply)
             }
             Phase::Capturing {
+                devices,
                 save: SaveFor::Live(save),
                 ..
             } => {
                 if let Err(failure) = result {
-                    self.abandon_live(&save, failure);
+                    self.abandon_live(devices, &save, failure);
                 }
                 None
             }

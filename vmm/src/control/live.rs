@@ -1,48 +1,82 @@
-//! Saving a machine that runs: it stands still while its state is taken, and another process writes it.
+//! Saving and forking a machine that runs: it stands still while its state is taken, and another process does the rest.
 
 use std::time::Instant;
 
 use lightv_api::event::Happening;
 
-use super::phase::{LiveSave, Phase, Purpose, SaveFor};
+use super::phase::{LiveSave, LiveTarget, Phase, Purpose, SaveFor};
 use super::{Control, SaveFailure};
 use crate::feed;
+use crate::limits;
 use crate::metrics;
-use crate::orders::{OrderError, OrderReply, SnapshotTarget};
+use crate::orders::{OrderError, OrderReply};
 use crate::poller::Token;
-use crate::save::{SaveError, ensure_live, save_live};
+use crate::save::{SaveError, ensure_fork, ensure_live, freeze, save_live, tell_pages};
 use crate::side_process::{News, SideProcess};
+use crate::snapshot::saved::SavedDevices;
 
-/// A snapshot that another process writes.
+/// A process beside this one.
 #[derive(Debug)]
-pub(super) struct Writing {
+pub(super) struct Side {
     process: SideProcess,
-    target: SnapshotTarget,
-    reply: OrderReply,
+    target: LiveTarget,
+    /// Who waits for it; of frozen memory nobody does, once it can be had.
+    reply: Option<OrderReply>,
+}
+
+impl Side {
+    /// This process ends. What writes a snapshot ends with it; frozen memory stays, for those who begin from it.
+    pub(super) fn leave(self) {
+        if let LiveTarget::Fork(target) = self.target {
+            target.socket.leave();
+        }
+    }
 }
 
 impl Control {
-    /// The machine runs: has it stand still, to be saved as `target`.
-    pub(super) fn begin_live(&mut self, target: SnapshotTarget, reply: OrderReply) {
-        let refusal = match &self.writing {
-            Some(writing) => Some(SaveError::Busy {
-                path: writing.target.state.clone(),
-            }),
-            None => ensure_live(&self.machine, &target).err(),
-        };
-        if let Some(refusal) = refusal {
+    /// Has a machine that runs stand still, to be saved or forked as `target`; one that stands still is forked as it is.
+    pub(super) fn begin_live(&mut self, target: LiveTarget, reply: OrderReply) {
+        if let Err(refusal) = self.admit_live(&target) {
             let _ = reply.send(Err(OrderError::new(refusal)));
             return;
         }
-        self.park_all(Purpose::SaveLive(LiveSave {
+        let save = LiveSave {
             target,
             reply,
             began: Instant::now(),
-        }));
+            was_paused: matches!(self.phase, Phase::Paused { .. }),
+        };
+        if save.was_paused {
+            self.begin_capture(SaveFor::Live(save));
+        } else {
+            self.park_all(Purpose::SaveLive(save));
+        }
+    }
+
+    fn admit_live(&self, target: &LiveTarget) -> Result<(), SaveError> {
+        match target {
+            LiveTarget::Save(target) => {
+                let busy = self.sides.iter().find_map(|side| match &side.target {
+                    LiveTarget::Save(other) => Some(other.state.clone()),
+                    LiveTarget::Fork(_) => None,
+                });
+                match busy {
+                    Some(path) => Err(SaveError::Busy { path }),
+                    None => ensure_live(&self.machine, target),
+                }
+            }
+            LiveTarget::Fork(target) => {
+                let is_frozen = |side: &&Side| matches!(side.target, LiveTarget::Fork(_));
+                match self.sides.iter().filter(is_frozen).count() {
+                    limits::FROZEN_MAX.. => Err(SaveError::Frozen),
+                    _ => ensure_fork(&self.machine, &target.state),
+                }
+            }
+        }
     }
 
     /// All vCPUs have given their state: hands it to another process, and lets the machine go on.
-    pub(super) fn write_aside(&mut self) {
+    pub(super) fn work_aside(&mut self) {
         let phase = std::mem::replace(&mut self.phase, Phase::Running);
         let Phase::Capturing {
             devices,
@@ -53,64 +87,106 @@ impl Control {
             return;
         };
         let states: Vec<_> = states.into_iter().flatten().collect();
-        let LiveSave {
-            target,
-            reply,
-            began,
-        } = save;
-        let started = save_live(&self.machine, &states, &devices, &target);
-        self.go_on_after_live(began);
-        match started {
-            Ok(process) => self.await_writer(Writing {
-                process,
-                target,
-                reply,
-            }),
+        let started = match &save.target {
+            LiveTarget::Save(target) => save_live(&self.machine, &states, &devices, target),
+            LiveTarget::Fork(target) => freeze(&self.machine, &states, &devices, target),
+        };
+        self.go_on_after_live(devices, &save);
+        let told = started.and_then(|process| match tell_pages(&self.machine, &process) {
+            Ok(()) => Ok(process),
             Err(error) => {
-                let _ = reply.send(Err(OrderError::new(SaveFailure::Save(error))));
+                process.end();
+                Err(error)
+            }
+        });
+        match told {
+            Ok(process) => self.await_side(process, save.target, save.reply),
+            Err(error) => {
+                let failure = SaveFailure::Save(error);
+                let _ = save.reply.send(Err(OrderError::new(failure)));
             }
         }
     }
 
-    /// What was to be written cannot be taken; the machine goes on.
-    pub(super) fn abandon_live(&mut self, save: &LiveSave, failure: SaveFailure) {
-        self.go_on_after_live(save.began);
+    /// What was to be saved cannot be taken; the machine goes on.
+    pub(super) fn abandon_live(
+        &mut self,
+        devices: SavedDevices,
+        save: &LiveSave,
+        failure: SaveFailure,
+    ) {
+        self.go_on_after_live(devices, save);
         let _ = save.reply.send(Err(OrderError::new(failure)));
     }
 
-    fn go_on_after_live(&mut self, began: Instant) {
+    /// As it was before: running, or standing still.
+    fn go_on_after_live(&mut self, devices: SavedDevices, save: &LiveSave) {
+        if save.was_paused {
+            self.phase = Phase::Paused { devices };
+            return;
+        }
         self.machine.devices.resume();
         self.release_parked();
-        metrics::get().live_pause.record_since(began);
+        metrics::get().live_pause.record_since(save.began);
     }
 
-    fn await_writer(&mut self, writing: Writing) {
-        match self.poller.watch(writing.process.fd(), Token::Side) {
-            Ok(()) => self.writing = Some(writing),
+    fn await_side(&mut self, process: SideProcess, target: LiveTarget, reply: OrderReply) {
+        match self.poller.watch(process.fd(), Token::Side) {
+            Ok(()) => self.sides.push(Side {
+                process,
+                target,
+                reply: Some(reply),
+            }),
             Err(error) => {
-                writing.process.end();
-                let _ = writing.reply.send(Err(OrderError::new(error)));
+                process.end();
+                let _ = reply.send(Err(OrderError::new(error)));
             }
         }
     }
 
-    /// The process that writes a snapshot has something to say, or has ended.
-    pub(super) fn serve_writer(&mut self) {
-        let Some(writing) = &mut self.writing else {
-            return;
-        };
-        let Some(News::Ended(outcome)) = writing.process.news() else {
-            return;
-        };
-        // It is closed with what is taken here, which has the same effect.
-        let _ = self.poller.unwatch(writing.process.fd());
-        let Some(Writing { target, reply, .. }) = self.writing.take() else {
-            return;
-        };
-        if outcome.is_ok() {
-            feed::publish(|| Happening::Saved { path: target.state });
+    /// A process beside this one has something to say, or has ended.
+    pub(super) fn serve_sides(&mut self) {
+        let poller = &self.poller;
+        self.sides.retain_mut(|side| {
+            loop {
+                match side.process.news() {
+                    None => return true,
+                    Some(News::Ready) => answer(side, Ok(())),
+                    Some(News::Ended(outcome)) => {
+                        // It is closed with what is dropped here, which has the same effect.
+                        let _ = poller.unwatch(side.process.fd());
+                        answer(side, outcome.map_err(SaveError::from));
+                        return false;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Tells who has waited.
+fn answer(side: &mut Side, outcome: Result<(), SaveError>) {
+    let reply = side.reply.take();
+    if let (LiveTarget::Save(target), Ok(())) = (&side.target, &outcome) {
+        feed::publish(|| Happening::Saved {
+            path: target.state.clone(),
+        });
+    }
+    if let LiveTarget::Fork(target) = &side.target
+        && (outcome.is_err() || reply.is_none())
+    {
+        // It is the other's to take away, if it could.
+        target.socket.remove();
+    }
+    let outcome = outcome.map_err(|error| OrderError::new(SaveFailure::Save(error)));
+    match reply {
+        Some(reply) => {
+            let _ = reply.send(outcome);
         }
-        let done = outcome.map_err(|error| OrderError::new(SaveFailure::Save(error.into())));
-        let _ = reply.send(done);
+        None => {
+            if let Err(error) = outcome {
+                crate::report::warn(&error);
+            }
+        }
     }
 }

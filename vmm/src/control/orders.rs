@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lightv_api::event::Happening;
 use lightv_devices::virtio::block::Disk;
 
-use super::phase::{DiskChange, Phase, Purpose, SaveFor};
+use super::phase::{DiskChange, LiveTarget, Phase, Purpose, SaveFor};
 use super::{Control, gives_up};
 use crate::buttons::{self, Button};
 use crate::config::limiter::LimitsPatch;
@@ -42,8 +42,11 @@ impl Control {
                 self.begin_capture(SaveFor::Order(target, reply));
                 return;
             }
-            Order::Save(target) if target.is_live => return self.begin_live(target, reply),
+            Order::Save(target) if target.is_live => {
+                return self.begin_live(LiveTarget::Save(target), reply);
+            }
             Order::Save(_) => Err(OrderError::new("the machine is running")),
+            Order::Fork(target) => return self.begin_live(LiveTarget::Fork(target), reply),
             Order::Pause => Ok(()),
             Order::Resume => {
                 self.resume();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use lightv_devices::virtio::block::Disk;
 
-use crate::orders::{OrderReply, SnapshotTarget};
+use crate::orders::{ForkTarget, OrderReply, SnapshotTarget};
 use crate::snapshot::saved::SavedDevices;
 use crate::snapshot::vcpu_state::VcpuStateV1;
 
@@ -36,13 +36,22 @@ pub(super) struct DiskChange {
     pub(super) disk: Disk,
 }
 
-/// A snapshot of a machine that runs.
+/// What is made of a machine that goes on.
+#[derive(Debug)]
+pub(super) enum LiveTarget {
+    Save(SnapshotTarget),
+    Fork(ForkTarget),
+}
+
+/// A snapshot or fork of a machine that goes on.
 #[derive(Debug)]
 pub(super) struct LiveSave {
-    pub(super) target: SnapshotTarget,
+    pub(super) target: LiveTarget,
     pub(super) reply: OrderReply,
     /// When the machine was first told to stand still.
     pub(super) began: Instant,
+    /// It stood still before, and goes on standing still.
+    pub(super) was_paused: bool,
 }
 
 /// Why the vCPUs are parked.

@@ -236,6 +236,30 @@ pub fn write_image(
     contents: ImageContents,
     source: Source<'_>,
 ) -> Result<u64, WriteImageError> {
+    let (target, end) = fill(path, contents, source)?;
+    target.publish()?;
+    Ok(end)
+}
+
+/// The same without a sync: for what means nothing after a crash of the host.
+///
+/// # Errors
+/// [`WriteImageError`]; the target is then as it was.
+pub fn write_image_unsynced(
+    path: &Path,
+    contents: ImageContents,
+    source: Source<'_>,
+) -> Result<u64, WriteImageError> {
+    let (target, end) = fill(path, contents, source)?;
+    target.publish_unsynced()?;
+    Ok(end)
+}
+
+fn fill(
+    path: &Path,
+    contents: ImageContents,
+    source: Source<'_>,
+) -> Result<(NewFile, u64), WriteImageError> {
     check_target(path, &[])?;
     let target = NewFile::create(path)?;
     let mut end = (HEADER_BYTES + contents.sections.len() * ENTRY_BYTES) as u64;
@@ -264,8 +288,7 @@ pub fn write_image(
         entries.push(entry);
     }
     target.write_at(&Header::encode(end, &entries), 0)?;
-    target.publish()?;
-    Ok(end)
+    Ok((target, end))
 }
 
 /// Proves that `path` can take an image: it is free, or an image that is to be replaced, and none of `in_use`, which are

@@ -51,6 +51,8 @@ pub struct Metrics {
     pub save_live: Timed,
     /// How long such a machine stood still.
     pub live_pause: Timed,
+    /// Forks, until others could begin.
+    pub fork: Timed,
     /// Loads of snapshots.
     pub load: Timed,
     /// Lines of metrics that were left out: nobody read them in time.

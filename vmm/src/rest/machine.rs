@@ -12,7 +12,7 @@ use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::snapshot::{
-    LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
+    ForkSpec, LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
 };
 use lightv_api::event::Happening;
 use lightv_api::exit;
@@ -31,11 +31,12 @@ use crate::device_set::{HeldBackends, HostSide};
 use crate::event::{Event, EventSender};
 use crate::feed;
 use crate::job::stamps_of;
+use crate::listen::{Purpose, listen};
 use crate::log;
 use crate::machine::{Machine as BuiltMachine, StartError};
 use crate::metrics::{self, Timed};
 use crate::net_override::NetOverride;
-use crate::orders::{BalloonOrder, Order, SnapshotTarget};
+use crate::orders::{BalloonOrder, ForkTarget, Order, SnapshotTarget};
 use crate::outputs;
 use crate::overrides::Overrides;
 use crate::sandbox::ConfineError;
@@ -396,6 +397,18 @@ impl Machine for Monitor {
             is_live: target.live,
         };
         self.timed(timed, Order::Save(target))
+    }
+
+    fn fork(&mut self, spec: &ForkSpec) -> Result<(), Refusal> {
+        let made = listen(&spec.mem_socket_path, Purpose::Frozen);
+        let (listener, socket) = made.map_err(|error| Refusal::of(&error))?;
+        let target = ForkTarget {
+            state: spec.snapshot_path.clone(),
+            listener,
+            socket,
+            clones: spec.clones,
+        };
+        self.timed(&metrics::get().fork, Order::Fork(target))
     }
 
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {

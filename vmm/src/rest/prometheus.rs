@@ -108,16 +108,18 @@ fn encode_operations(out: &mut Out<'_, '_>, metrics: &Metrics) -> fmt::Result {
         save_diff,
         save_live,
         live_pause,
+        fork,
         load: loads,
         ..
     } = metrics;
-    let operations: [(&str, &Timed); 7] = [
+    let operations: [(&str, &Timed); 8] = [
         ("pause", pause),
         ("resume", resume),
         ("snapshot_full", save_full),
         ("snapshot_diff", save_diff),
         ("snapshot_live", save_live),
         ("snapshot_live_pause", live_pause),
+        ("fork", fork),
         ("snapshot_load", loads),
     ];
     let help = "Time of what was done with the machine, from the order to its end";

@@ -168,6 +168,16 @@ pub fn write(
     })
 }
 
+/// What a state knows of memory that is in no file: its length alone.
+#[must_use]
+pub fn unwritten(ram: &GuestRam) -> MemoryFileV1 {
+    MemoryFileV1 {
+        bytes: ram.bytes(),
+        saved_unix_ns: wall_clock_ns(),
+        samples: Vec::new(),
+    }
+}
+
 fn copy_run(
     mem: &GuestMem,
     run: MemoryRunV1,

@@ -54,6 +54,48 @@ impl PageKinds {
         Ok(Self(kinds))
     }
 
+    /// What the page with this number is, counted in the memory file.
+    #[must_use]
+    pub fn kind(&self, number: u64) -> Page {
+        let number = usize::try_from(number).unwrap_or(usize::MAX);
+        self.0.get(number).copied().unwrap_or(Page::Absent)
+    }
+
+    /// The next pages from `number` on that hold something: the first, and how many follow each other.
+    #[must_use]
+    pub fn next_held(&self, number: u64) -> Option<(u64, u64)> {
+        let begin = usize::try_from(number).unwrap_or(usize::MAX);
+        let rest = self.0.get(begin..)?;
+        let holds = |page: &Page| matches!(page, Page::Own | Page::View);
+        let skipped = rest.iter().position(holds)?;
+        let count = rest
+            .iter()
+            .skip(skipped)
+            .take_while(|page| holds(page))
+            .count();
+        Some((number + skipped as u64, count as u64))
+    }
+
+    /// A byte for each, in order.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().map(|page| *page as u8).collect()
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) was made of.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        let all = [Page::Absent, Page::View, Page::Own, Page::GivenBack];
+        let page = |byte: &u8| all.into_iter().find(|page| *page as u8 == *byte);
+        // Nothing else is in it.
+        Self(
+            bytes
+                .iter()
+                .map(|byte| page(byte).unwrap_or(Page::Absent))
+                .collect(),
+        )
+    }
+
     /// Has [`for_each_page`] tell these from now on. The page map that a process has open is that of the memory that it had
     /// when it opened it: of no use to a copy of the process, which may not open its own either.
     pub fn stand_for_page_map(self) {

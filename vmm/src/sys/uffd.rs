@@ -115,3 +115,154 @@ impl AsFd for Userfault {
         self.0.as_fd()
     }
 }
+
+/// `_IOWR(0xaa, 0x03, struct uffdio_copy)`, `_IOWR(0xaa, 0x04, struct uffdio_zeropage)` and
+/// `_IOR(0xaa, 0x01, struct uffdio_range)`.
+const IOCTL_COPY: libc::c_ulong = 0xc028_aa03;
+const IOCTL_ZERO: libc::c_ulong = 0xc020_aa04;
+const IOCTL_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+/// `UFFD_EVENT_PAGEFAULT`.
+const EVENT_FAULT: u8 = 0x12;
+/// `struct uffd_msg`: its length, and where the address of a fault is.
+const MESSAGE_BYTES: usize = 32;
+const ADDRESS_AT: usize = 16;
+
+/// `struct uffdio_copy`.
+#[repr(C)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+/// `struct uffdio_zeropage`.
+#[repr(C)]
+struct UffdioZero {
+    start: u64,
+    len: u64,
+    mode: u64,
+    zeroed: i64,
+}
+
+/// `struct uffdio_range`.
+#[repr(C)]
+struct UffdioRange {
+    start: u64,
+    len: u64,
+}
+
+const _: () = assert!(size_of::<UffdioCopy>() == 40 && size_of::<UffdioZero>() == 32);
+
+/// A [`Userfault`] of another process, by which its memory is filled.
+#[derive(Debug)]
+pub struct ForeignFaults(OwnedFd);
+
+impl ForeignFaults {
+    /// By a descriptor that the process has sent. Whatever else it has sent fails when it is used.
+    #[must_use]
+    pub const fn new(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// The address there of the next fault that waits, if any.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn next(&self) -> io::Result<Option<u64>> {
+        let mut message = [0; MESSAGE_BYTES];
+        loop {
+            match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut message)) {
+                Ok(MESSAGE_BYTES) if message.first() == Some(&EVENT_FAULT) => {
+                    let address = message.get(ADDRESS_AT..).and_then(<[u8]>::first_chunk);
+                    return Ok(address.map(|bytes| u64::from_ne_bytes(*bytes)));
+                }
+                // Another event: none was asked for.
+                Ok(MESSAGE_BYTES) => {}
+                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+    }
+
+    /// Fills `address..+bytes` there with what lies at `offset` of `mapping`, and wakes who waits for it. Gives how many bytes were
+    /// filled before one was met that is there already, or that was never to be filled.
+    ///
+    /// # Errors
+    /// The kernel's, for the first page; `ESRCH` when the process is gone. `EINVAL` for what is not in `mapping`.
+    pub fn copy(
+        &self,
+        address: u64,
+        mapping: &Mapping,
+        (offset, bytes): (usize, usize),
+    ) -> io::Result<u64> {
+        let inside = offset.checked_add(bytes);
+        if inside.is_none_or(|end| end > mapping.bytes()) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let mut request = UffdioCopy {
+            dst: address,
+            src: (mapping.address() + offset) as u64,
+            len: bytes as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: `request` is the structure that this ioctl reads and writes, and lives over the call. The kernel reads
+        // `bytes` of a mapping of ours that is never taken down (checked above), and writes the other process's memory alone.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), IOCTL_COPY, &raw mut request) };
+        outcome(result, request.copied)
+    }
+
+    /// Fills the pages `address..+bytes` there with zeroes, and wakes who waits for them. As [`copy`](Self::copy).
+    ///
+    /// # Errors
+    /// As for [`copy`](Self::copy).
+    pub fn zero(&self, address: u64, bytes: u64) -> io::Result<u64> {
+        let mut request = UffdioZero {
+            start: address,
+            len: bytes,
+            mode: 0,
+            zeroed: 0,
+        };
+        // SAFETY: `request` is the structure that this ioctl reads and writes, and lives over the call; no memory of ours is
+        // touched.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), IOCTL_ZERO, &raw mut request) };
+        outcome(result, request.zeroed)
+    }
+
+    /// Has no more faults of `address..+bytes` told: what is not there yet is zero from now on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn let_go(&self, address: u64, bytes: u64) -> io::Result<()> {
+        let range = UffdioRange {
+            start: address,
+            len: bytes,
+        };
+        // SAFETY: `range` is the structure that this ioctl reads, and lives over the call; no memory of ours is touched.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), IOCTL_UNREGISTER, &raw const range) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+impl AsFd for ForeignFaults {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Of a call that fills pages: it may fail after some of them.
+fn outcome(result: libc::c_int, bytes: i64) -> io::Result<u64> {
+    let error = io::Error::last_os_error();
+    match (result, u64::try_from(bytes)) {
+        (_, Ok(bytes)) if bytes > 0 => Ok(bytes),
+        (0, _) => Ok(0),
+        _ => Err(error),
+    }
+}

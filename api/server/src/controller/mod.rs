@@ -23,7 +23,7 @@ use lightv_api::config::VmSpec;
 use lightv_api::contract::actions::Action;
 use lightv_api::contract::instance::InstanceState;
 use lightv_api::contract::mmds::MmdsData;
-use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
+use lightv_api::contract::snapshot::{ForkSpec, LoadParams, SnapshotCreate};
 use lightv_api::contract::vm::VmState;
 use lightv_api::fault::{Area, Fault, after_start, before_start};
 use lightv_api::offer::{Feature, NOT_OFFERED};
@@ -146,6 +146,7 @@ impl<M: Machine> Controller<M> {
             Request::Act(action) => self.act(action),
             Request::PatchVm(state) => self.patch_vm(state),
             Request::CreateSnapshot(target) => self.save(&target),
+            Request::Fork(spec) => self.fork(&spec),
             Request::LoadSnapshot(params) => self.load(&params),
             Request::PatchDrive(patch) => self.patch_drive(&patch),
             Request::PatchNet(patch) => self.patch_net(&patch),
@@ -218,6 +219,16 @@ impl<M: Machine> Controller<M> {
             ));
         }
         done(Area::CreateSnapshot, self.machine.save(target))
+    }
+
+    fn fork(&mut self, spec: &ForkSpec) -> Answer {
+        self.started()?;
+        if !(1..=limits::FORK_CLONES_MAX).contains(&spec.clones) {
+            let max = limits::FORK_CLONES_MAX;
+            let found = spec.clones;
+            return Err(Area::Fork.fault(format!("clones is {found}; allowed: 1–{max}.")));
+        }
+        done(Area::Fork, self.machine.fork(spec))
     }
 
     fn load(&mut self, params: &LoadParams) -> Answer {

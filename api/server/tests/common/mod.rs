@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::mmds::MmdsData;
-use lightv_api::contract::snapshot::{LoadParams, SnapshotCreate};
+use lightv_api::contract::snapshot::{ForkSpec, LoadParams, SnapshotCreate};
 use lightv_api::request::Reply;
 use lightv_api_server::controller::{Controller, Setup, split};
 use lightv_api_server::feed::Feed;
@@ -118,6 +118,10 @@ impl Machine for FakeMachine {
             let _ = self.let_go.recv();
         }
         self.record.note("save")
+    }
+
+    fn fork(&mut self, spec: &ForkSpec) -> Result<(), Refusal> {
+        self.record.note(format!("fork {}", spec.clones))
     }
 
     fn device(&mut self, call: DeviceCall<'_>) -> Result<Reply, Refusal> {

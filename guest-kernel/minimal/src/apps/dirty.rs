@@ -5,8 +5,9 @@
 use super::balloon::memory;
 use super::{Refusal, STATUS_FAILED};
 use crate::boot::to_usize;
+use crate::hex::Hex;
 use crate::machine::{Epoch, Machine};
-use crate::{println, time};
+use crate::{control, println, time};
 
 const PAGE_BYTES: usize = 4096;
 const NS_PER_US: u64 = 1000;
@@ -30,7 +31,8 @@ pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
                 words[word] = pattern(round, number);
             }
             if epoch.changed() {
-                println!("restored at round {round}");
+                let seed = control::get().map_or([0; 32], |control| control.seed());
+                println!("restored at round {round} seed {}", Hex(&seed));
                 watch.begin();
             }
             if let Some(gap_us) = watch.is_due() {

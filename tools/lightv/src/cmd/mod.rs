@@ -7,6 +7,7 @@ mod build_rootfs;
 pub(crate) mod completions;
 pub(crate) mod disk;
 pub(crate) mod doctor;
+pub(crate) mod fork;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod kernel;

@@ -5,6 +5,7 @@ mod churn;
 mod compute;
 mod density;
 mod disk;
+mod fork;
 mod net;
 mod output;
 mod pool;
@@ -25,6 +26,7 @@ use lightv_bench::churn::ChurnError;
 use lightv_bench::compute::Suite;
 use lightv_bench::density::DensityError;
 use lightv_bench::disk::DiskBenchError;
+use lightv_bench::fork::ForkBenchError;
 use lightv_bench::guest::GuestError;
 use lightv_bench::net::PlaceError;
 use lightv_bench::plot::PlotError;
@@ -62,6 +64,7 @@ enum Bench {
     Density(density::DensityArgs),
     Churn(churn::ChurnArgs),
     Pool(pool::PoolArgs),
+    Fork(fork::ForkArgs),
 }
 
 /// Why there is no result.
@@ -103,6 +106,8 @@ pub(crate) enum BenchError {
     Churn(#[from] ChurnError),
     #[error(transparent)]
     Pool(#[from] PoolBenchError),
+    #[error(transparent)]
+    Fork(#[from] ForkBenchError),
     #[error("Cannot watch for signals")]
     Signals(#[source] io::Error),
     #[error("Stopped by signal {signal}")]
@@ -145,6 +150,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Density(args) => density::run(args),
         Bench::Churn(args) => churn::run(args),
         Bench::Pool(args) => pool::run(args),
+        Bench::Fork(args) => fork::run(args),
     }
 }
 

@@ -80,9 +80,7 @@ impl Coded for LoadError {
 
 /// Restores it.
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
-    if let Some(net) = args.net.iter().find(|net| !is_host_alone(net)) {
-        return Err(LoadError::Net { id: net.id.clone() }.into());
-    }
+    ensure_host_alone(&args.net)?;
     let background = Background::named(args.name.as_deref(), &args.state)?;
     let started = background.start(&[])?;
     if let Err(refused) = started.client().put("/snapshot/load", &body(args)) {
@@ -90,6 +88,14 @@ pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         return Err(VmError::Client(refused).into());
     }
     started.show_id()
+}
+
+/// Proves that `nets` say nothing but what interfaces are connected to.
+pub(crate) fn ensure_host_alone(nets: &[NetOverride]) -> Result<(), Failure> {
+    match nets.iter().find(|net| !is_host_alone(net)) {
+        Some(net) => Err(LoadError::Net { id: net.id.clone() }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether it says nothing but what the interface is connected to.
@@ -118,18 +124,19 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
         }),
         clock_realtime: args.advance_clock,
         huge_pages: LoadHugePages::Snapshot,
-        drive_overrides: drive_overrides(args),
+        drive_overrides: drive_overrides(&args.disk, &args.delta),
     }
 }
 
-fn drive_overrides(args: &LoadArgs) -> Vec<DriveOverride> {
-    let disks = args.disk.iter().map(Replacement::pair);
+/// Other files for disks and their deltas, as a load has them.
+pub(crate) fn drive_overrides(disks: &[Replacement], deltas: &[Replacement]) -> Vec<DriveOverride> {
+    let disks = disks.iter().map(Replacement::pair);
     let disks = disks.map(|(drive_id, path)| DriveOverride {
         drive_id,
         path_on_host: Some(absolute(&path)),
         overlay_path: None,
     });
-    let deltas = args.delta.iter().map(Replacement::pair);
+    let deltas = deltas.iter().map(Replacement::pair);
     let deltas = deltas.map(|(drive_id, path)| DriveOverride {
         drive_id,
         path_on_host: None,

@@ -1,6 +1,6 @@
 //! `lightv snapshot`: snapshots of two files, as the REST API makes them.
 
-mod load;
+pub(super) mod load;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

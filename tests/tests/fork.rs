@@ -1,0 +1,252 @@
+//! Machines that begin from another one that goes on (docs/adr/0022-live-snapshots.md).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use lightv_tests::api::Api;
+use lightv_tests::host::{has_kvm, processes_in};
+use lightv_tests::machine;
+use lightv_tests::process::{Process, wait_for};
+use lightv_tests::scratch::Scratch;
+use lightv_tests::usage::Curve;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn start(scratch: &Scratch, mib: u64, app: &str) -> (Api, Process) {
+    let config = machine::with(
+        &machine::config(&scratch.guest_kernel(), app),
+        &json!({"machine-config": {"mem_size_mib": mib}}),
+    );
+    let config = scratch.config("vm.json", &config);
+    Api::start(scratch, "vm", &["--config", &config])
+}
+
+fn fork(clones: u32) -> Value {
+    json!({"snapshot_path": "f.state", "mem_socket_path": "f.sock", "clones": clones})
+}
+
+fn load() -> Value {
+    let memory = json!({"backend_type": "Uffd", "backend_path": "f.sock"});
+    json!({"snapshot_path": "f.state", "mem_backend": memory, "resume_vm": true})
+}
+
+/// Of `dirty`: the last round that it has told of. Nothing was wrong.
+#[track_caller]
+fn round(text: &str) -> Option<u64> {
+    let (whole, _) = text.rsplit_once('\n')?;
+    let rounds = whole.lines().filter_map(|line| line.strip_prefix("round "));
+    let mut last = None;
+    for line in rounds {
+        let (round, rest) = line.split_once(' ').expect(line);
+        assert!(rest.starts_with("wrong 0 gap_us "), "{line}");
+        last = Some(round.parse().expect(line));
+    }
+    last
+}
+
+fn wait_for_round(process: &Process, least: u64) -> u64 {
+    process.wait_stdout(|text| round(text).filter(|last| *last >= least))
+}
+
+/// The round that it tells of in its next lines.
+fn next_round(process: &Process) -> u64 {
+    let lines = |text: &str| text.matches('\n').count();
+    let now = lines(&process.stdout());
+    process.wait_stdout(|text| round(text).filter(|_| lines(text) > now + 1))
+}
+
+/// Processes that the monitor has made and that it has not reaped.
+fn children(process: &Process) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
+    let children = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    children.map(|text| text.split_whitespace().count()).sum()
+}
+
+fn wait_for_no_child(process: &Process) {
+    wait_for("the end of frozen memory", || {
+        (children(process) == 0).then_some(())
+    });
+}
+
+#[test]
+fn four_clones_begin_where_the_machine_stood_which_goes_on() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 64, "dirty -- 8 20");
+    let before = wait_for_round(&process, 2);
+    let clones: Vec<(Api, Process)> = (0..4)
+        .map(|number| Api::start(&scratch, &format!("clone{number}"), &[]))
+        .collect();
+    api.put("/fork", &fork(4));
+    let after = next_round(&process);
+    thread::scope(|scope| {
+        for (api, _) in &clones {
+            scope.spawn(move || api.put("/snapshot/load", &load()));
+        }
+    });
+    let mut seeds = BTreeSet::new();
+    for (_, clone) in clones {
+        let (restored, seed): (u64, String) = clone.wait_stdout(|text| {
+            let (line, _) = text.split_once('\n')?;
+            let (round, seed) = line
+                .strip_prefix("restored at round ")?
+                .split_once(" seed ")?;
+            Some((round.parse().expect(line), seed.to_owned()))
+        });
+        assert!(
+            (before..=after).contains(&restored),
+            "{before} {restored} {after}"
+        );
+        assert!(seeds.insert(seed), "two have the same random numbers");
+        // A whole round later each page has been looked at.
+        let _ = wait_for_round(&clone, restored + 2);
+        let _ = clone.end();
+    }
+    wait_for_no_child(&process);
+    assert!(!scratch.path("f.sock").exists());
+    let _ = wait_for_round(&process, after + 2);
+    assert_eq!(process.stderr(), "");
+    let _ = process.end();
+}
+
+#[test]
+fn lightv_fork_gives_as_many_copies_as_are_asked_for_or_none() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let config = machine::config(&scratch.guest_kernel(), "tick -- 0 5");
+    let config = scratch.config("vm.json", &config);
+    let (_, process) = Api::start(&scratch, "web", &["--config", &config]);
+    process.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    let forked = scratch.run(&["fork", "web", "-n", "3"]).with_code(0);
+    let names: BTreeSet<&str> = forked.stdout.lines().collect();
+    assert_eq!(names, BTreeSet::from(["web-2", "web-3", "web-4"]));
+    for name in &names {
+        wait_for("ticks of a copy", || {
+            let log = scratch.run(&["logs", name]).with_code(0).stdout;
+            (log.matches("tick ").count() > 2).then_some(())
+        });
+        let _ = scratch.run(&["stop", name]).with_code(0);
+    }
+    wait_for_no_child(&process);
+    for (args, words) in [
+        (&["fork", "nobody"][..], "no microVM nobody"),
+        (&["fork", "web", "-n", "0"], "0"),
+        (&["fork", "web", "--name", "a_b"], "letters"),
+        (&["fork", "web", "--net", "eth9=tap0"], "eth9"),
+    ] {
+        let refused = scratch.run(args);
+        assert!(
+            refused.code != 0 && refused.stderr.contains(words),
+            "{refused:?}"
+        );
+    }
+    wait_for("the end of copies that were refused", || {
+        (processes_in(scratch.folder()).len() == 1).then_some(())
+    });
+    let _ = process.end();
+}
+
+#[test]
+fn twenty_forks_leave_nothing_in_the_machine() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 32, "tick -- 0 5");
+    process.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
+    let mut curve = Curve::of("forks", process.pid());
+    curve.follow(20, 5, |_| {
+        api.put("/fork", &fork(1));
+        let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+        clone_api.put("/snapshot/load", &load());
+        clone.wait_stdout(|text| text.contains("tick").then_some(()));
+        let _ = clone.end();
+        wait_for_no_child(&process);
+    });
+    curve.assert_flat();
+    assert!(!scratch.path("f.sock").exists());
+    let _ = process.end();
+    wait_for("the end of all", || {
+        processes_in(scratch.folder()).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn frozen_memory_outlives_its_machine_and_what_kills_it_is_told() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 64, "dirty -- 8 20");
+    let _ = wait_for_round(&process, 2);
+    api.put("/fork", &fork(2));
+    // Nonsense is nobody's business; one says that he does not come.
+    let connect = || UnixStream::connect(scratch.path("f.sock")).expect("a socket");
+    let mut stranger = connect();
+    stranger.write_all(b"[{}]").expect("a word");
+    drop(stranger);
+    drop(connect());
+    let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+    let _ = process.end();
+    clone_api.put("/snapshot/load", &load());
+    clone.wait_stdout(|text| text.starts_with("restored").then_some(()));
+    let now = wait_for_round(&clone, 0);
+    let _ = wait_for_round(&clone, now + 2);
+    wait_for("the end of frozen memory", || {
+        (processes_in(scratch.folder()).len() == 1).then_some(())
+    });
+    // A clone is saved like any other machine, but not while it runs: its memory came from elsewhere.
+    let answer = clone_api.call("PUT", "/fork", &fork(1));
+    assert!(answer.fault().contains("userfaultfd"), "{answer:?}");
+    let _ = clone.end();
+
+    let (api, process) = start(&scratch, 32, "tick -- 0 5");
+    api.put("/fork", &fork(1));
+    let children = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
+    let pids: Vec<String> = children
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let [pid] = pids.as_slice() else {
+        panic!("{pids:?}")
+    };
+    let pid = rustix::process::Pid::from_raw(pid.parse().expect("a number")).expect("a pid");
+    rustix::process::kill_process(pid, Signal::KILL).expect("a signal");
+    process.wait_stderr(|text| text.contains("ended by signal 9").then_some(()));
+    wait_for_no_child(&process);
+    assert!(!scratch.path("f.sock").exists());
+    process.wait_stdout(|text| text.contains("tick 3\n").then_some(()));
+    for (body, words) in [
+        (
+            json!({"snapshot_path": "f.state", "mem_socket_path": "vm.json"}),
+            "no socket",
+        ),
+        (
+            json!({"snapshot_path": "vm.json", "mem_socket_path": "g.sock"}),
+            "not a LightV image",
+        ),
+        (
+            json!({"snapshot_path": "f.state", "mem_socket_path": "g.sock", "clones": 0}),
+            "1–1000",
+        ),
+    ] {
+        let answer = api.call("PUT", "/fork", &body);
+        assert!(answer.fault().contains(words), "{body}: {answer:?}");
+        assert!(!scratch.path("g.sock").exists(), "{body}");
+    }
+    let _ = process.end();
+}
