@@ -15,6 +15,7 @@ pub mod cmdline;
 pub mod control;
 pub mod doorbell;
 pub mod end;
+pub mod exec;
 pub mod fresh;
 pub mod hold;
 pub mod line;
@@ -44,6 +45,7 @@ use rustix::process::Pid;
 use rustix::system::RebootCommand;
 
 use crate::control::Orders;
+use crate::exec::Server;
 use crate::message::say;
 use crate::ports::Ports;
 use crate::program::Program;
@@ -98,6 +100,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
     };
     // Before the program is started: when it waits, everything else has been done.
     let button = button::open();
+    let exec = Server::listen(page);
     let (program, listener) = match ready::start(identity, program, &ports)? {
         Started::Running(pid) => (pid, None),
         Started::Awaited(pid, listener) => (pid, Some(listener)),
@@ -109,6 +112,7 @@ fn run() -> Result<Infallible, Box<dyn Error>> {
         orders: agent,
         button,
         listener,
+        exec,
     };
     Ok(duty.serve()?)
 }

@@ -108,7 +108,7 @@ fn put(path: &str, to: fn(OwnedFd) -> Result<(), Errno>) -> Result<(), OpenPortE
 }
 
 /// Names in a folder; none when it is not there.
-fn entries(folder: &str) -> Vec<String> {
+pub(crate) fn entries(folder: &str) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| entry.file_name().into_string().ok())

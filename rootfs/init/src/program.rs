@@ -155,11 +155,7 @@ impl Program {
         if self.has_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at("terminal"))?;
         }
-        let files = Rlimit {
-            current: Some(1024),
-            maximum: Some(OPEN_FILES_MAX),
-        };
-        rustix::process::setrlimit(Resource::Nofile, files).map_err(at("limits"))?;
+        limit_files().map_err(at("limits"))?;
         rustix::process::chdir(&*self.workdir).map_err(at(&self.workdir))?;
         let Account {
             uid, gid, groups, ..
@@ -173,14 +169,23 @@ impl Program {
     }
 }
 
+/// As many open files as are usual, and room to ask for more.
+pub(crate) fn limit_files() -> Result<(), Errno> {
+    let files = Rlimit {
+        current: Some(1024),
+        maximum: Some(OPEN_FILES_MAX),
+    };
+    rustix::process::setrlimit(Resource::Nofile, files)
+}
+
 /// What the orders' strings are: they end at a NUL.
-fn c_string(bytes: &[u8]) -> CString {
+pub(crate) fn c_string(bytes: &[u8]) -> CString {
     let end = bytes.iter().position(|byte| *byte == 0);
     CString::new(&bytes[..end.unwrap_or(bytes.len())]).unwrap_or_default()
 }
 
 /// The run's environment, and what every program may rely on.
-fn environment<'a>(
+pub(crate) fn environment<'a>(
     given: impl Iterator<Item = &'a [u8]>,
     home: &str,
     has_terminal: bool,
@@ -197,13 +202,13 @@ fn environment<'a>(
 }
 
 /// Value of the variable `name`.
-fn value<'a>(env: &'a [CString], name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn value<'a>(env: &'a [CString], name: &[u8]) -> Option<&'a [u8]> {
     let of = |entry: &'a CString| entry.to_bytes().strip_prefix(name)?.strip_prefix(b"=");
     env.iter().find_map(of)
 }
 
 /// The files that `name` may mean: itself when it has a slash, else one in each folder of `path`.
-fn candidates(name: &CStr, path: &[u8]) -> Vec<CString> {
+pub(crate) fn candidates(name: &CStr, path: &[u8]) -> Vec<CString> {
     let bytes = name.to_bytes();
     if bytes.is_empty() {
         return Vec::new();

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions};
 
 use crate::button;
 use crate::end;
+use crate::exec::{Server, Token};
 use crate::hold::ended;
 use crate::line::Lines;
 use crate::message::say;
@@ -47,13 +48,16 @@ pub struct Duty {
     pub button: Option<File>,
     /// Who looks whether the program listens.
     pub listener: Option<Box<Listener>>,
+    /// Who starts programs of the host's.
+    pub exec: Option<Server>,
 }
 
 /// Which of the files that [`Duty`] has are ready.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Awake {
     orders: PollFlags,
     button: PollFlags,
+    exec: Vec<Token>,
 }
 
 impl Duty {
@@ -71,7 +75,9 @@ impl Duty {
                 deaf_until = None;
             }
             let pause = self.listener.as_ref().map(|_| now + LISTEN_PAUSE);
-            let wake_at = [kill_at, deaf_until, pause].into_iter().flatten().min();
+            let exec = self.exec.as_ref().and_then(Server::wake_at);
+            let wake_at = [kill_at, deaf_until, pause, exec];
+            let wake_at = wake_at.into_iter().flatten().min();
             let timeout = wake_at.map(|at| at.saturating_duration_since(now));
             let awake = self.wait(timeout, deaf_until.is_some())?;
             while let Some(signal) = self.signals.take() {
@@ -80,6 +86,9 @@ impl Duty {
                 }
             }
             self.bury();
+            if let Some(exec) = &mut self.exec {
+                exec.serve(&awake.exec);
+            }
             if awake.orders.contains(PollFlags::IN) {
                 self.hand_on(&mut lines);
             } else if awake.orders.intersects(PollFlags::HUP | PollFlags::ERR) {
@@ -104,6 +113,12 @@ impl Duty {
         for file in [orders, self.button.as_ref()].into_iter().flatten() {
             fds.push(PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN));
         }
+        let exec = self.exec.as_ref().map(Server::interests);
+        let exec = exec.unwrap_or_default();
+        let waited = exec
+            .iter()
+            .map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.events));
+        fds.extend(waited);
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -114,19 +129,27 @@ impl Duty {
             let result = file.and_then(|_| results.next());
             result.unwrap_or(PollFlags::empty())
         };
+        let (orders, button) = (of(orders), of(self.button.as_ref()));
+        let exec = exec.iter().zip(results);
+        let exec = exec.filter(|(_, result)| !result.is_empty());
         Ok(Awake {
-            orders: of(orders),
-            button: of(self.button.as_ref()),
+            orders,
+            button,
+            exec: exec.map(|(interest, _)| interest.token).collect(),
         })
     }
 
     /// Buries all processes that have ended, whoever's they were. When the program is among them, the machine ends.
-    fn bury(&self) {
+    fn bury(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if pid == self.program
-                && let Some(status) = ended(status)
-            {
+            let Some(status) = ended(status) else {
+                continue;
+            };
+            if pid == self.program {
                 end::with_status(status);
+            }
+            if let Some(exec) = &mut self.exec {
+                exec.ended(pid, status);
             }
         }
     }

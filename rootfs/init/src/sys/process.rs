@@ -15,13 +15,15 @@ pub enum Side {
     Parent(Pid),
 }
 
-/// Makes a copy of this process, which must have one thread: then the copy may do what the process may.
+/// Makes a copy of this process. While it has one thread, the copy may do what the process may. Beside the doorbell's thread it
+/// may make system calls and nothing else: it takes no lock and no memory until it is another program.
 ///
 /// # Errors
 /// Those of `fork`.
 pub fn fork() -> io::Result<Side> {
-    // SAFETY: the agent has one thread whenever it starts a program (that of the doorbell comes later), so no lock is held
-    // by a thread that the copy does not have.
+    // SAFETY: the machine's own program is started while the agent has one thread, so no lock is held by a thread that the
+    // copy does not have. Programs that the host starts (`exec::launch`) may come while the doorbell's thread waits: their
+    // copies take no lock, as all that they need is made before.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
         return Err(io::Error::last_os_error());

@@ -91,3 +91,9 @@ pub fn send(pid: Pid, signal: i32) {
     // SAFETY: no memory is involved.
     let _ = unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
 }
+
+/// Sends `signal` to all processes of the group that `leader` leads. A group that is gone, or a number that is none, is ignored.
+pub fn send_to_group(leader: Pid, signal: i32) {
+    // SAFETY: no memory is involved.
+    let _ = unsafe { libc::kill(-leader.as_raw_nonzero().get(), signal) };
+}

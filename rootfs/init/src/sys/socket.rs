@@ -1,4 +1,4 @@
-//! Sockets that the standard library does not have: route netlink, and packets.
+//! Sockets that the standard library does not have: route netlink, packets, and streams of vsock.
 
 use std::io;
 use std::mem::{size_of, zeroed};
@@ -86,4 +86,59 @@ pub fn send_frame(socket: &OwnedFd, index: i32, frame: &[u8]) -> io::Result<()> 
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Length of a vsock address.
+fn vm_length() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<libc::sockaddr_vm>()).unwrap_or_default()
+}
+
+/// A socket that listens on `port` of vsock, for up to `backlog` clients that wait; it does not block.
+///
+/// # Errors
+/// Those of `socket`, `bind` and `listen`.
+pub fn listen_vsock(port: u32, backlog: i32) -> io::Result<OwnedFd> {
+    let socket = open(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0)?;
+    // SAFETY: plain numbers, for which 0 is a value.
+    let mut address: libc::sockaddr_vm = unsafe { zeroed() };
+    address.svm_family = u16::try_from(libc::AF_VSOCK).unwrap_or_default();
+    address.svm_cid = libc::VMADDR_CID_ANY;
+    address.svm_port = port;
+    // SAFETY: the pointer has the length that is given, and is only read.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), vm_length()) };
+    if bound < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no memory is involved.
+    let listens = unsafe { libc::listen(socket.as_raw_fd(), backlog) };
+    if listens < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket)
+}
+
+/// The next client of a socket of [`listen_vsock`], on a socket that does not block, and its context id.
+///
+/// # Errors
+/// Those of `accept4`; EAGAIN when none waits.
+pub fn accept_vsock(listener: &OwnedFd) -> io::Result<(OwnedFd, u32)> {
+    // SAFETY: plain numbers, for which 0 is a value.
+    let mut peer: libc::sockaddr_vm = unsafe { zeroed() };
+    let mut length = vm_length();
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: both pointers are ours alone, and `length` is what `peer` has room for.
+    let fd = unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            (&raw mut peer).cast(),
+            &raw mut length,
+            flags,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nothing else owns.
+    let stream = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok((stream, peer.svm_cid))
 }
