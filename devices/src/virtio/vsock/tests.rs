@@ -447,6 +447,21 @@ fn a_driver_that_does_not_look_at_events_is_not_waited_for() {
 }
 
 #[test]
+fn a_guest_without_connections_is_told_nothing_and_clients_need_not_wait() {
+    let mut bench = Bench::new();
+    let event_at = bench.machine.alloc(16);
+    bench.machine.add(EVENT_QUEUE, &[writable(event_at, 4)]);
+    bench.machine.kick(EVENT_QUEUE);
+    let mut bench = bench.restore();
+    assert!(bench.machine.take_used(EVENT_QUEUE).is_none());
+    let mut client = UnixStream::connect(bench.path("v")).unwrap();
+    client.write_all(b"CONNECT 52\n").unwrap();
+    bench.lend(1);
+    bench.machine.serve_backend(1);
+    assert_eq!(bench.take_op(), Some(op::REQUEST));
+}
+
+#[test]
 fn a_device_that_never_had_a_driver_has_nothing_to_tell() {
     let folder = tempfile::tempdir().unwrap();
     let DeviceState::Vsock(state) = device(&folder).save() else {
