@@ -47,6 +47,10 @@ pub struct VmSpec {
     /// LightV's own: a console for the guest's standard streams and terminal. Without it there is the serial port alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleSpec>,
+    /// LightV's own: programs can be started in the running guest, by its agent (docs/exec.md). A machine without `vsock` gets
+    /// one for it, whose socket lies in the runtime directory: each run has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<ExecSpec>,
     /// LightV's own: what the guest learns of this run from the control device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<RunSpec>,
@@ -80,6 +84,11 @@ pub struct VmSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConsoleSpec {}
+
+/// `exec`: LightV's own addition. Nothing is to be chosen yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecSpec {}
 
 /// `run`: LightV's own addition. Arguments, environment and the agent's orders together are at most 61,440
 /// bytes.

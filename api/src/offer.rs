@@ -78,6 +78,7 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         network_interfaces: _,
         entropy: _,
         console: _,
+        exec,
         run: _,
         vsock,
         balloon,
@@ -89,6 +90,7 @@ pub fn missing(spec: &VmSpec, lacking: &[Feature]) -> Vec<Asked> {
         memory_hotplug,
     } = spec;
     list.set(Feature::Vsock, "vsock", vsock.is_some());
+    list.set(Feature::Vsock, "exec", exec.is_some());
     list.set(Feature::Balloon, "balloon", balloon.is_some());
     let hotplug = memory_hotplug.is_some();
     list.set(Feature::MemoryHotplug, "memory-hotplug", hotplug);

@@ -18,6 +18,9 @@ pub struct VmRecord {
     pub start_ticks: u64,
     /// The REST API's socket, if it is served.
     pub api_socket: Option<PathBuf>,
+    /// The socket of its vsock, if it was known when this was written: a client of the REST API may name another later.
+    #[serde(default)]
+    pub vsock_socket: Option<PathBuf>,
     /// Image, configuration or snapshot that it was started with; `None` for one that was configured by requests.
     pub source: Option<PathBuf>,
     /// Where the guest's output goes, if it was started in the background.

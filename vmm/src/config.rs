@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, NetSpec, VmSpec};
+use lightv_api::config::{BootSource, DEFAULT_BOOT_ARGS, DriveSpec, ExecSpec, NetSpec, VmSpec};
 use lightv_api::contract::balloon::BalloonSpec;
 use lightv_api::contract::drive;
 use lightv_api::contract::vsock::VsockSpec;
@@ -31,7 +31,7 @@ pub use self::net::{BadPublish, NetHost, Protocol, Publish, UserNetConfig};
 pub use self::overlay::OverlayConfig;
 
 use crate::arch::host::cpu_template::CpuTemplate;
-use crate::limits;
+use crate::{limits, runtime_dir};
 
 /// One rule that the configuration breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +158,19 @@ pub struct VsockConfig {
     pub guest_cid: u32,
     /// Where clients of the host connect.
     pub path: PathBuf,
+    /// Whether that is in the runtime directory, because nobody has named it.
+    pub is_in_runtime_dir: bool,
+}
+
+impl VsockConfig {
+    /// For `exec` alone: each process has a socket of its own.
+    fn of_exec() -> Self {
+        Self {
+            guest_cid: *GUEST_CIDS.start(),
+            path: runtime_dir::folder().join(runtime_dir::vsock_name(std::process::id())),
+            is_in_runtime_dir: true,
+        }
+    }
 }
 
 /// A machine that can be built.
@@ -193,7 +206,8 @@ impl MachineConfig {
         let vsock = spec
             .vsock
             .as_ref()
-            .map(|vsock| prove_vsock(vsock, &mut faults));
+            .map(|vsock| prove_vsock(vsock, &mut faults))
+            .or_else(|| spec.exec.as_ref().map(|ExecSpec {}| VsockConfig::of_exec()));
         let mmds = spec.mmds_config.as_ref();
         let mmds = mmds.map(|mmds| mmds::prove(mmds, &nets, &mut faults));
         if let Some(agent) = spec.run.as_ref().and_then(|run| run.agent.as_ref()) {
@@ -655,6 +669,7 @@ fn prove_vsock(spec: &VsockSpec, faults: &mut Faults) -> VsockConfig {
     VsockConfig {
         guest_cid: spec.guest_cid,
         path: spec.uds_path.clone(),
+        is_in_runtime_dir: false,
     }
 }
 

@@ -242,3 +242,17 @@ fn unknown_fields_are_refused() {
         assert!(error.contains("unknown field"), "{error}");
     }
 }
+
+#[test]
+fn a_machine_for_exec_has_a_socket_of_its_own_unless_one_is_named() {
+    let own = prove(r#"{"exec":{}}"#).unwrap();
+    let vsock = own.vsock().unwrap();
+    let name = format!("{}.vsock", std::process::id());
+    assert!(
+        vsock.is_in_runtime_dir && vsock.path.ends_with(name),
+        "{vsock:?}"
+    );
+    let named = prove(r#"{"exec":{},"vsock":{"guest_cid":7,"uds_path":"v"}}"#).unwrap();
+    let vsock = named.vsock().unwrap();
+    assert!(!vsock.is_in_runtime_dir && vsock.guest_cid == 7);
+}

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use lightv_api::config::{DriveSpec, RunSpec, VmSpec};
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::net::NetHost;
+use lightv_api::contract::vsock::VsockSpec;
+use lightv_devices::virtio::vsock::GUEST_CIDS;
 
 use crate::cmdline;
 use crate::config::{ConfigFault, ConfigFaults};
@@ -79,6 +81,7 @@ impl Overrides {
         if let Some(path) = self.vsock {
             match &mut spec.vsock {
                 Some(vsock) => vsock.uds_path = path,
+                None if spec.exec.is_some() => spec.vsock = Some(vsock_of_exec(path)),
                 None => faults.push(no_vsock(vsock_field)),
             }
         }
@@ -199,6 +202,15 @@ fn other_cpu(asked: CpuSpec, spec: &VmSpec) -> Option<ConfigFault> {
         allowed: "nothing, or the same: a snapshot goes on with the CPU that it was booted with"
             .to_owned(),
     })
+}
+
+/// What a machine has for `exec` alone, with a socket that is named.
+fn vsock_of_exec(uds_path: PathBuf) -> VsockSpec {
+    VsockSpec {
+        guest_cid: *GUEST_CIDS.start(),
+        uds_path,
+        vsock_id: None,
+    }
 }
 
 fn no_vsock(field: &str) -> ConfigFault {
@@ -387,10 +399,14 @@ mod tests {
         );
         let mut changed = spec();
         changed.vsock = serde_json::from_str(r#"{"guest_cid":5,"uds_path":"a.sock"}"#).unwrap();
-        overrides.apply(&mut changed, true).unwrap();
+        overrides.clone().apply(&mut changed, true).unwrap();
         let vsock = changed.vsock.unwrap();
         assert_eq!(vsock.uds_path, PathBuf::from("b.sock"));
         assert_eq!(vsock.guest_cid, 5);
+        let mut changed = spec();
+        changed.exec = serde_json::from_str("{}").unwrap();
+        overrides.apply(&mut changed, true).unwrap();
+        assert_eq!(changed.vsock.unwrap().uds_path, PathBuf::from("b.sock"));
     }
 
     #[test]

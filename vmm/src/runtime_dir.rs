@@ -104,6 +104,7 @@ struct Announced {
     id: String,
     source: Option<PathBuf>,
     api_socket: Option<PathBuf>,
+    vsock_socket: Option<PathBuf>,
     started: SystemTime,
 }
 
@@ -113,8 +114,16 @@ pub fn announce(id: &str, source: Option<&Path>, api_socket: Option<&Path>) {
         id: id.to_owned(),
         source: source.map(Path::to_owned),
         api_socket: api_socket.map(Path::to_owned),
+        vsock_socket: None,
         started: SystemTime::now(),
     });
+}
+
+/// The same of the socket of its vsock, once there is one. Makes no system call.
+pub fn announce_vsock(path: &Path) {
+    if let Some(announced) = &mut *lock(&ANNOUNCED) {
+        announced.vsock_socket = Some(path.to_owned());
+    }
 }
 
 /// Who registers this process, if it does not do it itself.
@@ -156,6 +165,7 @@ fn register(announced: Announced, pid: u32) -> Result<(), RegisterError> {
         pid_namespace: pid_namespace(),
         start_ticks: start_ticks(pid).unwrap_or(0),
         api_socket: announced.api_socket.map(absolute),
+        vsock_socket: announced.vsock_socket.map(absolute),
         source: announced.source.map(absolute),
         log: is_our_output(&log).then_some(log),
         started_unix_s: since_1970.map_or(0, |time| time.as_secs()),
@@ -170,6 +180,13 @@ fn register(announced: Announced, pid: u32) -> Result<(), RegisterError> {
         file.publish_unsynced()?;
         Ok(((), move || drop(fs::remove_file(path))))
     })
+}
+
+/// Name of the socket in the directory by which programs are started in the guest of the process `pid`, if its configuration
+/// has `exec` and names no other.
+#[must_use]
+pub fn vsock_name(pid: u32) -> String {
+    format!("{pid}.vsock")
 }
 
 /// Name of the file in the directory to which the output of a machine in the background goes.
@@ -212,7 +229,8 @@ pub fn list() -> Result<Vec<VmRecord>, ListError> {
         if is_alive(&record) {
             records.push(record);
         } else {
-            // Somebody else may have taken it away.
+            // Somebody else may have taken them away.
+            let _ = fs::remove_file(folder.join(vsock_name(record.pid)));
             let _ = fs::remove_file(&path);
         }
     }
@@ -286,6 +304,7 @@ mod tests {
             pid_namespace: 0,
             start_ticks,
             api_socket: None,
+            vsock_socket: None,
             source: None,
             log: None,
             started_unix_s: 0,

@@ -97,6 +97,7 @@ mod tests {
             pid_namespace: 0,
             start_ticks: 0,
             api_socket: None,
+            vsock_socket: None,
             source: None,
             log: None,
             started_unix_s: 0,

@@ -10,6 +10,7 @@ use lightv_devices::virtio::net::OpenTapError;
 use lightv_devices::virtio::transport_state::RestoreTransportError;
 
 use crate::listen::ListenError;
+use crate::runtime_dir::RegisterError;
 use crate::user_net::UserNetError;
 use crate::vm::VmError;
 
@@ -152,6 +153,11 @@ pub enum DeviceSetError {
         "vsock: the snapshot's socket cannot be made; another can be named by vsock_override, or --vsock"
     )]
     RestoreVsock(#[source] ListenError),
+    /// There is no runtime directory for it.
+    #[error(
+        "exec: its socket lies in the runtime directory; another place can be named by --vsock"
+    )]
+    RuntimeDir(#[source] RegisterError),
     /// There are no descriptors left.
     #[error("vsock cannot wait for its clients")]
     WatchVsock(#[source] io::Error),
@@ -177,6 +183,7 @@ impl DeviceSetError {
                 | Self::Streams(_)
                 | Self::BalloonTimer(_)
                 | Self::WatchVsock(_)
+                | Self::RuntimeDir(_)
                 | Self::Overlay {
                     cause: OverlayError::Memory(_),
                     ..

@@ -24,6 +24,7 @@ use crate::listen::{ListenError, SocketFile};
 use crate::output::GuestOutput;
 use crate::reclaim::Reclaimer;
 use crate::report;
+use crate::runtime_dir;
 use crate::sys::process;
 use crate::terminal;
 use crate::user_net;
@@ -340,8 +341,14 @@ fn open_vsock(
 ) -> Result<(Vsock, Arc<SocketFile>), DeviceSetError> {
     let socket = match held.and_then(|held| held.vsock.take(&config.path)) {
         Some(socket) => socket,
-        None => vsock_socket::open(&config.path).map_err(refused)?,
+        None => {
+            if config.is_in_runtime_dir {
+                runtime_dir::ensure_folder().map_err(DeviceSetError::RuntimeDir)?;
+            }
+            vsock_socket::open(&config.path).map_err(refused)?
+        }
     };
+    runtime_dir::announce_vsock(&config.path);
     process::allow_files(limits::FILES_WITH_VSOCK);
     let (id, cid) = (VSOCK_ID.to_owned(), config.guest_cid);
     let device = Vsock::new(id, cid, &config.path, socket.listener);

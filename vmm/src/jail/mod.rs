@@ -102,6 +102,11 @@ pub enum JailError {
         /// The tap.
         tap: String,
     },
+    /// A socket that would be in the runtime directory.
+    #[error(
+        "exec: its socket would lie in the runtime directory, which a jail does not have: name another place with --vsock PATH"
+    )]
+    ExecSocket,
     /// A network in user space that could not be started.
     #[error("Cannot connect network interface {id}")]
     UserNet {
@@ -173,7 +178,7 @@ impl JailError {
             Self::Prepare(cause) => cause.exit_status(),
             Self::Listen(_) => exit::FAILURE,
             Self::NotRoot { .. } | Self::WholeHost => exit::BAD_ARGUMENTS,
-            Self::TapOutside { .. } => exit::BAD_CONFIG,
+            Self::TapOutside { .. } | Self::ExecSocket => exit::BAD_CONFIG,
             _ => exit::HOST_FAILURE,
         }
     }
@@ -366,6 +371,9 @@ impl Site {
         identity: Identity,
         spec: Option<&VmSpec>,
     ) -> Result<Self, JailError> {
+        if spec.is_some_and(|spec| spec.exec.is_some() && spec.vsock.is_none()) {
+            return Err(JailError::ExecSocket);
+        }
         close_inherited(&fds_of(spec)).map_err(JailError::step_of(
             "close descriptors that it was started with",
         ))?;
