@@ -44,6 +44,8 @@ pub struct BuildFile {
     pub user: Option<String>,
     /// Host name.
     pub hostname: Option<String>,
+    /// Whether programs can be started in it while it runs.
+    pub exec: Option<bool>,
     /// Guest memory in MiB.
     pub memory: Option<u64>,
     /// Number of vCPUs.

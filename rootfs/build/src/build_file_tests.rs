@@ -28,6 +28,7 @@ cmd = "echo hello"
 workdir = "/srv"
 user = "app"
 hostname = "web"
+exec = true
 memory = 256
 vcpus = 2
 kernel = "/boot/vmlinux"
@@ -58,6 +59,7 @@ owner = "7"
         workdir: Some("/srv".into()),
         user: Some("app".into()),
         hostname: Some("web".into()),
+        exec: Some(true),
         memory: Some(256),
         vcpus: Some(2),
         kernel: Some("/boot/vmlinux".into()),

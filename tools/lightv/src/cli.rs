@@ -15,6 +15,7 @@ use crate::cmd::completions::CompletionsArgs;
 use crate::cmd::disk::DiskArgs;
 use crate::cmd::doctor::DoctorArgs;
 use crate::cmd::fork::ForkArgs;
+use crate::cmd::exec::ExecArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
 use crate::cmd::kernel::KernelArgs;
@@ -29,7 +30,7 @@ use crate::cmd::snapshot::SnapshotArgs;
 use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop,
+    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop,
 };
 use crate::failure::Failure;
 
@@ -66,6 +67,7 @@ enum Command {
     Resume(ResumeArgs),
     Stop(StopArgs),
     Logs(LogsArgs),
+    Exec(ExecArgs),
     Snapshot(SnapshotArgs),
     Fork(ForkArgs),
     Disk(DiskArgs),
@@ -97,6 +99,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Resume(args) => pause::resume(&args),
         Command::Stop(args) => stop::run(&args),
         Command::Logs(args) => logs::run(&args),
+        Command::Exec(args) => exec::run(args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Fork(args) => fork::run(&args),
         Command::Disk(args) => disk::run(&args),
@@ -181,6 +184,10 @@ mod tests {
             "lightv build hello",
             "lightv inspect",
             "lightv inspect a.lv --pid 3",
+            "lightv exec",
+            "lightv exec vm",
+            "lightv exec vm ls",
+            "lightv exec vm --",
         ] {
             let error = parse_words(line).expect_err(line);
             assert_ne!(error.exit_code(), 0, "{line}");

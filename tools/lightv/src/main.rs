@@ -11,6 +11,7 @@ mod cache_folder;
 mod cli;
 mod cmd;
 mod embedded;
+mod exec;
 mod failure;
 mod monitor;
 mod rootfs;

@@ -5,7 +5,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use lightv_api::config::{
-    AgentSpec, BootSource, ConsoleSpec, DriveSpec, InterfaceSpec, Ready, RunSpec, VmSpec, Writable,
+    AgentSpec, BootSource, ConsoleSpec, DriveSpec, ExecSpec, InterfaceSpec, Ready, RunSpec, VmSpec,
+    Writable,
 };
 use lightv_api::exit;
 use lightv_contract::AGENT_PATH;
@@ -46,6 +47,8 @@ pub(crate) struct RootfsPlan {
     pub(crate) user: Option<String>,
     pub(crate) hostname: Option<String>,
     pub(crate) network: Vec<InterfaceSpec>,
+    /// Whether programs can be started in it while it runs.
+    pub(crate) has_exec: bool,
     pub(crate) ready: Ready,
     pub(crate) writable: Writable,
     /// `None`: [`find_kernel`].
@@ -122,6 +125,7 @@ pub(crate) fn add(plan: RootfsPlan, work: &Path, spec: &mut VmSpec) -> Result<()
     };
     spec.drives.insert(0, root);
     spec.console = Some(ConsoleSpec::default());
+    spec.exec = plan.has_exec.then(ExecSpec::default);
     spec.run = Some(run_spec(plan, built.settings)?);
     Ok(())
 }

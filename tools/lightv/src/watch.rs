@@ -114,7 +114,8 @@ impl Watch {
     }
 }
 
-fn listen(signal: Signal) -> io::Result<(Signal, UnixStream)> {
+/// Has `signal` come through a pipe from here on, a byte each time; reading does not block.
+pub(crate) fn listen(signal: Signal) -> io::Result<(Signal, UnixStream)> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     pipe::register(signal.as_raw(), writer)?;

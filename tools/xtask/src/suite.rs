@@ -223,6 +223,8 @@ fn linux_tests(skip_log: &Path) -> Result<Run, TaskError> {
             "--test",
             "agent",
             "--test",
+            "exec",
+            "--test",
             "linux_console",
             "--test",
             "linux_images",

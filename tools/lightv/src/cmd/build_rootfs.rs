@@ -34,6 +34,9 @@ pub(crate) struct RootfsArgs {
     /// Who runs the program
     #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<String>,
+    /// Let programs be started in it while it runs (lightv exec); each run has a socket of its own for that
+    #[arg(long)]
+    exec: bool,
     /// Host name of the guest
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -144,6 +147,7 @@ impl RootfsArgs {
             workdir: self.workdir.or_else(|| file.workdir.clone()),
             user: self.user.or_else(|| file.user.clone()),
             hostname: self.hostname.or_else(|| file.hostname.clone()),
+            has_exec: self.exec || file.exec.unwrap_or(false),
             network: Vec::new(),
             ready: file.ready.unwrap_or_default(),
             writable: self.writable.or(size).unwrap_or_default(),

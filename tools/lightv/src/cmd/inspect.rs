@@ -155,6 +155,9 @@ fn write_config(out: &mut impl Write, config: &VmSpec) -> io::Result<()> {
     if config.console.is_some() {
         facts.push(("Console", "yes".into()));
     }
+    if config.exec.is_some() {
+        facts.push(("Exec", "yes".into()));
+    }
     if let Some(balloon) = &config.balloon {
         facts.push(("Balloon", format!("{} MiB", balloon.amount_mib)));
     }

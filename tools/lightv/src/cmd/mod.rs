@@ -8,6 +8,7 @@ pub(crate) mod completions;
 pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod fork;
+pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod kernel;
