@@ -4,8 +4,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::linux;
-use crate::process::{Finished, run};
+use crate::linux::{self, PATIENCE};
+use crate::process::{Finished, Process, run};
 use crate::scratch::Scratch;
 
 /// Debian's static busybox (package `busybox-static`).
@@ -69,11 +69,12 @@ pub fn static_rust(scratch: &Scratch, source: &str) -> PathBuf {
 /// When it cannot be built.
 #[must_use]
 pub fn build(scratch: &Scratch, out: &str, options: &[&str]) -> Finished {
-    let args = [&["build", "-o", out], options].concat();
-    run(scratch
-        .lightv(&args)
-        .env("LIGHTV_LINUX_KERNEL", linux::kernel()))
-    .with_code(0)
+    let seconds = PATIENCE.as_secs().to_string();
+    let args = [&["build", "--timeout", &seconds, "-o", out], options].concat();
+    let mut command = scratch.lightv(&args);
+    command.env("LIGHTV_LINUX_KERNEL", linux::kernel());
+    let process = Process::start(&mut command).with_deadline(PATIENCE);
+    process.finish().with_code(0)
 }
 
 /// Runs a recipe in `scratch`.
