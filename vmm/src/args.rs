@@ -112,6 +112,9 @@ pub struct Cli {
     /// Write where the time of the start went, as JSON, to standard error or a file.
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
     timings: Option<Option<PathBuf>>,
+    /// Count for the timings also what the start touches: page faults, exits by address, pages (docs/profile.md).
+    #[arg(long, requires = "timings")]
+    profile: bool,
     /// When the caller began, in nanoseconds of CLOCK_MONOTONIC, for --timings.
     #[arg(long, value_name = "NS")]
     started_at_ns: Option<u64>,
@@ -269,6 +272,8 @@ pub struct RunJob {
     pub confinement: Confinement,
     /// Where timings go.
     pub timings: Option<TimingsSink>,
+    /// Whether they say what the start touches.
+    pub is_profile: bool,
     /// When the caller began.
     pub started_at_ns: Option<u64>,
 }
@@ -297,6 +302,10 @@ impl Cli {
             return Err(
                 Self::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)
             );
+        }
+        if cli.profile && cli.api.job(is_firecracker).is_some() {
+            let text = "--profile cannot be used where the REST API is served: ask it for /metrics";
+            return Err(Self::command().error(clap::error::ErrorKind::ArgumentConflict, text));
         }
         if cli.api.metadata.is_some() && !names_work {
             let text =
@@ -430,6 +439,7 @@ impl Cli {
             timings: self
                 .timings
                 .map(|path| path.map_or(TimingsSink::Stderr, TimingsSink::File)),
+            is_profile: self.profile,
             started_at_ns: self.started_at_ns.or(by_us),
         })
     }

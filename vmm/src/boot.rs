@@ -31,7 +31,7 @@ use crate::snapshot::served::ServeMemoryError;
 use crate::stamps::{Stamps, Step};
 use crate::sys::cpu;
 use crate::tell_run::{GuestClock, TellRunError, run_facts};
-use crate::vm::VmError;
+use crate::vm::{NewVm, VmError};
 
 /// Why a machine could not be built. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -137,10 +137,8 @@ pub fn boot(
     ram.exclude_from_core_dumps();
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
-    let EmptyVm {
-        kvm,
-        vm: mut new_vm,
-    } = control.take_vm().map_err(BuildError::Vm)?;
+    stamps.mark("memory mapped");
+    let (kvm, mut new_vm) = take_vm(control, &stamps)?;
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
         .add_control_page(control_page.mapping())
@@ -148,6 +146,7 @@ pub fn boot(
     let vm = new_vm.seal().map_err(BuildError::Vm)?;
     stamps.step(Step::Sandbox);
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
+    stamps.mark("vcpus created");
     control.confine();
     let (sender, receiver) = event_channel().map_err(BuildError::Events)?;
     let output = GuestOutput::stdout();
@@ -164,9 +163,12 @@ pub fn boot(
         control_page: &control_page,
     };
     let devices = DeviceSet::create(&config, &around).map_err(BuildError::Devices)?;
+    stamps.mark("devices");
     write_boot_tables(&config, &ram, &devices)?;
     let entry = load(&config, boot, &files, &ram, &devices)?;
+    stamps.mark("kernel loaded");
     set_boot_state(&kvm, &vcpus, entry, config.cpu())?;
+    stamps.mark("vcpu state");
     let clock = GuestClock::of(vcpus.first());
     control_page
         .tell(run_facts(&config, 0, clock, host.is_tty))
@@ -194,6 +196,17 @@ pub fn boot(
         boot_files: files,
         stamps,
     })
+}
+
+/// KVM, and the empty VM that `control` has made; when it did is noted.
+///
+/// # Errors
+/// [`BuildError::Vm`].
+pub fn take_vm(control: &ControlThread, stamps: &Stamps) -> Result<(Kvm, NewVm), BuildError> {
+    let EmptyVm { kvm, vm, marks } = control.take_vm().map_err(BuildError::Vm)?;
+    stamps.marks_at(marks.thread.name().unwrap_or_default(), &marks.marks);
+    stamps.mark("vm");
+    Ok((kvm, vm))
 }
 
 /// The memory that the guest reads of its devices.

@@ -20,6 +20,7 @@ use lightv_devices::virtio::mmio::MmioFront;
 use crate::arch::host::{acpi, layout};
 use crate::boot_timer;
 use crate::event::StopReason;
+use crate::exits::{ExitKind, ExitPlaces};
 use crate::feed;
 use crate::lock::lock;
 use crate::output::GuestOutput;
@@ -37,34 +38,6 @@ pub enum Effect {
     RefreshClock,
     /// The machine ends.
     Stop(StopReason),
-}
-
-/// Why a vCPU left the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is named like KVM's exit")]
-pub enum ExitKind {
-    MmioRead,
-    MmioWrite,
-    IoIn,
-    IoOut,
-    SystemEvent,
-    /// A signal, or nothing that KVM asks for.
-    Interrupted,
-    /// The guest cannot go on.
-    Failed,
-}
-
-impl ExitKind {
-    /// All of them, with their names in metrics.
-    pub const ALL: [(Self, &'static str); 7] = [
-        (Self::MmioRead, "mmio_read"),
-        (Self::MmioWrite, "mmio_write"),
-        (Self::IoIn, "io_in"),
-        (Self::IoOut, "io_out"),
-        (Self::SystemEvent, "system_event"),
-        (Self::Interrupted, "interrupted"),
-        (Self::Failed, "failed"),
-    ];
 }
 
 /// How often the vCPUs left the guest, how long that was served, and accesses that went nowhere.
@@ -108,6 +81,8 @@ pub struct Bus {
     was_ready: AtomicBool,
     stamps: Arc<Stamps>,
     counters: BusCounters,
+    /// Of a run that is profiled.
+    exit_places: Option<ExitPlaces>,
 }
 
 impl BusCounters {
@@ -156,6 +131,7 @@ impl Bus {
             events: AtomicU8::new(0),
             park_at_ready: AtomicBool::new(false),
             was_ready: AtomicBool::new(false),
+            exit_places: stamps.is_profile().then(ExitPlaces::default),
             stamps,
             counters: BusCounters::default(),
         }
@@ -198,6 +174,12 @@ impl Bus {
     #[must_use]
     pub const fn counters(&self) -> &BusCounters {
         &self.counters
+    }
+
+    /// Where vCPUs leave the guest, if that is counted.
+    #[must_use]
+    pub const fn exit_places(&self) -> Option<&ExitPlaces> {
+        self.exit_places.as_ref()
     }
 
     /// A read of device memory. Where there is nothing, all bits are ones, as on a PC.

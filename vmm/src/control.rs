@@ -47,6 +47,7 @@ use crate::snapshot::vcpu_state::VcpuStateError;
 use crate::sys::process;
 use crate::sys::signal::{self, SignalFd};
 use crate::terminal;
+use crate::touched;
 use crate::vcpu::VcpuHandle;
 
 /// How often a vCPU that does not come out of the guest is signalled again.
@@ -343,7 +344,8 @@ impl Control {
                     None
                 }
                 Event::FirstOutput => {
-                    self.machine.stamps.write_report();
+                    let touched = touched::of(&self.machine);
+                    self.machine.stamps.write_report(touched);
                     None
                 }
                 Event::Ready => {

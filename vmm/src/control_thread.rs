@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
@@ -26,6 +26,7 @@ use crate::poller::{Poller, Token};
 use crate::report;
 use crate::sandbox::{self, ConfineError, Rules, ThreadKind, violation};
 use crate::seat::{PoolLink, Seat, Work};
+use crate::sys::process;
 use crate::sys::signal::{self, SignalFd};
 use crate::vm::{NewVm, VmError, open_kvm};
 
@@ -36,6 +37,20 @@ pub struct EmptyVm {
     pub kvm: Kvm,
     /// The VM.
     pub vm: NewVm,
+    /// When it was made, for [`Stamps::marks_at`](crate::stamps::Stamps::marks_at).
+    pub marks: VmMarks,
+}
+
+/// What a thread has done, and when (CLOCK_MONOTONIC, in nanoseconds).
+pub type Marks<const N: usize> = [(&'static str, u64); N];
+
+/// Who made a VM, and when.
+#[derive(Debug)]
+pub struct VmMarks {
+    /// The thread.
+    pub thread: Thread,
+    /// The steps.
+    pub marks: Marks<3>,
 }
 
 /// What the loop is given to run.
@@ -56,7 +71,7 @@ pub struct Assignment {
 /// What the thread is told.
 enum Task {
     /// To make no other system calls than those of its list, and to say whether that was done.
-    Confine(Sender<Result<(), ConfineError>>),
+    Confine(Sender<Result<Marks<2>, ConfineError>>),
     Run(Box<Assignment>),
 }
 
@@ -72,7 +87,7 @@ pub struct ControlThread {
     /// Whether it was asked to hold itself to its list.
     is_confined: AtomicBool,
     /// Its answer, until it was looked at.
-    confined: Mutex<Option<Receiver<Result<(), ConfineError>>>>,
+    confined: Mutex<Option<Receiver<Result<Marks<2>, ConfineError>>>>,
 }
 
 /// How long the main thread waits for the VM without sleeping: as long as KVM needs for it.
@@ -164,15 +179,16 @@ impl ControlThread {
         self.tell(Task::Confine(reply));
     }
 
-    /// Waits until that was done. To be called before there is anything of a guest.
+    /// Waits until that was done, and gives when it was, once. To be called before there is anything of a guest.
     ///
     /// # Errors
     /// [`ConfineError`].
-    pub fn wait_confined(&self) -> Result<(), ConfineError> {
+    pub fn wait_confined(&self) -> Result<Option<Marks<2>>, ConfineError> {
         self.confine();
         let asked = lock(&self.confined).take();
         // A thread that is gone takes the process with it.
-        asked.map_or(Ok(()), |confined| confined.recv().unwrap_or(Ok(())))
+        let answer = asked.and_then(|confined| confined.recv().ok());
+        answer.transpose()
     }
 
     /// Hands a machine over to the loop.
@@ -215,9 +231,16 @@ impl ControlOrders {
 }
 
 fn make_vm(kvm_path: &Path) -> Result<EmptyVm, VmError> {
+    let began = ("idle", process::monotonic_ns());
     let kvm = open_kvm(kvm_path)?;
+    let opened = ("kvm opened", process::monotonic_ns());
     let vm = NewVm::create(&kvm)?;
-    Ok(EmptyVm { kvm, vm })
+    let created = ("vm created", process::monotonic_ns());
+    let marks = VmMarks {
+        thread: thread::current(),
+        marks: [began, opened, created],
+    };
+    Ok(EmptyVm { kvm, vm, marks })
 }
 
 /// What a machine of a pool has waited for.
@@ -297,11 +320,13 @@ impl Waiting {
             }
             None => None,
         };
+        running.machine.stamps.mark("idle");
         if let Some(rules) = rules {
             // Before anything of the guest is looked at.
             let rules = confinement::with_runtime_folder(rules);
             let restricted = sandbox::restrict(ThreadKind::Control, &rules);
             restricted.map_err(ControlError::Confine)?;
+            running.machine.stamps.mark("files restricted");
         }
         let inherited = Inherited {
             signals: self.signals,
@@ -356,7 +381,10 @@ impl Waiting {
             match self.receiver.try_recv().ok()? {
                 // Who has asked waits for it, or is gone with the process.
                 Task::Confine(reply) => {
-                    let _ = reply.send(sandbox::confine(ThreadKind::Control, None));
+                    let idle = ("idle", process::monotonic_ns());
+                    let confined = sandbox::confine(ThreadKind::Control, None);
+                    let marks = |()| [idle, ("confined", process::monotonic_ns())];
+                    let _ = reply.send(confined.map(marks));
                 }
                 Task::Run(assignment) => return Some(assignment),
             }

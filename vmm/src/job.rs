@@ -161,7 +161,7 @@ impl Begun {
         } = self;
         let built = |control: ControlThread| {
             let stamps = stamps_of(&job, main_ns);
-            stamps.marks_at(&marks);
+            stamps.marks_at("main", &marks);
             build_and_run(job, leash, &stamps, &watched, &control)
         };
         match control.and_then(built) {
@@ -183,9 +183,13 @@ pub fn stamps_of(job: &RunJob, main_ns: u64) -> Arc<Stamps> {
         "boot"
     };
     let timings = job.timings.clone();
-    let stamps = Arc::new(Stamps::new(way, main_ns, job.started_at_ns, timings));
+    let stamps = Stamps::new(way, main_ns, job.started_at_ns, timings);
+    let stamps = match job.is_profile {
+        true => stamps.for_profile(),
+        false => stamps,
+    };
     stamps.mark("flags read");
-    stamps
+    Arc::new(stamps)
 }
 
 fn build_and_run(
@@ -229,11 +233,13 @@ fn build_and_run(
     if let Some(path) = recorded {
         let _ = watched.set((path.to_owned(), machine.ram.clone()));
     }
-    if metrics::time_to_flush().is_some() {
+    if metrics::time_to_flush().is_some() || stamps.is_profile() {
         outputs::attach(&machine);
     }
     machine.bus.set_park_at_ready(at_ready);
-    control.wait_confined()?;
+    if let Some(marks) = control.wait_confined()? {
+        stamps.marks_at("control", &marks);
+    }
     let written = Written {
         images: [recorded, job.save.as_ref().map(|plan| plan.path.as_path())],
         timings: job.timings.as_ref().and_then(TimingsSink::path),
@@ -250,6 +256,7 @@ fn build_and_run(
     // A proved configuration has at least one vCPU.
     let first = first.ok_or(RunError::NoVcpu)?;
     first.confine()?;
+    stamps.mark("confined");
     first.run()
 }
 

@@ -110,6 +110,10 @@ pub const END_TOLD_MS: u64 = 500;
 pub const VIOLATION_SERVED_MS: u32 = 1000;
 /// Bytes of a file of system-call filters: LightV's own lists together have some 40 KiB.
 pub const FILTER_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Addresses at which a guest's exits are told apart in a profile: a guest that uses more has something else in mind.
+pub const EXIT_PLACES_MAX: usize = 256;
+/// Stretches of pages that a profile names.
+pub const TOUCHED_RUNS_MAX: usize = 64;
 /// How often a vCPU that does not come out is signalled again.
 pub const KICK_INTERVAL_MS: u64 = 20;
 

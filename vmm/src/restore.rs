@@ -7,9 +7,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::cpuid::CpuidOrigin;
 use crate::arch::host::layout;
-use crate::boot::{BuildError, Site, make_bus, make_control_page, serial_writer};
+use crate::boot::{BuildError, Site, make_bus, make_control_page, serial_writer, take_vm};
 use crate::config::MachineConfig;
-use crate::control_thread::EmptyVm;
 use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
 use crate::kernel::BootFiles;
@@ -71,11 +70,7 @@ pub fn prepare(
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
     stamps.mark("memory mapped");
-    let EmptyVm {
-        kvm,
-        vm: mut new_vm,
-    } = control.take_vm().map_err(BuildError::Vm)?;
-    stamps.mark("vm");
+    let (kvm, mut new_vm) = take_vm(control, &stamps)?;
     new_vm.add_ram(&ram).map_err(BuildError::Vm)?;
     new_vm
         .add_control_page(control_page.mapping())

@@ -4,15 +4,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::thread;
 
-use lightv_api::timings::{Mark, StartTimings};
+use lightv_api::timings::{Mark, StartTimings, StepFaults, Touched};
 
 use crate::event::{Event, EventSender};
 use crate::lock::lock;
 use crate::report;
 use crate::sink;
 use crate::sys::file::StandardStream;
-use crate::sys::process::monotonic_ns;
+use crate::sys::process::{monotonic_ns, page_faults};
 
 /// The steps of a start, boot and restore alike; each stamp is the end of its step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,18 @@ pub enum Step {
     Resources,
     /// The first byte from the guest.
     Process,
+}
+
+impl Step {
+    /// As in metrics.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ImageLoad => "image_load",
+            Self::Sandbox => "sandbox",
+            Self::Resources => "resources",
+            Self::Process => "process",
+        }
+    }
 }
 
 /// Where the timings go.
@@ -59,10 +72,31 @@ pub struct Stamps {
     main_ns: u64,
     sink: Option<TimingsSink>,
     steps: Mutex<Vec<(Step, u64)>>,
-    marks: Mutex<Vec<(String, u64)>>,
+    marks: Mutex<Vec<Stamp>>,
+    /// Of a profile: page faults of the process up to the end of each step, by its name.
+    faults: Option<Mutex<Vec<(&'static str, u64)>>>,
     has_output: AtomicBool,
     /// Who writes the report: a vCPU must not open a file.
     reporter: OnceLock<EventSender>,
+}
+
+/// A mark.
+#[derive(Debug)]
+struct Stamp {
+    thread: String,
+    name: String,
+    ns: u64,
+}
+
+impl Stamp {
+    /// The calling thread has done `name` just now.
+    fn now(name: &str) -> Self {
+        Self {
+            thread: thread::current().name().unwrap_or_default().to_owned(),
+            name: name.to_owned(),
+            ns: monotonic_ns(),
+        }
+    }
 }
 
 /// Guest marks that are kept, so that a guest cannot grow the list.
@@ -86,8 +120,37 @@ impl Stamps {
             sink,
             steps: Mutex::default(),
             marks: Mutex::default(),
+            faults: None,
             reporter: OnceLock::new(),
         }
+    }
+
+    /// The same for a profile: page faults are counted too, up to the guest's first instruction. The thread that builds the
+    /// machine must not be confined yet.
+    #[must_use]
+    pub fn for_profile(mut self) -> Self {
+        self.faults = Some(Mutex::new(vec![("spawn", page_faults())]));
+        self
+    }
+
+    /// Whether the start is profiled.
+    #[must_use]
+    pub const fn is_profile(&self) -> bool {
+        self.faults.is_some()
+    }
+
+    /// Page faults of the process in each step of a profile.
+    #[must_use]
+    pub fn faults(&self) -> Vec<StepFaults> {
+        let faults = self.faults.as_ref().map(lock);
+        let mut before = 0;
+        let faults = faults.iter().flat_map(|faults| faults.iter());
+        faults
+            .map(|(step, until)| StepFaults {
+                step: (*step).to_owned(),
+                faults: until.saturating_sub(std::mem::replace(&mut before, *until)),
+            })
+            .collect()
     }
 
     /// There is a loop, which [writes the report](Self::write_report) when it is told to.
@@ -101,20 +164,28 @@ impl Stamps {
             let now = monotonic_ns();
             lock(&self.steps).push((step, now));
         }
+        // The last one is stamped by a vCPU's thread, which may not ask.
+        if let Some(faults) = self.faults.as_ref().filter(|_| step != Step::Process) {
+            lock(faults).push((step.name(), page_faults()));
+        }
     }
 
     /// `name` is done, inside a step.
     pub fn mark(&self, name: &str) {
         if self.sink.is_some() {
-            let now = monotonic_ns();
-            lock(&self.marks).push((name.to_owned(), now));
+            let stamp = Stamp::now(name);
+            lock(&self.marks).push(stamp);
         }
     }
 
-    /// Each of `marks` was done at its time of CLOCK_MONOTONIC, in nanoseconds.
-    pub fn marks_at(&self, marks: &[(&str, u64)]) {
+    /// `thread` has done each of `marks` at its time of CLOCK_MONOTONIC, in nanoseconds.
+    pub fn marks_at(&self, thread: &str, marks: &[(&str, u64)]) {
         if self.sink.is_some() {
-            let marks = marks.iter().map(|(name, ns)| ((*name).to_owned(), *ns));
+            let marks = marks.iter().map(|(name, ns)| Stamp {
+                thread: thread.to_owned(),
+                name: (*name).to_owned(),
+                ns: *ns,
+            });
             lock(&self.marks).extend(marks);
         }
     }
@@ -140,7 +211,7 @@ impl Stamps {
         self.step(Step::Process);
         match self.reporter.get() {
             Some(events) => events.send(Event::FirstOutput),
-            None => self.write_report(),
+            None => self.write_report(None),
         }
     }
 
@@ -169,10 +240,12 @@ impl Stamps {
         let [image_load_us, sandbox_us, resources_us, process_us] = lengths;
         let spawn_us = microseconds(self.caller_ns.unwrap_or(self.main_ns), self.main_ns);
         let sum_us = lengths.iter().sum();
-        let marks = lock(&self.marks);
-        let marks = marks.iter().map(|(name, ns)| Mark {
-            name: name.clone(),
-            at_us: microseconds(self.main_ns, *ns),
+        let mut marks = lock(&self.marks);
+        marks.sort_by_key(|stamp| stamp.ns);
+        let marks = marks.iter().map(|stamp| Mark {
+            name: stamp.name.clone(),
+            thread: stamp.thread.clone(),
+            at_us: microseconds(self.main_ns, stamp.ns),
         });
         StartTimings {
             way: self.way.to_owned(),
@@ -184,6 +257,7 @@ impl Stamps {
             sum_us,
             total_us: spawn_us + sum_us,
             marks: marks.collect(),
+            touched: None,
         }
     }
 
@@ -195,9 +269,12 @@ impl Stamps {
         }
     }
 
-    /// Writes the report.
-    pub fn write_report(&self) {
-        let report = self.report();
+    /// Writes the report, with what the start has `touched` if that is known.
+    pub fn write_report(&self, touched: Option<Touched>) {
+        let report = StartTimings {
+            touched,
+            ..self.report()
+        };
         let Ok(mut line) = serde_json::to_string(&report) else {
             return;
         };
@@ -250,5 +327,32 @@ mod tests {
         let report: StartTimings = serde_json::from_str(&text).unwrap();
         assert!((report.spawn_us - 5.0).abs() < 0.001 && report.sum_us > 0.0);
         assert!((report.total_us - report.spawn_us - report.sum_us).abs() < 0.001);
+    }
+
+    #[test]
+    fn marks_are_in_the_order_of_time_and_know_their_thread() {
+        let stamps = Stamps::new("boot", 1000, None, Some(TimingsSink::Stderr));
+        stamps.marks_at("control", &[("later", u64::MAX / 2), ("earlier", 2000)]);
+        stamps.mark("now");
+        let marks = stamps.report().marks;
+        let names: Vec<&str> = marks.iter().map(|mark| mark.name.as_str()).collect();
+        assert_eq!(names, ["earlier", "now", "later"]);
+        assert_eq!((marks[0].thread.as_str(), marks[0].at_us), ("control", 1.0));
+        assert!(marks[1].thread.contains("marks_are_in_the_order"));
+    }
+
+    #[test]
+    fn a_profile_counts_faults_by_step_and_not_those_of_the_last() {
+        let new = || Stamps::new("boot", 0, None, Some(TimingsSink::Stderr));
+        assert!(!new().is_profile() && new().faults().is_empty());
+        let stamps = new().for_profile();
+        let touched = vec![1_u8; 1 << 20];
+        stamps.step(Step::ImageLoad);
+        stamps.step(Step::Process);
+        drop(touched);
+        let faults = stamps.faults();
+        let steps: Vec<&str> = faults.iter().map(|step| step.step.as_str()).collect();
+        assert_eq!(steps, ["spawn", "image_load"]);
+        assert!(faults[0].faults > 0);
     }
 }

@@ -21,9 +21,10 @@ use std::time::Instant;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::arch::VcpuId;
-use crate::bus::{Bus, Effect, ExitKind};
+use crate::bus::{Bus, Effect};
 use crate::control_page::ControlPage;
 use crate::event::{Event, EventSender, StopReason};
+use crate::exits::ExitKind;
 use crate::image::manifest::MemoryRunV1;
 use crate::lock::lock;
 use crate::sandbox::{self, ConfineError, ThreadKind};
@@ -351,7 +352,13 @@ enum Served {
 fn serve_counted(exit: VcpuExit<'_>, bus: &Bus) -> Served {
     let began = Instant::now();
     let kind = kind_of(&exit);
+    let profiled = bus
+        .exit_places()
+        .map(|places| (places, places.begin((kind, address_of(&exit)))));
     let served = serve(exit, bus);
+    if let Some((places, place)) = profiled {
+        places.end(place, began);
+    }
     let kind = match &served {
         Served::Done(_) => kind,
         Served::Failed(_) => ExitKind::Failed,
@@ -368,6 +375,15 @@ const fn kind_of(exit: &VcpuExit<'_>) -> ExitKind {
         VcpuExit::IoOut(..) => ExitKind::IoOut,
         VcpuExit::SystemEvent(..) => ExitKind::SystemEvent,
         _ => ExitKind::Interrupted,
+    }
+}
+
+/// Guest-physical address or port.
+const fn address_of(exit: &VcpuExit<'_>) -> Option<u64> {
+    match exit {
+        VcpuExit::MmioRead(address, _) | VcpuExit::MmioWrite(address, _) => Some(*address),
+        VcpuExit::IoIn(port, _) | VcpuExit::IoOut(port, _) => Some(*port as u64),
+        _ => None,
     }
 }
 

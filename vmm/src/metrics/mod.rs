@@ -23,8 +23,9 @@ pub use self::lines::{
 pub(crate) use self::process::kib_of;
 pub use self::process::{MemoryUse, ThreadTime, memory_use, thread_times};
 
-use crate::bus::{Bus, ExitKind};
+use crate::bus::Bus;
 use crate::device_set::DeviceMeter;
+use crate::exits::ExitKind;
 use crate::kvm_stats::VcpuStats;
 use crate::lock::lock;
 

@@ -168,7 +168,7 @@ impl Monitor {
             machine.page_log = Some(log);
         }
         let was_restored = machine.restores > 0;
-        self.control.wait_confined()?;
+        let _at = self.control.wait_confined()?;
         let (running, first) = machine.start(is_paused)?;
         let first = first.ok_or(StartMachineError::NoVcpu)?;
         feed::publish(|| match was_restored {

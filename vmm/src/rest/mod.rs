@@ -123,7 +123,7 @@ fn serve(
     let listener = made_outside.unwrap_or_else(|| listen_at(&api))?;
     let source = run.as_ref().map(|run| run.origin.path().to_owned());
     if run.is_none() {
-        control.wait_confined()?;
+        let _at = control.wait_confined()?;
         // Networks in user space may be asked for, by a thread that must not start programs.
         starter::start().map_err(ServeError::Thread)?;
     }

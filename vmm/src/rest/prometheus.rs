@@ -10,8 +10,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
-use crate::bus::ExitKind;
 use crate::device_set::DeviceMeter;
+use crate::exits::ExitKind;
 use crate::lock::lock;
 use crate::metrics::{self, MachineMeters, Metrics, Timed};
 

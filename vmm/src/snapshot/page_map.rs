@@ -121,21 +121,40 @@ pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Re
             .for_each(|(address, page)| visit(address, *page));
         return Ok(());
     }
-    let map = process::page_map()?;
-    let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
     // A copy: whoever visits a page may want to know more of it.
     let given_back = ram.given_back().clone();
+    for_each_entry(ram, |address, entry| {
+        visit(address, kind((ram, &given_back), address, entry));
+    })
+}
+
+/// Calls `visit` with the guest-physical address of each page of `ram` that is in memory, in order, and whether it is this
+/// process's own: it was written, or, where there is no file, touched.
+///
+/// # Errors
+/// The kernel's, when the page map cannot be read.
+pub fn for_each_resident(ram: &GuestRam, mut visit: impl FnMut(u64, bool)) -> io::Result<()> {
+    for_each_entry(ram, |address, entry| {
+        if entry & PRESENT != 0 {
+            visit(address, entry & FILE_OR_SHARED == 0);
+        }
+    })
+}
+
+fn for_each_entry(ram: &GuestRam, mut visit: impl FnMut(u64, u64)) -> io::Result<()> {
+    let map = process::page_map()?;
+    let mut entries = vec![0_u8; ENTRIES * ENTRY_BYTES];
     for part in ram.parts() {
-        visit_part((ram, &given_back), part, &map, (&mut entries, &mut visit))?;
+        visit_part(part, &map, &mut entries, &mut visit)?;
     }
     Ok(())
 }
 
 fn visit_part(
-    (ram, given_back): (&GuestRam, &PageSet),
     part: &RamPart,
     map: &File,
-    (entries, visit): (&mut [u8], &mut impl FnMut(u64, Page)),
+    entries: &mut [u8],
+    visit: &mut impl FnMut(u64, u64),
 ) -> io::Result<()> {
     let pages = part.mapping.bytes() / PAGE_BYTES;
     let first_entry = (part.mapping.address() / PAGE_BYTES) as u64;
@@ -146,8 +165,7 @@ fn visit_part(
         map.read_exact_at(buffer, offset)?;
         for (page, entry) in (chunk..).zip(buffer.as_chunks::<ENTRY_BYTES>().0) {
             let address = part.base.0 + page as u64 * PAGE;
-            let entry = u64::from_le_bytes(*entry);
-            visit(address, kind((ram, given_back), address, entry));
+            visit(address, u64::from_le_bytes(*entry));
         }
     }
     Ok(())

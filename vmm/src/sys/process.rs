@@ -122,6 +122,18 @@ pub fn give_back_code() {
     unsafe { libc::madvise(start, pages, libc::MADV_DONTNEED) };
 }
 
+/// Page faults of this process so far, with and without the host reading a file.
+#[must_use]
+pub fn page_faults() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` has room for what the kernel writes, and lives over the call.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    // SAFETY: zeroes are a value of it, and the kernel writes nothing but numbers.
+    let usage = unsafe { usage.assume_init() };
+    let count = usage.ru_minflt.saturating_add(usage.ru_majflt);
+    u64::try_from(count).unwrap_or(0)
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, in which other processes of the host stamp their starts.
 #[must_use]
 pub fn monotonic_ns() -> u64 {

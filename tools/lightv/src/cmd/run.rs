@@ -286,6 +286,7 @@ impl RunArgs {
                 ..Confinement::default()
             },
             timings: self.timings.map(sink),
+            is_profile: false,
             started_at_ns,
         })
     }
@@ -330,22 +331,24 @@ impl RunArgs {
                 && is_terminal()
                 && describe::has_console(image)))
     }
+}
 
-    /// The file to run: the one that is named, or that of an embedded app.
-    fn find_image(&self) -> Result<PathBuf, Failure> {
-        let path = &self.image;
-        if path.is_file() {
-            return Ok(path.clone());
+/// The file to run: the one that is named, or that of an embedded app.
+pub(crate) fn find_image(path: &Path) -> Result<PathBuf, Failure> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    match path
+        .to_str()
+        .and_then(|name| Some((name, embedded::app(name)?)))
+    {
+        Some((name, app)) => Ok(cache::image(name, app)?),
+        // A directory, a device: the monitor says why it is no image.
+        None if path.exists() => Ok(path.to_owned()),
+        None => Err(RunError::Missing {
+            path: path.to_owned(),
         }
-        match path
-            .to_str()
-            .and_then(|name| Some((name, embedded::app(name)?)))
-        {
-            Some((name, app)) => Ok(cache::image(name, app)?),
-            // A directory, a device: the monitor says why it is no image.
-            None if path.exists() => Ok(path.clone()),
-            None => Err(RunError::Missing { path: path.clone() }.into()),
-        }
+        .into()),
     }
 }
 
@@ -361,7 +364,7 @@ pub(crate) fn run(args: RunArgs) -> Result<ExitCode, Failure> {
             return Err(RunError::NeedsCold { option }.into());
         }
     }
-    let image = args.find_image()?;
+    let image = find_image(&args.image)?;
     if args.detach {
         let background = Background::named(args.name.as_deref(), &image)?;
         return background
