@@ -16,6 +16,7 @@ pub mod http;
 pub mod linux;
 pub mod machine;
 pub mod netns;
+pub mod picture;
 pub mod process;
 pub mod prometheus;
 pub mod pty;

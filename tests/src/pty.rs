@@ -2,16 +2,21 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::process::wait_for;
+use crate::process::{DEADLINE, wait_for};
+
+/// Between two looks at a screen, which take more than others.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A process at a terminal; it is killed when this is dropped.
 #[derive(Debug)]
@@ -22,6 +27,8 @@ pub struct AtTerminal {
     screen: Arc<Mutex<Vec<u8>>>,
     child: Child,
     as_found: Termios,
+    /// The sizes that it had (columns, rows), each from a place in what was written on.
+    sizes: Mutex<Vec<(usize, (u16, u16))>>,
 }
 
 impl AtTerminal {
@@ -71,6 +78,7 @@ impl AtTerminal {
             screen,
             child: wrapped.spawn().expect("setsid"),
             as_found,
+            sizes: Mutex::default(),
         };
         terminal.resize(columns, rows);
         terminal
@@ -87,7 +95,48 @@ impl AtTerminal {
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
+        let place = self.screen.lock().expect("no reader panics").len();
+        let mut sizes = self.sizes.lock().expect("no reader panics");
+        sizes.push((place, (columns, rows)));
         tcsetwinsize(&self.keyboard, size).expect("a terminal with a size");
+    }
+
+    /// The screen as a terminal shows it that knows the control sequences of xterm.
+    ///
+    /// # Panics
+    /// Never: its reader does not.
+    #[must_use]
+    pub fn shown(&self) -> vt100::Screen {
+        let written = self.screen.lock().expect("no reader panics").clone();
+        let sizes = self.sizes.lock().expect("no reader panics").clone();
+        let size = |length| NonZeroU16::new(length).unwrap_or(NonZeroU16::MIN);
+        let mut terminal = vt100::Parser::new(NonZeroU16::MIN, NonZeroU16::MIN, 0);
+        let ends = sizes.iter().skip(1).map(|(place, _)| *place);
+        for ((start, (columns, rows)), end) in sizes.iter().zip(ends.chain([written.len()])) {
+            terminal.set_size(size(*rows), size(*columns));
+            terminal.process(&written[*start..end]);
+        }
+        terminal.screen().clone()
+    }
+
+    /// Waits until `is_right` of what is [shown](Self::shown); gives that.
+    ///
+    /// # Panics
+    /// When it does not come.
+    pub fn wait_shown(&self, what: &str, is_right: impl Fn(&str) -> bool) -> vt100::Screen {
+        let started = Instant::now();
+        loop {
+            let screen = self.shown();
+            let text = screen.contents();
+            if is_right(&text) {
+                return screen;
+            }
+            assert!(
+                started.elapsed() < DEADLINE,
+                "{what} does not come:\n{text}"
+            );
+            thread::sleep(LOOK_INTERVAL);
+        }
     }
 
     /// Types `keys`.

@@ -29,8 +29,9 @@ use crate::cmd::serve::ServeCommand;
 use crate::cmd::snapshot::SnapshotArgs;
 use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
+use crate::cmd::top::TopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop,
+    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop, top,
 };
 use crate::failure::Failure;
 
@@ -63,6 +64,7 @@ enum Command {
     Inspect(InspectArgs),
     Ps(PsArgs),
     Stats(StatsArgs),
+    Top(TopArgs),
     Pause(PauseArgs),
     Resume(ResumeArgs),
     Stop(StopArgs),
@@ -95,6 +97,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
         Command::Stop(args) => stop::run(&args),

@@ -34,17 +34,25 @@ impl<E: Coded> From<E> for Failure {
 }
 
 impl Failure {
+    /// In words, with its causes, in one line.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Operation { error, .. } => chain(error.as_ref()),
+            Self::Output(cause) => format!("Cannot write the output: {cause}"),
+        }
+    }
+
     /// Prints `lightv: …` and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
-            Self::Operation { error, exit_code } => {
-                eprintln!("lightv: {}", chain(error.as_ref()));
+            Self::Operation { exit_code, .. } => {
+                eprintln!("lightv: {}", self.text());
                 ExitCode::from(*exit_code)
             }
             // Whoever read our output has seen enough.
             Self::Output(cause) if cause.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Self::Output(cause) => {
-                eprintln!("lightv: Cannot write the output: {cause}");
+            Self::Output(_) => {
+                eprintln!("lightv: {}", self.text());
                 ExitCode::from(exit::FAILURE)
             }
         }

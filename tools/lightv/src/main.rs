@@ -13,12 +13,14 @@ mod cmd;
 mod embedded;
 mod exec;
 mod failure;
+mod metrics_text;
 mod monitor;
 mod rootfs;
 mod spec_args;
 mod stats;
 mod table;
 mod text;
+mod top;
 mod vms;
 mod watch;
 

@@ -1,5 +1,6 @@
 //! What microVMs take of the host, and what they have moved: read from the kernel, and asked of their monitors.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lightv_api::describe::ProcessDescription;
@@ -8,6 +9,8 @@ use lightv_api_client::Client;
 use lightv_bench::process;
 use lightv_vmm::inspect;
 use serde::Serialize;
+
+use crate::metrics_text::samples;
 
 /// How long a monitor may take to give its metrics.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -19,6 +22,13 @@ pub(crate) struct Stats {
     pub(crate) pid: u32,
     /// Processor time of all threads since the last look, in percent of one core.
     pub(crate) cpu_percent: f64,
+    #[serde(flatten)]
+    pub(crate) taken: Taken,
+}
+
+/// What a microVM has of the host, and has moved, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Taken {
     /// Resident memory, the guest's included, in KiB.
     pub(crate) resident_kib: u64,
     pub(crate) threads: usize,
@@ -54,7 +64,7 @@ pub(crate) struct Moved {
 /// Processor time of a microVM at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Look {
-    vm: VmRecord,
+    pub(crate) vm: VmRecord,
     at: Instant,
     cpu: Duration,
 }
@@ -67,21 +77,35 @@ impl Look {
         Some(Self { vm, at, cpu })
     }
 
+    /// Processor time since the look `before` at the same microVM, in percent of one core.
+    pub(crate) fn cpu_percent_since(&self, before: &Self) -> f64 {
+        let seconds = (self.at - before.at).as_secs_f64();
+        let cpu = self.cpu.saturating_sub(before.cpu).as_secs_f64();
+        hundredths(cpu / seconds.max(f64::EPSILON) * 100.0)
+    }
+
     /// What it takes, and has taken since this look; `None` when it has ended.
     pub(crate) fn stats(&self) -> Option<Stats> {
         let now = Self::at(self.vm.clone())?;
+        Some(Stats {
+            id: self.vm.id.clone(),
+            pid: self.vm.pid,
+            cpu_percent: now.cpu_percent_since(self),
+            taken: Taken::of(&self.vm)?,
+        })
+    }
+}
+
+impl Taken {
+    /// That of `vm`; `None` when it has ended.
+    pub(crate) fn of(vm: &VmRecord) -> Option<Self> {
         let ProcessDescription {
-            pid,
+            pid: _,
             resident_kib,
             threads,
             details,
-        } = inspect::inspect(self.vm.pid).ok()?;
-        let seconds = (now.at - self.at).as_secs_f64();
-        let cpu = now.cpu.saturating_sub(self.cpu).as_secs_f64();
-        Some(Stats {
-            id: self.vm.id.clone(),
-            pid,
-            cpu_percent: hundredths(cpu / seconds.max(f64::EPSILON) * 100.0),
+        } = inspect::inspect(vm.pid).ok()?;
+        Some(Self {
             resident_kib,
             threads: threads.len(),
             details: details.map(|details| Details {
@@ -90,43 +114,38 @@ impl Look {
                 guest_private_kib: details.guest_private_kib,
                 open_files: details.open_files.len(),
             }),
-            moved: self.moved(),
+            moved: vm.api_socket.as_deref().and_then(Moved::asked_at),
         })
-    }
-
-    fn moved(&self) -> Option<Moved> {
-        let socket = self.vm.api_socket.as_deref()?;
-        let client = Client::with_patience(socket, PATIENCE);
-        let answer = client.call("GET", "/metrics", None).ok()?;
-        (answer.status == 200).then(|| Moved::of(&answer.body))
     }
 }
 
 impl Moved {
-    /// Sums up a monitor's metrics (docs/metrics.md), one sample a line: `name{label="value",…} number`.
+    /// What the monitor that serves its API at `socket` says.
+    fn asked_at(socket: &Path) -> Option<Self> {
+        let client = Client::with_patience(socket, PATIENCE);
+        let answer = client.call("GET", "/metrics", None).ok()?;
+        (answer.status == 200).then(|| Self::of(&answer.body))
+    }
+
+    /// Sums up a monitor's metrics (docs/metrics.md).
     fn of(metrics: &str) -> Self {
         let mut moved = Self::default();
-        for line in metrics.lines() {
-            let Some((series, value)) = line.rsplit_once(' ') else {
-                continue;
-            };
-            let has = |label: &str| series.contains(label);
-            let total = if series.starts_with("lightv_device_transferred_bytes_total{") {
-                let is_from_guest = has("direction=\"from_guest\"");
-                match (has("kind=\"block\""), has("kind=\"net\"")) {
-                    (true, _) if is_from_guest => &mut moved.disk_written_bytes,
-                    (true, _) => &mut moved.disk_read_bytes,
-                    (_, true) if is_from_guest => &mut moved.net_sent_bytes,
-                    (_, true) => &mut moved.net_received_bytes,
-                    _ => continue,
+        for sample in samples(metrics) {
+            let label = |name| sample.label(name).unwrap_or_default();
+            let total = match sample.name {
+                "lightv_device_transferred_bytes_total" => {
+                    match (label("kind"), label("direction")) {
+                        ("block", "from_guest") => &mut moved.disk_written_bytes,
+                        ("block", _) => &mut moved.disk_read_bytes,
+                        ("net", "from_guest") => &mut moved.net_sent_bytes,
+                        ("net", _) => &mut moved.net_received_bytes,
+                        _ => continue,
+                    }
                 }
-            } else if series.starts_with("lightv_kvm_vcpu_events_total{") && has("event=\"exits\"")
-            {
-                &mut moved.exits
-            } else {
-                continue;
+                "lightv_kvm_vcpu_events_total" if label("event") == "exits" => &mut moved.exits,
+                _ => continue,
             };
-            *total = total.saturating_add(value.parse().unwrap_or(0));
+            *total = total.saturating_add(sample.whole());
         }
         moved
     }

@@ -1,5 +1,9 @@
 //! The microVMs that run on this host, and how one of them is named on the command line.
 
+use std::fmt;
+use std::time::Duration;
+
+use lightv_api::contract::instance::{InstanceInfo, InstanceState};
 use lightv_api::exit;
 use lightv_api::runtime::VmRecord;
 use lightv_api_client::{Client, ClientError};
@@ -72,6 +76,36 @@ fn choose(vms: &[VmRecord], name: &str) -> Result<VmRecord, VmError> {
     Err(VmError::Missing {
         name: name.to_owned(),
     })
+}
+
+/// How long a monitor may take to say what it does: it is answered at once, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a microVM does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It says so, or nobody can be asked and it runs.
+    Known(InstanceState),
+    /// It serves an API and does not answer.
+    Silent,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(state) => state.fmt(out),
+            Self::Silent => out.write_str("Not answering"),
+        }
+    }
+}
+
+/// What `vm` does now.
+pub(crate) fn state(vm: &VmRecord) -> State {
+    let Some(socket) = vm.api_socket.as_deref() else {
+        return State::Known(InstanceState::Running);
+    };
+    let asked = Client::with_patience(socket, PATIENCE).get::<InstanceInfo>("/");
+    asked.map_or(State::Silent, |info| State::Known(info.state))
 }
 
 /// The API of the one that `name` means.

@@ -23,6 +23,7 @@ pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod timings;
+pub(crate) mod top;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;

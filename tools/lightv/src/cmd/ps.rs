@@ -1,12 +1,10 @@
 //! `lightv ps`: the microVMs that run.
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use lightv_api::contract::instance::InstanceInfo;
 use lightv_api::runtime::VmRecord;
-use lightv_api_client::Client;
 use serde::Serialize;
 
 use super::{show, show_json};
@@ -28,9 +26,6 @@ pub(crate) struct PsArgs {
     #[arg(long)]
     json: bool,
 }
-
-/// How long a monitor may take to say what it does: it is answered at once, or something is wrong.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A microVM, as it is listed.
 #[derive(Debug, Serialize)]
@@ -67,14 +62,6 @@ pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
 }
 
 fn look_at(record: VmRecord) -> Listed {
-    let asked = record
-        .api_socket
-        .as_deref()
-        .map(|socket| Client::with_patience(socket, PATIENCE).get::<InstanceInfo>("/"));
-    let state = match asked {
-        Some(Ok(info)) => format!("{}", info.state),
-        Some(Err(_)) => "Not answering".to_owned(),
-        None => "Running".to_owned(),
-    };
+    let state = vms::state(&record).to_string();
     Listed { record, state }
 }

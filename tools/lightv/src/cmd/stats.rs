@@ -43,7 +43,7 @@ pub(crate) struct StatsArgs {
 /// Shortest and longest interval, in seconds.
 const INTERVALS: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
 
-fn parse_interval(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_interval(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|value| INTERVALS.contains(value));
     seconds.ok_or_else(|| {
         let (least, most) = (INTERVALS.start(), INTERVALS.end());
@@ -114,17 +114,17 @@ fn table(stats: &[Stats]) -> Table {
     for vm in stats {
         let kib = |kib: u64| bytes(kib.saturating_mul(1024));
         let detail = |of: fn(&crate::stats::Details) -> u64| {
-            let details = vm.details.as_ref();
+            let details = vm.taken.details.as_ref();
             details.map_or_else(|| "-".to_owned(), |details| kib(of(details)))
         };
         let moved = |of: fn(&crate::stats::Moved) -> String| {
-            vm.moved.as_ref().map_or_else(|| "-".to_owned(), of)
+            vm.taken.moved.as_ref().map_or_else(|| "-".to_owned(), of)
         };
         table.row([
             vm.id.clone(),
             vm.pid.to_string(),
             format!("{:.2}", vm.cpu_percent),
-            kib(vm.resident_kib),
+            kib(vm.taken.resident_kib),
             detail(|details| details.own_kib),
             detail(|details| details.guest_kib),
             detail(|details| details.guest_private_kib),

@@ -33,12 +33,15 @@ pub(crate) struct StopArgs {
     #[arg(required = true)]
     vms: Vec<String>,
     /// Seconds until it is killed
-    #[arg(short, long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    #[arg(short, long, value_name = "S", default_value_t = PATIENCE_S, value_parser = clap::value_parser!(u64).range(0..=86_400))]
     time: u64,
     /// Kill it at once
     #[arg(long, conflicts_with = "time")]
     kill: bool,
 }
+
+/// How long a microVM may take to end by itself, where nothing else is said, in seconds.
+pub(crate) const PATIENCE_S: u64 = 10;
 
 /// How long a monitor may take to press keys.
 const PRESS_PATIENCE: Duration = Duration::from_secs(1);
@@ -63,13 +66,15 @@ impl Coded for StopError {
 
 /// Stops them, one after the other.
 pub(crate) fn run(args: &StopArgs) -> Result<ExitCode, Failure> {
+    let patience = (!args.kill).then(|| Duration::from_secs(args.time));
     for name in &args.vms {
-        stop(&vms::find(name)?, args)?;
+        stop(&vms::find(name)?, patience)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn stop(vm: &VmRecord, args: &StopArgs) -> Result<(), Failure> {
+/// Stops `vm`: it is asked to end, and killed after `patience`; without, at once.
+pub(crate) fn stop(vm: &VmRecord, patience: Option<Duration>) -> Result<(), Failure> {
     let failed = |cause| StopError::Signal {
         id: vm.id.clone(),
         pid: vm.pid,
@@ -81,9 +86,9 @@ fn stop(vm: &VmRecord, args: &StopArgs) -> Result<(), Failure> {
         }
         .into());
     };
-    let (began, whole) = (Instant::now(), Duration::from_secs(args.time));
+    let began = Instant::now();
     let mut steps = vec![(Signal::KILL, Duration::MAX)];
-    if !args.kill {
+    if let Some(whole) = patience {
         if press_ctrl_alt_del(vm) && ends_within(&process, whole / 2).map_err(failed)? {
             return Ok(());
         }
