@@ -223,7 +223,7 @@ impl Monitor {
 
     /// Processor time of the threads `api` and `api-machine` so far.
     fn server_cpu_us(&self) -> Result<f64, ApiBenchError> {
-        let cpu = process::cpu(self.child.id(), |name| name.starts_with("api"));
+        let cpu = process::cpu_of_named(self.child.id(), |name| name.starts_with("api"));
         let cpu = cpu.map_err(failed("read the processor time of the monitor's threads"))?;
         Ok(cpu.as_secs_f64() * 1e6)
     }

@@ -111,7 +111,7 @@ impl Fleet {
 
     /// Processor time that all threads of all machines have had.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
-        let cpu = |member: &Member| process::cpu(member.child.id(), |_| true);
+        let cpu = |member: &Member| process::cpu(member.child.id());
         self.members.iter().map(cpu).sum()
     }
 

@@ -72,7 +72,7 @@ pub(crate) struct Look {
 impl Look {
     /// `None` when it has ended.
     pub(crate) fn at(vm: VmRecord) -> Option<Self> {
-        let cpu = process::cpu(vm.pid, |_| true).ok()?;
+        let cpu = process::cpu(vm.pid).ok()?;
         let at = Instant::now();
         Some(Self { vm, at, cpu })
     }

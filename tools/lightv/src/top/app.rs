@@ -212,6 +212,10 @@ impl App {
         rows.next()
     }
 
+    pub(super) fn is_selected(&self, row: &Row) -> bool {
+        Some(key_of(&row.vm)) == self.selected
+    }
+
     /// The process whose details are shown.
     pub(super) fn focus(&self) -> Option<u32> {
         let is_shown = match &self.mode {

@@ -232,10 +232,15 @@ fn cell(app: &App, row: &Row, shown: Shown, width: u16) -> Cell<'static> {
             (aligned(&text, width, column.is_text()), style)
         }
         Shown::CpuGraph => (line(|past| &past.cpu, CORE), app.theme.cpu()),
-        Shown::TransferGraph => (
-            line(|past| &past.transfer, TRANSFER_FLOOR),
-            app.theme.transfer(),
-        ),
+        Shown::TransferGraph => {
+            let graph = line(|past| &past.transfer, TRANSFER_FLOOR);
+            (graph, app.theme.transfer())
+        }
+    };
+    // Reversed, a colour would be a bar across the row.
+    let style = match app.is_selected(row) {
+        true => Style::new(),
+        false => style,
     };
     Cell::from(Span::styled(text, style))
 }
@@ -313,16 +318,6 @@ fn facts(app: &App, row: &Row) -> Vec<Line<'static>> {
             |kib| text::bytes(kib.saturating_mul(1024)),
         )
     };
-    let moved = row.taken.and_then(|taken| taken.moved).map(|moved| {
-        format!(
-            "read {}, written {}, received {}, sent {}, {} exits",
-            text::bytes(moved.disk_read_bytes),
-            text::bytes(moved.disk_written_bytes),
-            text::bytes(moved.net_received_bytes),
-            text::bytes(moved.net_sent_bytes),
-            moved.exits
-        )
-    });
     let count = |count: Option<usize>| count.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let process = format!(
         "{}, LightV {}, {} threads, {} open files",
@@ -366,11 +361,23 @@ fn facts(app: &App, row: &Row) -> Vec<Line<'static>> {
         line("memory", memory),
         line("now", now),
         line("I/O", rates),
-        line(
-            "in all",
-            moved.unwrap_or_else(|| "- (no API is served, or it does not answer)".to_owned()),
-        ),
+        line("in all", moved(row)),
     ]
+}
+
+/// What was moved since the start.
+fn moved(row: &Row) -> String {
+    match row.taken.and_then(|taken| taken.moved) {
+        Some(moved) => format!(
+            "read {}, written {}, received {}, sent {}, {} exits",
+            text::bytes(moved.disk_read_bytes),
+            text::bytes(moved.disk_written_bytes),
+            text::bytes(moved.net_received_bytes),
+            text::bytes(moved.net_sent_bytes),
+            moved.exits
+        ),
+        None => "- (no API is served, or it does not answer)".to_owned(),
+    }
 }
 
 #[cfg(test)]
