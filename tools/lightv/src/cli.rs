@@ -23,6 +23,7 @@ use crate::cmd::logs::LogsArgs;
 use crate::cmd::man::ManArgs;
 use crate::cmd::pause::{PauseArgs, ResumeArgs};
 use crate::cmd::pool::PoolArgs;
+use crate::cmd::profile::ProfileArgs;
 use crate::cmd::ps::PsArgs;
 use crate::cmd::run::RunArgs;
 use crate::cmd::serve::ServeCommand;
@@ -31,7 +32,7 @@ use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::top::TopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, ps, run, serve, snapshot, stats, stop, top,
+    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, profile, ps, run, serve, snapshot, stats, stop, top,
 };
 use crate::failure::Failure;
 
@@ -65,6 +66,7 @@ enum Command {
     Ps(PsArgs),
     Stats(StatsArgs),
     Top(TopArgs),
+    Profile(ProfileArgs),
     Pause(PauseArgs),
     Resume(ResumeArgs),
     Stop(StopArgs),
@@ -98,6 +100,7 @@ pub(crate) fn run(args: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Ps(args) => ps::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Pause(args) => pause::pause(&args),
         Command::Resume(args) => pause::resume(&args),
         Command::Stop(args) => stop::run(&args),

@@ -15,6 +15,7 @@ mod exec;
 mod failure;
 mod metrics_text;
 mod monitor;
+mod profile;
 mod report_file;
 mod rootfs;
 mod spec_args;

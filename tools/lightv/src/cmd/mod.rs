@@ -16,6 +16,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod pause;
 pub(crate) mod pool;
+pub(crate) mod profile;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod serve;
