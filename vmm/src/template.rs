@@ -29,13 +29,16 @@ use crate::boot::Site;
 use crate::builder::{PrepareError, Restorable, prove_spec};
 use crate::config::{ConfigFaults, MachineConfig};
 use crate::confinement::{Confinement, ConfinementError, Written};
-use crate::control_thread::Assignment;
+use crate::control_thread::{Assignment, ControlThread};
 use crate::device_set::HostSide;
 use crate::job::{self, RunError};
+use crate::machine::Machine;
+use crate::outputs;
 use crate::report;
 use crate::rest::late::{self, LateApiError};
 use crate::sandbox::{self, SandboxError};
-use crate::seat::{self, Seat};
+use crate::seat::{self, Seat, ServeApi};
+use crate::snapshot::page_log::PageLog;
 use crate::stamps::Stamps;
 use crate::sys::process::{self, Sibling};
 use crate::vcpu::{self, StartGate};
@@ -88,6 +91,8 @@ enum MakeError {
     Fork(#[source] io::Error),
     #[error("Cannot prepare the process of a machine")]
     Process(#[source] io::Error),
+    #[error("Cannot track changed pages: no random bytes from the host")]
+    PageLog(#[source] io::Error),
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
@@ -98,7 +103,9 @@ impl MakeError {
     const fn exit_status(&self) -> u8 {
         match self {
             Self::Run(cause) => cause.exit_status(),
-            Self::Fork(_) | Self::Process(_) | Self::Api(_) => exit::HOST_FAILURE,
+            Self::Fork(_) | Self::Process(_) | Self::PageLog(_) | Self::Api(_) => {
+                exit::HOST_FAILURE
+            }
         }
     }
 }
@@ -262,8 +269,7 @@ impl Template {
         let mut seat = seat.map_err(MakeError::Process)?;
         let orders = control.orders();
         if self.job.has_api {
-            crate::outputs::attach(&machine);
-            seat = seat.with_api(late::wait_for_work(control)?);
+            seat = seat.with_api(wait_for_clients(control, &mut machine)?);
         }
         let (running, first) = machine.start(false).map_err(RunError::Start)?;
         // A proved configuration has at least one vCPU.
@@ -291,6 +297,15 @@ impl Template {
         }
         prove_spec(spec)
     }
+}
+
+/// Has the REST API of `machine` wait, and all be there that it can be asked for.
+fn wait_for_clients(control: ControlThread, machine: &mut Machine) -> Result<ServeApi, MakeError> {
+    outputs::attach(machine);
+    if machine.config.tracks_dirty_pages() {
+        machine.page_log = Some(PageLog::new(&machine.ram).map_err(MakeError::PageLog)?);
+    }
+    Ok(late::wait_for_work(control)?)
 }
 
 /// The files that a machine's loop may open.
