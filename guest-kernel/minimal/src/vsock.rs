@@ -4,6 +4,7 @@ use virtio_drivers::Error;
 use virtio_drivers::device::socket::VirtIOSocket;
 use virtio_drivers::transport::mmio::MmioTransport;
 
+use crate::batched::{Batched, Nap};
 use crate::mmio::Window;
 use crate::virtio::Identity;
 
@@ -13,22 +14,35 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// `InterruptStatus` and `InterruptACK` (virtio 1.2 §4.2.2).
 const INTERRUPT_STATUS: usize = 0x060;
 const INTERRUPT_ACK: usize = 0x064;
+/// The queue of packets for the host (virtio 1.2 §5.10.2).
+const TRANSMIT: u16 = 1;
 
 /// The driver. It has eight buffers, and knows nothing of the queue of events.
-pub type Driver = VirtIOSocket<Identity, MmioTransport<'static>, BUFFER_BYTES>;
+pub type Driver = VirtIOSocket<Identity, Batched, BUFFER_BYTES>;
 
 /// The device and its driver.
 pub struct Sockets {
     /// The driver.
     pub driver: Driver,
     registers: Window,
+    nap: Nap,
 }
 
 impl Sockets {
     /// Sets up the device whose registers are at `registers`.
     pub fn new(transport: MmioTransport<'static>, registers: Window) -> Result<Self, Error> {
+        let (transport, nap) = Batched::waiting(transport, registers, TRANSMIT);
         let driver = Driver::new(transport)?;
-        Ok(Self { driver, registers })
+        Ok(Self {
+            driver,
+            registers,
+            nap,
+        })
+    }
+
+    /// Has the CPU sleep while a packet is sent: later than it could be, but another machine of the host has the CPU.
+    pub fn sleep_while_sending(&self) {
+        self.nap.begin();
     }
 
     /// Acknowledges interrupts. Look for packets once more before going to sleep.

@@ -12,7 +12,7 @@ use virtio_drivers::device::socket::{
 use super::{Refusal, STATUS_FAILED};
 use crate::machine::Machine;
 use crate::vsock::Sockets;
-use crate::{eprintln, println, shim};
+use crate::{eprintln, println, shim, time};
 
 const PORT: u64 = 7;
 /// Our port of the connection to the host.
@@ -21,8 +21,8 @@ const SOURCE_PORT: u32 = 1024;
 const BUFFER_BYTES: u32 = 64 << 10;
 /// Bytes of a packet.
 const PIECE_BYTES: usize = 8192;
-/// Rounds without a packet before the CPU sleeps.
-const IDLE_ROUNDS: u32 = 2000;
+/// Ticks without a packet before the CPU sleeps: some 40 µs. What is polled for is taken from other machines of the host.
+const POLL_TICKS: u64 = 100_000;
 
 /// A connection.
 struct Connection {
@@ -58,6 +58,7 @@ fn pattern(at: u64) -> u8 {
 pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
     let sockets = machine.devices.sockets.take();
     let sockets = sockets.ok_or(Refusal::NoDevice("socket"))?;
+    sockets.sleep_while_sending();
     machine.ready();
     let usage = Refusal::Usage("[PORT [HOST_PORT BYTES]]");
     let (port, host_port) = (machine.number(0, PORT)?, machine.number(1, 0)?);
@@ -107,7 +108,8 @@ impl Server {
 
     /// For ever; comes back when the device does not do what it should.
     fn serve(&mut self) -> u8 {
-        let mut idle = 0;
+        let mut moved_at = time::ticks();
+        let mut is_acknowledged = false;
         loop {
             let mut has_moved = false;
             loop {
@@ -126,12 +128,17 @@ impl Server {
                     Err(error) => eprintln!("vsock: {error}"),
                 }
             }
-            idle = if has_moved { 0 } else { idle + 1 };
-            if idle == IDLE_ROUNDS {
-                self.sockets.acknowledge();
-            } else if idle > IDLE_ROUNDS {
-                idle = 0;
+            if has_moved {
+                moved_at = time::ticks();
+                is_acknowledged = false;
+            } else if is_acknowledged {
+                is_acknowledged = false;
                 shim::wait();
+                moved_at = time::ticks();
+            } else if time::ticks().saturating_sub(moved_at) >= POLL_TICKS {
+                // One more round before it sleeps.
+                self.sockets.acknowledge();
+                is_acknowledged = true;
             }
         }
     }
