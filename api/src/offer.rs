@@ -3,7 +3,7 @@
 
 use crate::config::VmSpec;
 use crate::contract::drive::DriveSpec;
-use crate::contract::machine::{HugePages, MachineSpec};
+use crate::contract::machine::MachineSpec;
 
 /// Something of the contract that a machine can have or lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,6 @@ pub enum Feature {
     Pmem,
     VhostUser,
     Smt,
-    HugePages,
 }
 
 /// What this version lacks.
@@ -24,7 +23,6 @@ pub const NOT_OFFERED: &[Feature] = &[
     Feature::Pmem,
     Feature::VhostUser,
     Feature::Smt,
-    Feature::HugePages,
 ];
 
 /// A feature that was asked for, and where.
@@ -123,19 +121,11 @@ impl List {
     }
 
     fn machine(&mut self, machine: &MachineSpec) {
-        let field = |name: &str| format!("machine-config.{name}");
         if machine.smt {
+            let field = "machine-config.smt".to_owned();
             let allowed = "false: this version of LightV shows each vCPU as a core";
-            self.value(Feature::Smt, field("smt"), "true".to_owned(), allowed);
+            self.value(Feature::Smt, field, "true".to_owned(), allowed);
         }
-        let pages = match machine.huge_pages {
-            HugePages::None => return,
-            HugePages::Transparent => "`Transparent`",
-            HugePages::Hugetlbfs2M => "`2M`",
-        };
-        let name = field("huge_pages");
-        let allowed = "None: others are not offered yet";
-        self.value(Feature::HugePages, name, pages.to_owned(), allowed);
     }
 
     fn drive(&mut self, index: usize, drive: &DriveSpec) {
@@ -161,11 +151,7 @@ mod tests {
         let json = r#"{"vsock":{"guest_cid":3,"uds_path":"u"},"machine-config":{"smt":true,"huge_pages":"2M"},
             "drives":[{"drive_id":"a","path_on_host":"p"},
                 {"drive_id":"b","path_on_host":"p","socket":"s"}]}"#;
-        let all = [
-            "machine-config.smt",
-            "machine-config.huge_pages",
-            "drives[1].socket",
-        ];
+        let all = ["machine-config.smt", "drives[1].socket"];
         assert_eq!(fields(json, NOT_OFFERED), all);
         assert_eq!(fields(json, &[Feature::Vsock]), ["vsock"]);
         assert_eq!(fields(json, &[]), [""; 0]);

@@ -179,10 +179,6 @@ fn what_is_not_offered_is_refused_by_name() {
         &machine("cpu_template", json!("V1N1")),
         "machine-config.cpu_template",
     );
-    vm.check_field(
-        &machine("huge_pages", json!("2M")),
-        "machine-config.huge_pages",
-    );
     for (key, value) in [
         ("mmds-config", json!({"network_interfaces": ["n"]})),
         ("memory-hotplug", json!({"total_size_mib": 128})),

@@ -4,6 +4,7 @@ mod api;
 mod jail;
 mod jailer;
 mod outputs;
+mod tuning;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use self::api::{ApiArgs, is_firecracker};
 pub use self::jail::JailArgs;
 pub use self::jailer::{JailerCli, is_jailer};
 use self::outputs::OutputArgs;
+pub use self::tuning::{PresetArgs, TuningArgs};
 
 use crate::confinement::Confinement;
 use crate::control::{SaveMoment, SavePlan};
@@ -124,6 +126,8 @@ pub struct Cli {
     outputs: OutputArgs,
     #[command(flatten)]
     jail: JailArgs,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Arguments of this run; given at all, they replace the stored ones.
     #[arg(last = true)]
     args: Option<Vec<String>>,
@@ -141,6 +145,7 @@ Examples:
   lightv-vmm --api-sock vm.sock --id vm7
   lightv-vmm --api-sock vm.sock --config vm.json
   lightv-vmm --config vm.json --jail
+  lightv-vmm --config vm.json --optimize-performance --pin-vcpus 0=2,1=3 -v
   lightv-vmm --restore vm.lv --jail --jail-uid 1007 --jail-gid 1007 --jail-netns /run/netns/vm7
   lightv-vmm --api-sock vm.sock --jail --jail-ro /srv/kernels --jail-rw /srv/vm7
   lightv-vmm --template vm.lv --vsock /run/user/1000/vm-{pid}.sock
@@ -262,6 +267,8 @@ pub struct RunJob {
     pub save: Option<SavePlan>,
     /// Whether the pages that it writes are added to its image.
     pub record_working_set: bool,
+    /// Whether it is said what a preset has come to.
+    pub is_verbose: bool,
     /// Whether the guest has the terminal.
     pub is_tty: bool,
     /// What the metadata service holds, if no API fills it.
@@ -397,6 +404,8 @@ impl Cli {
             cpu: None,
             memory_mib: self.memory,
             vcpus: self.vcpus,
+            huge_pages: self.tuning.huge_pages(),
+            tuning: self.tuning.spec(),
             append: self.append.clone(),
             no_software_kvm_options: self.no_software_kvm_options,
         }
@@ -432,6 +441,7 @@ impl Cli {
                 go_on,
             }),
             record_working_set: self.record_working_set,
+            is_verbose: self.tuning.verbose,
             is_tty: self.tty,
             metadata,
             outputs: self.outputs.outputs(),

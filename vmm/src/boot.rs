@@ -31,7 +31,7 @@ use crate::snapshot::served::ServeMemoryError;
 use crate::stamps::{Stamps, Step};
 use crate::sys::cpu;
 use crate::tell_run::{GuestClock, TellRunError, run_facts};
-use crate::vm::{NewVm, VmError};
+use crate::vm::{NewVm, Vm, VmError};
 
 /// Why a machine could not be built. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +133,8 @@ pub fn boot(
         mmds,
     } = site;
     // What needs no VM comes first: meanwhile the control thread makes it.
-    let ram = GuestRam::allocate(config.ram_bytes()).map_err(BuildError::Ram)?;
+    let pages = config.tuning().pages;
+    let ram = GuestRam::allocate_of(config.ram_bytes(), pages).map_err(BuildError::Ram)?;
     ram.exclude_from_core_dumps();
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
@@ -143,7 +144,7 @@ pub fn boot(
     new_vm
         .add_control_page(control_page.mapping())
         .map_err(BuildError::Vm)?;
-    let vm = new_vm.seal().map_err(BuildError::Vm)?;
+    let vm = seal(new_vm, &config)?;
     stamps.step(Step::Sandbox);
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
     stamps.mark("vcpus created");
@@ -207,6 +208,18 @@ pub fn take_vm(control: &ControlThread, stamps: &Stamps) -> Result<(Kvm, NewVm),
     stamps.marks_at(marks.thread.name().unwrap_or_default(), &marks.marks);
     stamps.mark("vm");
     Ok((kvm, vm))
+}
+
+/// The VM with its memory complete, as the configuration has it run.
+///
+/// # Errors
+/// [`BuildError::Vm`].
+pub fn seal(new_vm: NewVm, config: &MachineConfig) -> Result<Vm, BuildError> {
+    let vm = new_vm.seal().map_err(BuildError::Vm)?;
+    if let Some(us) = config.tuning().halt_poll_us {
+        vm.limit_halt_poll(us).map_err(BuildError::Vm)?;
+    }
+    Ok(vm)
 }
 
 /// The memory that the guest reads of its devices.

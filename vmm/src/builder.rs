@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::cpu::CpuConfig;
+use lightv_api::contract::machine::HugePages;
 use lightv_api::exit;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use crate::affinity;
 use crate::args::Origin;
 use crate::boot::{BuildError, Site, boot};
-use crate::config::{BootConfig, ConfigFaults, MachineConfig};
+use crate::config::{BootConfig, ConfigFault, ConfigFaults, MachineConfig};
 use crate::image::disk::take_disks;
 use crate::image::manifest::MemoryRunV1;
 use crate::image::read::{Image, OpenImageError};
@@ -22,6 +24,7 @@ use crate::limits;
 use crate::machine::Machine;
 use crate::outputs::{OutputError, Outputs};
 use crate::overrides::Overrides;
+use crate::report;
 use crate::restore::{MemorySource, prepare, restore};
 use crate::save::ensure_target;
 use crate::snapshot::memory_file::{self, MemoryLayer, OpenMemoryError};
@@ -57,6 +60,8 @@ pub enum PrepareError {
         "Configuration is refused: console is missing; a run with a terminal needs one: allowed: {{}}"
     )]
     NoConsole,
+    #[error("Cannot find out which CPUs this process may use")]
+    Cpus(#[source] io::Error),
     #[error(transparent)]
     ReadFile(ReadFileError),
     #[error(transparent)]
@@ -98,7 +103,7 @@ impl PrepareError {
             | Self::Memory(_)
             | Self::Outputs(_) => exit::BAD_CONFIG,
             Self::Build(cause) if cause.is_bad_config() => exit::BAD_CONFIG,
-            Self::Build(_) => exit::HOST_FAILURE,
+            Self::Build(_) | Self::Cpus(_) => exit::HOST_FAILURE,
             Self::SaveTarget(_) => exit::SAVE_FAILED,
         }
     }
@@ -140,6 +145,8 @@ pub struct Builder<'a> {
     pub id: &'a str,
     /// Where the machine is to be saved, with its kernel.
     pub save_as: Option<&'a Path>,
+    /// Whether it is said what a preset has come to; else it is logged.
+    pub is_verbose: bool,
 }
 
 impl Builder<'_> {
@@ -274,6 +281,16 @@ impl Builder<'_> {
             saved.vm.clock_ns = saved.vm.clock_ns.saturating_add(passed);
         }
         saved.manifest.config.machine_config.track_dirty_pages = files.tracks;
+        if let (MemoryFrom::Served(_), HugePages::Hugetlbfs2M) = (
+            files.memory,
+            overrides.pages_of(&saved.manifest.config.machine_config),
+        ) {
+            return Err(PrepareError::Config(ConfigFaults(vec![ConfigFault {
+                field: "machine-config.huge_pages".to_owned(),
+                found: "`2M`, with memory that another process serves".to_owned(),
+                allowed: "huge_pages None or Transparent in the load".to_owned(),
+            }])));
+        }
         self.restore_saved(&image, &saved, memory, overrides)
     }
 
@@ -307,6 +324,12 @@ impl Builder<'_> {
     /// A save that cannot succeed is refused before the guest runs.
     fn prove(&self, spec: VmSpec) -> Result<MachineConfig, PrepareError> {
         let config = prove_spec(spec)?;
+        if let Some(text) = config.tuning().describe() {
+            match self.is_verbose {
+                true => report::say(&text),
+                false => tracing::info!("{text}"),
+            }
+        }
         if self.site.host.is_tty && !config.console() {
             return Err(PrepareError::NoConsole);
         }
@@ -396,7 +419,14 @@ fn restored_config(
 /// # Errors
 /// [`PrepareError::Config`].
 pub fn prove_spec(spec: VmSpec) -> Result<MachineConfig, PrepareError> {
-    MachineConfig::prove(spec, process::host_memory_bytes()).map_err(PrepareError::Config)
+    let config = MachineConfig::prove(spec, process::host_memory_bytes());
+    let mut config = config.map_err(PrepareError::Config)?;
+    if config.tuning().asks_for_cpus() {
+        let own = affinity::own().map_err(PrepareError::Cpus)?;
+        let placed = config.place(&own, affinity::online());
+        placed.map_err(PrepareError::Config)?;
+    }
+    Ok(config)
 }
 
 /// What a machine that comes from `origin` is configured with, changed by `overrides`: for whoever has to know before it is

@@ -10,6 +10,7 @@ pub mod limiter;
 mod mmds;
 mod net;
 mod overlay;
+pub mod tuning;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,6 +30,7 @@ use lightv_devices::virtio::vsock::GUEST_CIDS;
 pub use self::mmds::MmdsConfig;
 pub use self::net::{BadPublish, NetHost, Protocol, Publish, UserNetConfig};
 pub use self::overlay::OverlayConfig;
+pub use self::tuning::Tuning;
 
 use crate::arch::host::cpu_template::CpuTemplate;
 use crate::{limits, runtime_dir};
@@ -181,6 +183,7 @@ pub struct MachineConfig {
     vcpus: u8,
     ram_bytes: u64,
     cpu: Option<CpuTemplate>,
+    tuning: Tuning,
     drives: Vec<DriveConfig>,
     nets: Vec<NetConfig>,
     vsock: Option<VsockConfig>,
@@ -200,6 +203,7 @@ impl MachineConfig {
             .as_ref()
             .and_then(|boot| prove_boot(boot, &mut faults));
         let vcpus = prove_machine(&spec, host_memory_bytes, &mut faults);
+        let tuning = tuning::prove(&spec, &mut faults);
         let cpu = cpu::prove(&spec, &mut faults);
         let drives = prove_drives(&spec.drives, &mut faults);
         let nets = prove_nets(&spec.network_interfaces, &mut faults);
@@ -236,6 +240,7 @@ impl MachineConfig {
             vcpus,
             ram_bytes,
             cpu,
+            tuning,
             drives,
             nets,
             vsock,
@@ -313,6 +318,25 @@ impl MachineConfig {
     #[must_use]
     pub const fn cpu(&self) -> Option<&CpuTemplate> {
         self.cpu.as_ref()
+    }
+
+    /// How the host runs it.
+    #[must_use]
+    pub const fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Takes the CPUs that the process has into account: see [`Tuning::place`].
+    ///
+    /// # Errors
+    /// Which of the named ones it may not use.
+    pub fn place(
+        &mut self,
+        own: &BTreeSet<u32>,
+        online: Option<usize>,
+    ) -> Result<(), ConfigFaults> {
+        let placed = self.tuning.place(own, online, self.vcpus);
+        placed.map_err(ConfigFaults)
     }
 
     /// Numbers of the model-specific registers that are changed.

@@ -52,6 +52,8 @@ use crate::vcpu::VcpuHandle;
 
 /// How often a vCPU that does not come out of the guest is signalled again.
 const KICK_INTERVAL: Duration = Duration::from_millis(limits::KICK_INTERVAL_MS);
+/// How long the loop is idle before the runtime directory says of the machine.
+const LISTED_AFTER: Duration = Duration::from_millis(limits::SETTLED_AFTER_MS);
 
 /// When a machine is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +211,9 @@ pub fn run(
         poller,
         signals,
         has_start_pages: true,
+        is_listed: false,
         began: Instant::now(),
+        busy_at: Instant::now(),
         leash,
         pool,
         told_to_end: None,
@@ -240,7 +244,11 @@ struct Control {
     signals: SignalFd,
     /// The pages that only the start needed are still mapped.
     has_start_pages: bool,
+    /// The runtime directory says of the machine.
+    is_listed: bool,
     began: Instant,
+    /// When there was something to do last, until all is done that waits for a time of nothing.
+    busy_at: Instant,
     /// Of a run with a terminal, until it is detached.
     leash: Option<Leash>,
     /// Of a machine of a pool, until the pool is gone.
@@ -291,14 +299,41 @@ impl Control {
         }
     }
 
-    /// After the first idle second, or, of a guest that is never idle, after ten: what was put off until now.
+    /// After the first idle second, or, of a guest that is never idle, after ten: what was put off until now. Memory has a time of
+    /// its own.
     fn settle_if_due(&mut self, is_idle: bool) {
-        let busy_for = Duration::from_millis(limits::SETTLED_ANYWAY_MS);
-        if self.has_start_pages && (is_idle || self.began.elapsed() >= busy_for) {
-            self.has_start_pages = false;
-            runtime_dir::register_announced();
-            process::give_back_code();
+        if !self.is_settling() {
+            return;
         }
+        if !is_idle {
+            self.busy_at = Instant::now();
+        }
+        let anyway = Duration::from_millis(limits::SETTLED_ANYWAY_MS);
+        let (idle, age) = (self.busy_at.elapsed(), self.began.elapsed());
+        let is_due = |after: Duration| idle >= after || age >= anyway.max(after);
+        if !self.is_listed && is_due(LISTED_AFTER) {
+            self.is_listed = true;
+            runtime_dir::register_announced();
+        }
+        if self.has_start_pages && is_due(self.machine.config.tuning().give_back_after) {
+            self.has_start_pages = false;
+            process::give_back_code();
+            process::give_back_heap();
+        }
+    }
+
+    const fn is_settling(&self) -> bool {
+        self.has_start_pages || !self.is_listed
+    }
+
+    /// What is left of the time of nothing after which something is done. Rounded up, as in `time_to_end`.
+    fn time_to_settle(&self) -> Option<Duration> {
+        let memory = self.machine.config.tuning().give_back_after;
+        let memory = self.has_start_pages.then_some(memory);
+        let listed = (!self.is_listed).then_some(LISTED_AFTER);
+        let first = memory.into_iter().chain(listed).min()?;
+        let left = first.saturating_sub(self.busy_at.elapsed());
+        Some(left + Duration::from_millis(1))
     }
 
     fn serve(&mut self, token: Token) -> Option<Ending> {
@@ -521,13 +556,11 @@ impl Control {
     }
 
     fn own_timeout(&self) -> Option<Duration> {
-        let ms = match self.phase {
-            Phase::Parking { .. } => limits::KICK_INTERVAL_MS,
-            _ if self.has_start_pages => limits::SETTLED_AFTER_MS,
-            _ => return self.time_to_end(),
+        let next = match self.phase {
+            Phase::Parking { .. } => Some(KICK_INTERVAL),
+            _ => self.time_to_settle(),
         };
-        let short = Duration::from_millis(ms);
-        Some(self.time_to_end().map_or(short, |left| left.min(short)))
+        next.into_iter().chain(self.time_to_end()).min()
     }
 
     /// What is left of the time that the guest was given to end. Rounded up: a wait is in whole milliseconds, and one that

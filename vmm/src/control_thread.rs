@@ -320,6 +320,10 @@ impl Waiting {
             }
             None => None,
         };
+        if let Some(cpu) = running.machine.config.tuning().control_cpu {
+            let held = sandbox::hold_to_cpu(ThreadKind::Control, cpu);
+            held.map_err(ControlError::Confine)?;
+        }
         running.machine.stamps.mark("idle");
         if let Some(rules) = rules {
             // Before anything of the guest is looked at.

@@ -224,6 +224,7 @@ fn build_and_run(
         },
         id: &job.id,
         save_as: job.save.as_ref().map(|plan| plan.path.as_path()),
+        is_verbose: job.is_verbose,
     };
     let machine = builder.build(&job.origin, job.overrides)?;
     if let (Some(MetadataFile { path, .. }), None) = (job.metadata, machine.config.mmds()) {

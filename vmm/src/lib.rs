@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod affinity;
 pub mod arch;
 pub mod args;
 pub mod at_end;

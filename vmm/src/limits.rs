@@ -55,6 +55,13 @@ pub const MEMORY_SAMPLES: usize = 64;
 pub const WORKING_SET_RUNS_MAX: usize = 256;
 /// Bytes of a working set: all of it is given to every clone at once.
 pub const WORKING_SET_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of files of guest memory that are read ahead for one start: a burst of starts must not push all else out of the page
+/// cache.
+pub const READ_AHEAD_BYTES_MAX: u64 = 256 << 20;
+/// Microseconds for which KVM may be told to poll for a vCPU that waits: a tick of a slow scheduler.
+pub const HALT_POLL_US_MAX: u32 = 10_000;
+/// How long the loop may be told to be idle before it gives back what the start needed.
+pub const GIVE_BACK_MS_MAX: u32 = 3_600_000;
 /// Sections of an image.
 pub const SECTIONS_MAX: u32 = 4096;
 /// Bytes of a section that is decoded (all but kernel, initrd and memory).
@@ -88,7 +95,8 @@ pub const FROZEN_FAULTS_PER_TURN: u32 = 64;
 pub const FROZEN_MAX: usize = 4;
 /// Machines that wait until they are accepted.
 pub const FROZEN_BACKLOG: i32 = 128;
-/// How long the loop is idle before the pages that only the start needed are given back.
+/// How long the loop is idle before the machine is listed, and, unless another time is said, before the pages that only the start
+/// needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;
 /// How long before that is done for a machine that is never idle.
 pub const SETTLED_ANYWAY_MS: u64 = 10_000;

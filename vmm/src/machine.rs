@@ -99,6 +99,7 @@ impl Machine {
             events: self.sender.clone(),
             control_page: Arc::clone(&self.control_page),
             gate: Arc::default(),
+            cpus: Arc::new(self.config.tuning().vcpu_cpus.clone()),
         };
         let mut handles = Vec::with_capacity(self.vcpus.len());
         let (mut first, mut spawned) = (None, Vec::new());

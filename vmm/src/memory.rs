@@ -17,7 +17,7 @@ use crate::arch::host::layout;
 use crate::limits;
 use crate::lock::lock;
 use crate::page_set::PageSet;
-use crate::sys::mapping::{MapError, Mapping};
+use crate::sys::mapping::{MapError, Mapping, Pages};
 use crate::sys::uffd::Userfault;
 
 /// How much is copied at a time.
@@ -29,6 +29,7 @@ pub struct GuestRam {
     parts: Vec<RamPart>,
     mem: Arc<GuestMem>,
     overlays: Vec<RamRun>,
+    pages: Pages,
     /// By which pages are served that were never touched.
     userfault: Option<Arc<Userfault>>,
     /// Contents of files were copied, not mapped: which pages they are is not known any more.
@@ -98,6 +99,14 @@ impl GuestRam {
     /// # Errors
     /// [`RamError`].
     pub fn allocate(bytes: u64) -> Result<Self, RamError> {
+        Self::allocate_of(bytes, Pages::Small)
+    }
+
+    /// The same, of `pages`; `bytes` are whole large ones, if of those.
+    ///
+    /// # Errors
+    /// [`RamError`].
+    pub fn allocate_of(bytes: u64, pages: Pages) -> Result<Self, RamError> {
         let (low, high) = layout::ram_ranges(bytes);
         let mut parts = Vec::with_capacity(2);
         for (base, part_bytes) in [(0, low), (layout::HOLE_END, high)] {
@@ -105,8 +114,8 @@ impl GuestRam {
                 continue;
             }
             let length = usize::try_from(part_bytes).map_err(|_| RamError::Layout { bytes })?;
-            let mapping =
-                Mapping::anonymous(length).map_err(|cause| RamError::Map { bytes, cause })?;
+            let mapping = Mapping::anonymous_of(length, pages)
+                .map_err(|cause| RamError::Map { bytes, cause })?;
             parts.push(RamPart {
                 base: GuestAddress(base),
                 mapping,
@@ -122,6 +131,7 @@ impl GuestRam {
             parts,
             mem: Arc::new(mem),
             overlays: Vec::new(),
+            pages,
             userfault: None,
             has_copies: false,
             given_back: Arc::default(),
@@ -156,12 +166,13 @@ impl GuestRam {
     }
 
     /// Lays `runs` of `file` over RAM: as private views, or copied, when they are more than
-    /// [`limits::MEMORY_RUNS_MAX`]. To be done before the guest can run.
+    /// [`limits::MEMORY_RUNS_MAX`] or RAM is of large pages, of which a part cannot be replaced. To be done before the guest can
+    /// run.
     ///
     /// # Errors
     /// [`RamError`].
     pub fn lay(&mut self, file: &File, runs: &[RamRun]) -> Result<(), RamError> {
-        let is_copied = runs.len() > limits::MEMORY_RUNS_MAX;
+        let is_copied = runs.len() > limits::MEMORY_RUNS_MAX || self.pages == Pages::Large;
         self.has_copies |= is_copied;
         for run in runs {
             if is_copied {
@@ -228,6 +239,22 @@ impl GuestRam {
         part.mapping
             .populate_for_write(offset, length)
             .map_err(|cause| RamError::Map { bytes, cause })
+    }
+
+    /// Has the files under `runs` read ahead, up to [`limits::READ_AHEAD_BYTES_MAX`] of them. A hint: what is refused is read when
+    /// the guest touches it.
+    pub fn read_ahead(&self, runs: &[RamRun]) {
+        let mut left = limits::READ_AHEAD_BYTES_MAX;
+        for run in runs {
+            let part = RamRun {
+                bytes: run.bytes.min(left),
+                ..*run
+            };
+            left -= part.bytes;
+            if let Ok((part, offset, bytes)) = self.locate(part) {
+                let _ = part.mapping.read_ahead(offset, bytes);
+            }
+        }
     }
 
     /// Where `run` lies: part, offset in it, and length.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use lightv_api::config::{DriveSpec, RunSpec, VmSpec};
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
+use lightv_api::contract::machine::{HugePages, MachineSpec};
 use lightv_api::contract::net::NetHost;
+use lightv_api::contract::tuning::TuningSpec;
 use lightv_api::contract::vsock::VsockSpec;
 use lightv_devices::virtio::vsock::GUEST_CIDS;
 
@@ -37,17 +39,36 @@ pub struct Overrides {
     pub vcpus: Option<u64>,
     /// A Linux kernel is not given options for software KVM.
     pub no_software_kvm_options: bool,
+    /// What RAM is made of.
+    pub huge_pages: Option<HugePages>,
+    /// How the host runs the machine.
+    pub tuning: TuningSpec,
     /// Kernel command line added before a stand-alone `--`.
     pub append: Option<String>,
 }
 
 impl Overrides {
+    /// What the RAM of `machine` is then made of, as far as that is said.
+    #[must_use]
+    pub fn pages_of(&self, machine: &MachineSpec) -> HugePages {
+        self.huge_pages.unwrap_or(machine.huge_pages)
+    }
+
+    fn tune(&self, machine: &mut MachineSpec) {
+        machine.huge_pages = self.pages_of(machine);
+        if self.tuning != TuningSpec::default() {
+            let stored = machine.tuning.take().unwrap_or_default();
+            machine.tuning = Some(self.tuning.clone().over(stored));
+        }
+    }
+
     /// Changes `spec`. `is_restore`: RAM, vCPUs and command line are those of the snapshot.
     ///
     /// # Errors
     /// Ids that the configuration does not have, and what a restore cannot change.
     pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
         let mut faults = Vec::new();
+        self.tune(&mut spec.machine_config);
         let [disk_field, delta_field, net_field, vsock_field] = if self.is_from_api {
             [
                 "drive_overrides",

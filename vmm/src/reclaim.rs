@@ -117,7 +117,7 @@ fn cause(error: RamError) -> io::Error {
 fn map_cause(error: MapError) -> io::Error {
     match error {
         MapError::Map { cause, .. } => cause,
-        other @ MapError::Part { .. } => io::Error::other(other),
+        other @ (MapError::Part { .. } | MapError::Pool { .. }) => io::Error::other(other),
     }
 }
 

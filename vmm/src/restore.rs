@@ -7,8 +7,9 @@ use kvm_ioctls::{Kvm, VcpuFd};
 
 use crate::arch::host::cpuid::CpuidOrigin;
 use crate::arch::host::layout;
-use crate::boot::{BuildError, Site, make_bus, make_control_page, serial_writer, take_vm};
+use crate::boot::{BuildError, Site, make_bus, make_control_page, seal, serial_writer, take_vm};
 use crate::config::MachineConfig;
+use crate::config::tuning::Prefetch;
 use crate::device_set::{Around, DeviceSet, make_ports};
 use crate::event::event_channel;
 use crate::kernel::BootFiles;
@@ -20,6 +21,7 @@ use crate::snapshot::saved::SavedMachine;
 use crate::snapshot::{irqchip_state, served, vcpu_state};
 use crate::stamps::Step;
 use crate::sys::cpu;
+use crate::sys::mapping::Pages;
 use crate::tell_run::{GuestClock, run_facts, tell_run};
 
 /// Where guest memory comes from.
@@ -66,7 +68,7 @@ pub fn prepare(
 ) -> Result<Machine, BuildError> {
     let (control, stamps) = (site.control, Arc::clone(&site.stamps));
     // What needs no VM comes first: meanwhile the control thread makes it.
-    let ram = map_ram(saved, memory)?;
+    let ram = map_ram(&config, saved, memory)?;
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
     stamps.mark("memory mapped");
@@ -76,7 +78,7 @@ pub fn prepare(
         .add_control_page(control_page.mapping())
         .map_err(BuildError::Vm)?;
     stamps.mark("memory slots");
-    let vm = new_vm.seal().map_err(BuildError::Vm)?;
+    let vm = seal(new_vm, &config)?;
     stamps.step(Step::Sandbox);
     let vcpus = vm.create_vcpus(config.vcpus()).map_err(BuildError::Vm)?;
     // Not before: a new memory slot waits for a thread of the kernel, which would wait for a CPU.
@@ -129,13 +131,27 @@ pub fn prepare(
 
 /// Views of the files over zeroed RAM, and the pages that the guest is known to write, made in one go. Before the
 /// memory slots: KVM then hears nothing of it.
-fn map_ram(saved: &SavedMachine, memory: MemorySource<'_>) -> Result<GuestRam, BuildError> {
-    let mut ram = GuestRam::allocate(saved.manifest.ram_bytes).map_err(BuildError::Ram)?;
+fn map_ram(
+    config: &MachineConfig,
+    saved: &SavedMachine,
+    memory: MemorySource<'_>,
+) -> Result<GuestRam, BuildError> {
+    let tuning = config.tuning();
+    let pages = match memory {
+        MemorySource::Layers(_) => tuning.pages,
+        // Faults are served by pages of 4 KiB.
+        MemorySource::Served(_) => Pages::Small,
+    };
+    let ram_bytes = saved.manifest.ram_bytes;
+    let mut ram = GuestRam::allocate_of(ram_bytes, pages).map_err(BuildError::Ram)?;
     match memory {
         MemorySource::Layers(layers) => {
             for layer in layers {
                 let laid = ram.lay(&layer.file, &layer.runs);
                 laid.map_err(BuildError::Ram)?;
+                if tuning.prefetch == Prefetch::WithFiles {
+                    ram.read_ahead(&layer.runs);
+                }
             }
         }
         MemorySource::Served(socket) => {
@@ -143,7 +159,11 @@ fn map_ram(saved: &SavedMachine, memory: MemorySource<'_>) -> Result<GuestRam, B
             ram.serve_by(userfault);
         }
     }
-    for run in &saved.working_set.written {
+    let known = match tuning.prefetch {
+        Prefetch::None => &[][..],
+        Prefetch::WorkingSet | Prefetch::WithFiles => &saved.working_set.written,
+    };
+    for run in known {
         // A hint: without it the guest takes a fault a page.
         let _ = ram.populate_for_write(run.address, run.bytes);
     }

@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 pub use self::filters::{CompileError, Filters, compile};
 pub use self::landlock::{PathAccess, Rules};
 
+use crate::affinity;
 use crate::sys::process;
 
 /// Why the process could not limit itself.
@@ -149,6 +150,20 @@ pub enum ConfineError {
         #[source]
         cause: Box<dyn Error + Send + Sync>,
     },
+    /// To its CPU.
+    #[error(
+        "Cannot hold thread {} to CPU {cpu} of the host (machine-config.tuning); it may have been taken away since",
+        kind.name()
+    )]
+    Cpu {
+        /// Which thread.
+        kind: ThreadKind,
+        /// Its number.
+        cpu: u32,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
     /// To its paths.
     #[error(
         "Cannot restrict the files of thread {} by Landlock; --no-landlock starts without",
@@ -176,6 +191,14 @@ pub fn confine(kind: ThreadKind, number: Option<u8>) -> Result<(), ConfineError>
     }
     let applied = chosen.filters.apply(kind);
     applied.map_err(|cause| ConfineError::Filter { kind, cause })
+}
+
+/// Holds the calling thread to a CPU of the host. To be called before [`confine`] for a thread whose list does not have that.
+///
+/// # Errors
+/// [`ConfineError::Cpu`].
+pub fn hold_to_cpu(kind: ThreadKind, cpu: u32) -> Result<(), ConfineError> {
+    affinity::pin(cpu).map_err(|cause| ConfineError::Cpu { kind, cpu, cause })
 }
 
 /// Holds the calling thread to `rules` too.

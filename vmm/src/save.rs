@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use lightv_api::config::VmSpec;
 use lightv_api::contract::snapshot::SnapshotType;
+use lightv_api::contract::tuning::TuningSpec;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::block::{Overlay, StoredDelta};
 
@@ -468,6 +469,8 @@ fn stored_config(machine: &Machine) -> VmSpec {
     // The process's, not the machine's.
     spec.logger = None;
     spec.metrics = None;
+    let tuning = spec.machine_config.tuning.take();
+    spec.machine_config.tuning = tuning.and_then(TuningSpec::without_cpus);
     if let Some(boot) = &mut spec.boot_source {
         if machine.boot_files.kernel.is_some() {
             boot.kernel_image_path = IN_IMAGE.into();

@@ -12,6 +12,7 @@
 //! A vCPU parks only after KVM_RUN has returned EINTR with `immediate_exit` set: then the access that caused its last
 //! exit is complete, and its state can be saved.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -90,6 +91,8 @@ pub struct VcpuContext {
     pub control_page: Arc<ControlPage>,
     /// Where vCPUs wait for the first.
     pub gate: Arc<Gate>,
+    /// The CPUs of the host to which vCPUs are held.
+    pub cpus: Arc<BTreeMap<VcpuId, u32>>,
 }
 
 /// Where vCPUs wait before they enter the guest, until all threads of the machine are confined: the first opens it, which is
@@ -235,12 +238,15 @@ impl Vcpu {
         Ok(Spawned(confined))
     }
 
-    /// Holds the calling thread to what a vCPU may do. All other threads of the machine have to be confined before the one
+    /// Holds the calling thread to its CPU, if it has one, and to what a vCPU may do. All other threads of the machine have to be confined before the one
     /// that runs vCPU 0.
     ///
     /// # Errors
     /// [`ConfineError`].
     pub fn confine(&self) -> Result<(), ConfineError> {
+        if let Some(cpu) = self.context.cpus.get(&self.id) {
+            sandbox::hold_to_cpu(ThreadKind::Vcpu, *cpu)?;
+        }
         sandbox::confine(ThreadKind::Vcpu, Some(self.id))
     }
 

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kvm_bindings::KVM_API_VERSION;
+use kvm_bindings::{KVM_API_VERSION, KVM_CAP_HALT_POLL, kvm_enable_cap};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -174,6 +174,24 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Has KVM poll for a vCPU that waits for at most `us` microseconds, before its CPU is let go (KVM_CAP_HALT_POLL,
+    /// Documentation/virt/kvm/halt-polling.rst).
+    ///
+    /// # Errors
+    /// [`VmError::Call`]: KVM cannot be told before Linux 5.10.
+    pub fn limit_halt_poll(&self, us: u32) -> Result<(), VmError> {
+        let ns = u64::from(us) * 1000;
+        let capability = kvm_enable_cap {
+            cap: KVM_CAP_HALT_POLL,
+            args: [ns, 0, 0, 0],
+            ..kvm_enable_cap::default()
+        };
+        self.fd.enable_cap(&capability).map_err(|cause| VmError::Call {
+            what: "limit its polling for vCPUs that wait (halt_poll_us, KVM_CAP_HALT_POLL, Linux 5.10)",
+            cause,
+        })
+    }
+
     /// Makes the first `count` vCPUs.
     ///
     /// # Errors

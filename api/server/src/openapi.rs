@@ -3,7 +3,7 @@
 
 use lightv_api::contract::{
     actions, balloon, boot_source, cpu, drive, entropy, instance, limiter, logger, machine,
-    memory_hotplug, metrics, mmds, net, pmem, serial, snapshot, vm, vsock,
+    memory_hotplug, metrics, mmds, net, pmem, serial, snapshot, tuning, vm, vsock,
 };
 use lightv_api::event;
 use lightv_api::fault;
@@ -86,6 +86,8 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, 
         snapshot::SnapshotLoad,
         snapshot::SnapshotType,
         snapshot::VsockOverride,
+        tuning::Preset,
+        tuning::TuningSpec,
         vm::FullConfig,
         vm::VmState,
         vm::VmStatePatch,

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::tuning::TuningSpec;
+
 /// CPUs and memory.
 ///
 /// `PUT /machine-config` must give the number of vCPUs and the memory, as in Firecracker; a configuration file may leave
@@ -29,6 +31,9 @@ pub struct MachineSpec {
     /// unless said otherwise, and then not shown.
     #[serde(skip_serializing_if = "is_true")]
     pub register_pages: bool,
+    /// LightV's own. How the host runs the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningSpec>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -46,6 +51,7 @@ impl Default for MachineSpec {
             track_dirty_pages: false,
             huge_pages: HugePages::None,
             register_pages: true,
+            tuning: None,
         }
     }
 }
@@ -69,6 +75,7 @@ impl MachineSpec {
             track_dirty_pages: patch.track_dirty_pages.unwrap_or(self.track_dirty_pages),
             huge_pages: patch.huge_pages.unwrap_or(self.huge_pages),
             register_pages: patch.register_pages.unwrap_or(self.register_pages),
+            tuning: patch.tuning.clone().or_else(|| self.tuning.clone()),
         }
     }
 }
@@ -93,6 +100,8 @@ pub struct MachinePatch {
     pub huge_pages: Option<HugePages>,
     /// See [`MachineSpec::register_pages`].
     pub register_pages: Option<bool>,
+    /// See [`MachineSpec::tuning`]; it replaces the whole.
+    pub tuning: Option<TuningSpec>,
 }
 
 /// Firecracker's CPU templates.

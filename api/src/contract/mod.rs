@@ -22,5 +22,6 @@ pub mod net;
 pub mod pmem;
 pub mod serial;
 pub mod snapshot;
+pub mod tuning;
 pub mod vm;
 pub mod vsock;

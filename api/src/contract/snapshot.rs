@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::net::NetworkOverride;
+use super::tuning::TuningSpec;
 
 /// `PUT /snapshot/create`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -97,6 +98,9 @@ pub struct SnapshotLoad {
     /// LightV's own: other files for disks.
     #[serde(default)]
     pub drive_overrides: Vec<DriveOverride>,
+    /// LightV's own: how the host runs the machine, over what the snapshot says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningSpec>,
 }
 
 /// Where guest memory comes from.
@@ -184,6 +188,8 @@ pub struct LoadParams {
     pub huge_pages: LoadHugePages,
     /// Other files for disks.
     pub drive_overrides: Vec<DriveOverride>,
+    /// How the host runs the machine.
+    pub tuning: Option<TuningSpec>,
 }
 
 /// Why [`SnapshotLoad`] is no snapshot to load. The texts are Firecracker's.
@@ -251,6 +257,7 @@ impl TryFrom<SnapshotLoad> for LoadParams {
             clock_realtime: load.clock_realtime,
             huge_pages: load.huge_pages,
             drive_overrides: load.drive_overrides,
+            tuning: load.tuning,
         })
     }
 }

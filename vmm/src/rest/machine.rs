@@ -9,6 +9,7 @@ use lightv_api::config::VmSpec;
 use lightv_api::contract::balloon::HintingStart;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
+use lightv_api::contract::machine::HugePages;
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::snapshot::{
@@ -127,7 +128,10 @@ impl Monitor {
         let Begin { mut run, main_ns } = begin;
         run.timings
             .get_or_insert(TimingsSink::Keep(metrics::note_start));
-        let builder = self.builder(stamps_of(&run, main_ns));
+        let builder = Builder {
+            is_verbose: run.is_verbose,
+            ..self.builder(stamps_of(&run, main_ns))
+        };
         let counts = metrics::get();
         let (started, failed) = match run.origin {
             Origin::Restore(_) => (&counts.restores, &counts.restore_failures),
@@ -152,6 +156,7 @@ impl Monitor {
             },
             id: &self.id,
             save_as: None,
+            is_verbose: false,
         }
     }
 
@@ -455,8 +460,7 @@ impl Machine for Monitor {
 /// What of a load this version does not offer.
 fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
     match params.huge_pages {
-        LoadHugePages::Snapshot | LoadHugePages::None => Ok(()),
-        LoadHugePages::Transparent => Err(not_offered("huge_pages `Transparent`")),
+        LoadHugePages::Snapshot | LoadHugePages::None | LoadHugePages::Transparent => Ok(()),
         LoadHugePages::Hugetlbfs2M => Err(not_offered("huge_pages `2M`")),
     }
 }
@@ -470,6 +474,13 @@ fn overrides_of(params: &LoadParams) -> Overrides {
     let nets = params.network_overrides.iter();
     Overrides {
         is_from_api: true,
+        huge_pages: match params.huge_pages {
+            LoadHugePages::Snapshot => None,
+            LoadHugePages::None => Some(HugePages::None),
+            LoadHugePages::Transparent => Some(HugePages::Transparent),
+            LoadHugePages::Hugetlbfs2M => Some(HugePages::Hugetlbfs2M),
+        },
+        tuning: params.tuning.clone().unwrap_or_default(),
         disks: drives
             .clone()
             .filter_map(|drive| Some((drive.drive_id.clone(), drive.path_on_host.clone()?)))

@@ -12,6 +12,20 @@ use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion, VolatileSlice};
 
 /// Size of a page in bytes: the unit of mapping and of a snapshot's memory.
 pub const PAGE_BYTES: usize = 4096;
+/// Size of a large page in bytes.
+pub const LARGE_PAGE_BYTES: usize = 2 << 20;
+
+/// What memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Pages {
+    /// Pages of [`PAGE_BYTES`].
+    #[default]
+    Small,
+    /// Such pages, which the kernel may join to large ones (Documentation/admin-guide/mm/transhuge.rst).
+    Joined,
+    /// Pages of [`LARGE_PAGE_BYTES`] from the kernel's pool (Documentation/admin-guide/mm/hugetlbpage.rst).
+    Large,
+}
 
 /// A mapping of this process that is never taken down.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +46,18 @@ pub enum MapError {
     /// The kernel refused.
     #[error("Cannot map {bytes} bytes of memory")]
     Map {
+        /// How much was asked for.
+        bytes: usize,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// The kernel's pool of large pages does not suffice, or there is none.
+    #[error(
+        "Cannot map {bytes} bytes of 2 MiB pages: the kernel's pool has too few free ones (HugePages_Free in /proc/meminfo; \
+         `sysctl vm.nr_hugepages=N` makes N)"
+    )]
+    Pool {
         /// How much was asked for.
         bytes: usize,
         /// The kernel's reason.
@@ -69,6 +95,54 @@ impl Mapping {
                 cause: io::Error::last_os_error(),
             }),
         }
+    }
+
+    /// The same, of `pages`: aligned to large ones where there may be some, and with all of [`Pages::Large`] reserved, so that no
+    /// first touch can fail for want of them. `bytes` are whole large pages then.
+    ///
+    /// # Errors
+    /// [`MapError`].
+    pub fn anonymous_of(bytes: usize, pages: Pages) -> Result<Self, MapError> {
+        match pages {
+            Pages::Small => Self::anonymous(bytes),
+            Pages::Joined => {
+                let whole = Self::anonymous(bytes + LARGE_PAGE_BYTES)?.aligned(bytes);
+                whole.advise(0, bytes, libc::MADV_HUGEPAGE)?;
+                Ok(whole)
+            }
+            Pages::Large => Self::large(bytes),
+        }
+    }
+
+    /// The first `bytes` from where a large page can begin. What lies around them stays mapped, and is never touched.
+    fn aligned(self, bytes: usize) -> Self {
+        let skipped = self.address().next_multiple_of(LARGE_PAGE_BYTES) - self.address();
+        let bytes = bytes.min(self.bytes.saturating_sub(skipped));
+        let start = NonNull::new(self.part(skipped).cast()).unwrap_or(self.start);
+        Self { start, bytes }
+    }
+
+    fn large(bytes: usize) -> Result<Self, MapError> {
+        let flags =
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        match NonNull::new(address.cast::<u8>()) {
+            Some(start) if address != libc::MAP_FAILED => Ok(Self { start, bytes }),
+            _ => Err(MapError::Pool {
+                bytes,
+                cause: io::Error::last_os_error(),
+            }),
+        }
+    }
+
+    /// Has the file under `bytes` at `offset` read ahead, without waiting for it.
+    ///
+    /// # Errors
+    /// [`MapError`]; the guest then waits for each page.
+    pub fn read_ahead(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        self.advise(offset, bytes, libc::MADV_WILLNEED)
     }
 
     /// Replaces `bytes` at `offset` by a private, writable view of `file` from `file_offset` on. All three must be
@@ -260,5 +334,21 @@ mod tests {
             );
         }
         assert!(mapping.populate_for_write(PAGE_BYTES, PAGE_BYTES).is_ok());
+    }
+
+    #[test]
+    fn joined_pages_begin_where_a_large_page_can() {
+        let bytes = 3 * LARGE_PAGE_BYTES;
+        let mapping = Mapping::anonymous_of(bytes, Pages::Joined).unwrap();
+        assert!(mapping.address().is_multiple_of(LARGE_PAGE_BYTES));
+        assert_eq!(mapping.bytes(), bytes);
+        assert!(mapping.populate_for_write(0, bytes).is_ok());
+    }
+
+    #[test]
+    fn a_pool_that_does_not_suffice_is_named() {
+        // More than any host has.
+        let refused = Mapping::anonymous_of(1 << 46, Pages::Large).unwrap_err();
+        assert!(refused.to_string().contains("HugePages_Free"), "{refused}");
     }
 }

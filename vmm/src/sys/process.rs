@@ -134,6 +134,12 @@ pub fn page_faults() -> u64 {
     u64::try_from(count).unwrap_or(0)
 }
 
+/// Gives whole pages of the heap that hold nothing any more back to the host.
+pub fn give_back_heap() {
+    // SAFETY: integers only; the allocator takes its own locks.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, in which other processes of the host stamp their starts.
 #[must_use]
 pub fn monotonic_ns() -> u64 {

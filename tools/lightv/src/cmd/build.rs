@@ -11,9 +11,11 @@ use lightv_api::config::{
     BootSource, DEFAULT_BOOT_ARGS, DriveSpec, EntropySpec, MachineSpec, Ready, RunSpec, VmSpec,
 };
 use lightv_api::contract::drive::OverlaySpec;
+use lightv_api::contract::tuning::{Preset, TuningSpec};
 use lightv_api::exit;
 
 use lightv_rootfs::{BuildFile, ReadBuildFileError};
+use lightv_vmm::args::PresetArgs;
 use lightv_vmm::net_override::NetFault;
 
 use super::build_rootfs::{ReadySign, RootfsArgs};
@@ -89,9 +91,12 @@ pub(crate) struct BuildArgs {
     /// Give up when the guest is not ready by then
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
-    /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts
+    /// Run the image once, to the guest's own end, and keep the pages it writes ready for later starts; --optimize-startup does
+    /// so too
     #[arg(long)]
     warm: bool,
+    #[command(flatten)]
+    preset: PresetArgs,
     #[command(flatten)]
     rootfs: RootfsArgs,
     /// Arguments for the guest; `lightv run` can replace them
@@ -179,7 +184,8 @@ impl BuildArgs {
             (None, None) => Kernel::Embedded,
             _ => Kernel::Configured,
         };
-        let working_set = match self.warm {
+        let is_warm = self.warm || self.preset.preset() == Some(Preset::Startup);
+        let working_set = match is_warm {
             true => WorkingSet::Recorded,
             false => WorkingSet::Unknown,
         };
@@ -286,6 +292,10 @@ impl BuildArgs {
             machine_config: MachineSpec {
                 vcpu_count: self.vcpus.unwrap_or(machine.vcpu_count),
                 mem_size_mib: self.memory.unwrap_or(machine.mem_size_mib),
+                tuning: self.preset.preset().map(|preset| TuningSpec {
+                    optimize: Some(preset),
+                    ..TuningSpec::default()
+                }),
                 ..machine
             },
             drives: self

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::exit;
-use lightv_vmm::args::{JailArgs, Origin, RunJob};
+use lightv_vmm::args::{JailArgs, Origin, RunJob, TuningArgs};
 use lightv_vmm::confinement::{Confinement, SeccompChoice};
 use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::outputs::Outputs;
@@ -91,6 +91,8 @@ pub(crate) struct RunArgs {
     timings: Option<TimingsForm>,
     #[command(flatten)]
     jail: JailArgs,
+    #[command(flatten)]
+    tuning: TuningArgs,
     /// Arguments for the guest; they replace those in the image
     #[arg(last = true)]
     pub(crate) args: Vec<OsString>,
@@ -110,6 +112,7 @@ Examples:
   lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
   lightv run --jail web.lv --net user      sees nothing of the host but its own files; no privileges
   lightv run --no-agent web.lv             whatever the host agent has ready
+  lightv run --optimize-performance -v web.lv   large pages, polling; says what it chose
   lightv run -d --name web web.lv          in the background; lightv logs -f web, lightv stop web
 
 Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
@@ -149,7 +152,7 @@ impl Coded for RunError {
 }
 
 impl RunArgs {
-    /// `lightv run [--no-seccomp] IMAGE [-- ARGS]`, without a parser; `None` for everything else.
+    /// `lightv run [--no-seccomp | --optimize-PRESET] IMAGE [-- ARGS]`, without a parser; `None` for everything else.
     ///
     /// Building the parser takes 45 µs, two per cent of a start.
     pub(crate) fn parse_plain(args: &[OsString]) -> Option<Self> {
@@ -159,6 +162,11 @@ impl RunArgs {
         let (no_seccomp, rest) = match rest {
             [option, rest @ ..] if option == "--no-seccomp" => (true, rest),
             _ => (false, rest),
+        };
+        let preset = rest.first().filter(|_| !no_seccomp);
+        let (tuning, rest) = match preset.and_then(|word| TuningArgs::of_preset(word)) {
+            Some(tuning) => (tuning, rest.get(1..).unwrap_or_default()),
+            None => (TuningArgs::default(), rest),
         };
         let [image, rest @ ..] = rest else {
             return None;
@@ -172,6 +180,7 @@ impl RunArgs {
         is_plain.then(|| Self {
             image: image.into(),
             no_seccomp,
+            tuning,
             args: args.to_vec(),
             has_separator,
             ..Self::default()
@@ -226,6 +235,7 @@ impl RunArgs {
             option("--vcpus", vcpus.to_string().into());
         }
         args.extend(self.jail.words());
+        args.extend(self.tuning.words());
         if self.has_separator {
             args.push("--".into());
             args.extend_from_slice(&self.args);
@@ -255,6 +265,8 @@ impl RunArgs {
             args: self.has_separator.then_some(args),
             memory_mib: self.memory.map(u64::from),
             vcpus: self.vcpus.map(u64::from),
+            huge_pages: self.tuning.huge_pages(),
+            tuning: self.tuning.spec(),
             ..Overrides::default()
         };
         let origin = if self.cold {
@@ -269,6 +281,7 @@ impl RunArgs {
             overrides,
             save: None,
             record_working_set: false,
+            is_verbose: self.tuning.verbose,
             is_tty,
             metadata: None,
             outputs: Outputs {
@@ -416,6 +429,8 @@ mod tests {
             "lightv run a.lv -- b --c",
             "lightv run a.lv --",
             "lightv run --no-seccomp a.lv -- b",
+            "lightv run --optimize-startup a.lv",
+            "lightv run --optimize-concurrency a.lv -- b",
         ] {
             let args = words(line);
             let plain = RunArgs::parse_plain(&args).expect(line);
@@ -457,6 +472,10 @@ mod tests {
         check(
             "run a.lv --jail --jail-uid 5 --jail-netns /n --jail-cgroup pids.max=9 --jail-rw /d -- b",
             "--restore a.lv --jail --jail-uid 5 --jail-netns /n --jail-cgroup pids.max=9 --jail-rw /d -- b",
+        );
+        check(
+            "run a.lv --optimize-concurrency --pin-vcpus 1=3,0=2 --pin-control 0 --huge-pages transparent --halt-poll-us 9 --prefetch -v",
+            "--restore a.lv --optimize-concurrency --pin-vcpus 0=2,1=3 --huge-pages transparent --pin-control 0 --halt-poll-us 9 --prefetch=true --verbose",
         );
         check(
             "run a.lv --net tap1 --disk d=x --delta d=y --vsock v -e A=b --env C=",

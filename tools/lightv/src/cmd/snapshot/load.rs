@@ -125,6 +125,7 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
         clock_realtime: args.advance_clock,
         huge_pages: LoadHugePages::Snapshot,
         drive_overrides: drive_overrides(&args.disk, &args.delta),
+        tuning: None,
     }
 }
 
