@@ -26,12 +26,14 @@ fn bench(scratch: &Scratch, args: &[&str]) -> Value {
         assert!(number("n") >= 1.0, "{case}");
         // A guest that is well served may need no exit for a request, and fail or leave nothing.
         let may_be_none = case["unit"].as_str().is_some_and(|unit| {
-            unit.starts_with("exits/") || ["answers", "processes", "% of a core"].contains(&unit)
+            let idle = ["answers", "processes", "% of a core", "wakeups/s"];
+            unit.starts_with("exits/") || idle.contains(&unit)
         });
         // What the host's other processes do meanwhile counts, too.
-        let is_free_memory = case["name"]
-            .as_str()
-            .is_some_and(|name| ["density.memory_per_vm", "churn.left.memory"].contains(&name));
+        let is_free_memory = case["name"].as_str().is_some_and(|name| {
+            let free = ["density.memory_per_vm", "churn.left.memory"];
+            free.contains(&name) || name.starts_with("density.kernel.")
+        });
         assert!(
             (may_be_none || is_free_memory || 0.0 < number("min"))
                 && number("min") <= number("p50")
@@ -190,28 +192,102 @@ fn assert_two_sides(report: &Value, way: &str) {
     }
 }
 
+/// What a report foretells of itself is so, and of one that took twice the time is not.
+fn assert_foretold(scratch: &Scratch, density: &Value) {
+    let host = ["--cores", "2", "--memory", "24576", "--pids", "32768"];
+    let from = [
+        "simulate", "--from", "d.json", "--check", "d.json", "--plot", "s.svg",
+    ];
+    let report = bench(scratch, &[&from[..], &host].concat());
+    let names = case_names(&report);
+    for name in [
+        "simulate.memory",
+        "simulate.process_ids",
+        "simulate.check.20.memory_of_all",
+    ] {
+        assert!(names.contains(&name), "{name}: {report}");
+    }
+    let picture = String::from_utf8(scratch.read("s.svg")).expect("text");
+    assert!(picture.contains("process ids"), "{picture}");
+    let mut slow = density.clone();
+    let start_all = &mut slow["cases"][1]["p50"];
+    *start_all = (2.0 * start_all.as_f64().expect("a number")).into();
+    scratch.write("slow.json", slow.to_string());
+    let check = [
+        "bench",
+        "simulate",
+        "--from",
+        "d.json",
+        "--check",
+        "slow.json",
+    ];
+    let refused = scratch.run(&check).with_code(exit::FAILURE);
+    for word in ["time to start all", "2.00", "--tolerance"] {
+        assert!(refused.stderr.contains(word), "{word}: {refused:?}");
+    }
+    scratch.write(
+        "start.json",
+        density.to_string().replace("density.", "other."),
+    );
+    let refused = scratch.run(&["bench", "simulate", "--from", "start.json"]);
+    refused.assert_refused(exit::BAD_CONFIG, &["start.json", "density.pss_per_vm"]);
+}
+
+#[test]
+fn idle_machines_and_presets_are_measured() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let report = bench(&scratch, &["idle", "--count", "3", "--seconds", "1"]);
+    let expected =
+        ["cpu", "wakeups", "pss"].map(|what| [3, 1].map(|of| format!("idle.{what}.{of}")));
+    assert_eq!(case_names(&report), expected.concat());
+    assert_eq!(report["cases"][0]["n"], 3);
+    let report = bench(&scratch, &["preset", "--count", "1"]);
+    let expected = [
+        "startup",
+        "performance",
+        "concurrency",
+        "concurrency.memory",
+    ];
+    let expected = expected.map(|name| ["preset", "none"].map(|side| format!("{side}.{name}")));
+    assert_eq!(case_names(&report), expected.concat());
+    let left = scratch.folder().join("tmp");
+    assert_eq!(fs::read_dir(left).map_or(0, Iterator::count), 0);
+}
+
 #[test]
 fn many_machines_answer_and_are_gone_afterwards() {
     if !has_kvm() {
         return;
     }
     let scratch = Scratch::new();
-    let report = bench(&scratch, &["density", "--count", "20", "--idle", "1"]);
+    let args = ["density", "--count", "20", "--idle", "1", "--out", "d.json"];
+    let report = bench(&scratch, &args);
     let expected = [
         "density.start",
         "density.start_all",
         "floor.spawn_all",
+        "density.kernel.slab",
+        "density.kernel.page_tables",
+        "density.kernel.kvm_page_tables",
+        "density.kernel.stacks",
+        "density.kernel.per_cpu",
+        "density.threads_per_vm",
+        "density.files_per_vm",
         "density.memory_per_vm",
         "density.pss_per_vm",
         "density.idle_cpu",
         "density.failures",
     ];
     assert_eq!(case_names(&report), expected);
-    let case = |index: usize| &report["cases"][index];
-    for of_all in [0, 4] {
-        assert_eq!(case(of_all)["n"], 20, "{}", case(of_all));
+    for (of_all, name) in [(0, "density.start"), (11, "density.pss_per_vm")] {
+        let case = &report["cases"][of_all];
+        assert_eq!((&case["name"], &case["n"]), (&name.into(), &20.into()));
     }
-    assert_eq!(case(6)["p50"], 0.0, "{}", case(6));
+    assert_eq!(report["cases"][13]["p50"], 0.0, "{report}");
+    assert_foretold(&scratch, &report);
     let report = bench(&scratch, &["churn", "--seconds", "1", "--callers", "3"]);
     let expected = [
         "churn.start",

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fleet::{Fleet, Recipe, Started, by_callers};
-use crate::process::available_kib;
+use crate::process::{available_kib, kernel_kib};
 use crate::report::{self, Case};
 use crate::stats::Sample;
 
@@ -71,6 +71,7 @@ pub fn measure(
 ) -> Result<Vec<Case>, DensityError> {
     let floor = spawn_all(bench)?;
     let before_kib = available_kib().map_err(DensityError::Proc)?;
+    let kernel_before = kernel_kib().map_err(DensityError::Proc)?;
     let began = Instant::now();
     let Started {
         fleet,
@@ -85,6 +86,7 @@ pub fn measure(
     let cpu = fleet.cpu().map_err(DensityError::Proc)?.saturating_sub(cpu);
     let idle_percent = cpu.as_secs_f64() / idle_since.elapsed().as_secs_f64() * 100.0;
     let after_kib = available_kib().map_err(DensityError::Proc)?;
+    let kernel = kernel_cases(&kernel_before, bench.count)?;
     let pss_kib = fleet.pss_kib().map_err(DensityError::Proc)?;
     let machines = fleet.len();
     let silent = fleet.silent(0..machines) + fleet.silent(places(machines));
@@ -97,6 +99,15 @@ pub fn measure(
         ("floor.spawn_all", one(floor.as_secs_f64() * 1000.0)?),
     ];
     cases.extend(report::cases("ms", &both));
+    cases.extend(kernel);
+    let threads = fleet.threads().map_err(DensityError::Proc)?;
+    let counts = [("density.threads_per_vm", Sample::new(threads))];
+    let counts = counts
+        .into_iter()
+        .chain([("density.files_per_vm", Sample::new(fleet.files()))]);
+    for (name, values) in counts.filter_map(|(name, values)| Some((name, values?))) {
+        cases.extend(report::cases("each", &[(name, values)]));
+    }
     for (name, unit, values) in [
         ("density.memory_per_vm", "KiB", one(per_vm_kib)?),
         ("density.pss_per_vm", "KiB", sample(pss_kib)?),
@@ -108,6 +119,21 @@ pub fn measure(
         ),
     ] {
         cases.extend(report::cases(unit, &[(name, values)]));
+    }
+    Ok(cases)
+}
+
+/// What the kernel has taken for itself since `before`, for each of `count` machines.
+fn kernel_cases(before: &[(&'static str, f64)], count: u32) -> Result<Vec<Case>, DensityError> {
+    let after = kernel_kib().map_err(DensityError::Proc)?;
+    let mut cases = Vec::new();
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        let each = (after - before) / f64::from(count);
+        let sample = Sample::new(vec![each]).ok_or(DensityError::Silent)?;
+        cases.extend(report::cases(
+            "KiB",
+            &[(&format!("density.kernel.{name}"), sample)],
+        ));
     }
     Ok(cases)
 }
@@ -125,6 +151,7 @@ fn start_all(
         lightv: &bench.lightv,
         image: &bench.image,
         work: &bench.work,
+        options: &[],
     };
     let started = Fleet::start(recipe, bench.count, CALLERS, &goes_on);
     let started = started.map_err(|cause| start_error(bench, cause))?;

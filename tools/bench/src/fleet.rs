@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::process;
+use crate::process::{self, Scheduled};
 
 /// The guest's port on which what is sent comes back.
 const PORT: u32 = 7;
@@ -40,6 +40,8 @@ pub(crate) struct Recipe<'a> {
     pub(crate) image: &'a Path,
     /// A folder for the machines' sockets.
     pub(crate) work: &'a Path,
+    /// Options of `lightv run`.
+    pub(crate) options: &'a [&'a str],
 }
 
 /// How starting went.
@@ -111,8 +113,32 @@ impl Fleet {
 
     /// Processor time that all threads of all machines have had.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
-        let cpu = |member: &Member| process::cpu(member.child.id());
-        self.members.iter().map(cpu).sum()
+        Ok(self.scheduled()?.iter().map(|each| each.cpu).sum())
+    }
+
+    /// What the threads of each machine have had.
+    pub(crate) fn scheduled(&self) -> io::Result<Vec<Scheduled>> {
+        let scheduled = |member: &Member| process::scheduled(member.child.id());
+        self.members.iter().map(scheduled).collect()
+    }
+
+    /// Threads of each machine.
+    pub(crate) fn threads(&self) -> io::Result<Vec<f64>> {
+        let threads = |member: &Member| process::threads(member.child.id());
+        let counts = self.members.iter().map(threads);
+        counts
+            .map(|count| count.map(|count| count as f64))
+            .collect()
+    }
+
+    /// Open files of each machine of which they are told.
+    pub(crate) fn files(&self) -> Vec<f64> {
+        let files = |member: &Member| process::files(member.child.id());
+        self.members
+            .iter()
+            .filter_map(files)
+            .map(|count| count as f64)
+            .collect()
     }
 
     /// Memory of each machine's process in KiB, with its share of what several have.
@@ -139,7 +165,8 @@ impl Member {
     fn start(recipe: Recipe<'_>, number: u32) -> io::Result<Self> {
         let socket = recipe.work.join(format!("{number}.sock"));
         let mut command = Command::new(recipe.lightv);
-        command.args(["run", "--no-tty", "--vsock"]).arg(&socket);
+        command.arg("run").args(recipe.options);
+        command.args(["--no-tty", "--vsock"]).arg(&socket);
         command.arg(recipe.image);
         command
             .stdin(Stdio::null())

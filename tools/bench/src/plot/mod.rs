@@ -4,6 +4,7 @@
 //!   case          value: min ─●── p99, on an axis of its unit       p50s        ratio, with its target
 //! ```
 
+pub mod curve;
 mod page;
 mod scale;
 mod target;

@@ -43,6 +43,14 @@ pub struct PlotError {
     reason: String,
 }
 
+impl PlotError {
+    pub(super) fn of(cause: impl std::fmt::Display) -> Self {
+        Self {
+            reason: cause.to_string(),
+        }
+    }
+}
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
@@ -91,9 +99,7 @@ pub fn draw(report: &Report) -> Result<String, PlotError> {
         };
         draw_page(&pen, report, &sections).and_then(|()| pen.area.present())
     };
-    drawn.map_err(|cause| PlotError {
-        reason: cause.to_string(),
-    })?;
+    drawn.map_err(PlotError::of)?;
     Ok(svg)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use lightv_bench::density::{self, DensityBench};
-use lightv_bench::report::Case;
+use lightv_bench::report::{Case, Report};
 
 use super::sides::until_stopped;
 use super::vsock::image_of;
@@ -22,6 +22,7 @@ const APP: &str = "vsock";
 /// for a while; then all are asked for an answer, and a hundred of them once more. `density.memory_per_vm` is what the host's
 /// free memory (MemAvailable) has lost for each, KVM's share included; `density.pss_per_vm` is a process's own share;
 /// `density.idle_cpu` is the time of all threads together; `density.failures` counts answers that did not come.
+/// `density.kernel.…` is what the host's kernel has taken for itself (/proc/meminfo), for each; threads are process ids.
 /// `floor.spawn_all` is as many processes that only say their version.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
@@ -48,6 +49,15 @@ pub(super) fn run(args: &DensityArgs) -> Result<ExitCode, Failure> {
 }
 
 fn measure(args: &DensityArgs) -> Result<Vec<Case>, BenchError> {
+    measure_many(args.count, args.idle)
+}
+
+/// A report of few machines that are not left alone for long.
+pub(super) fn quick(count: u32, idle_s: u64) -> Result<Report, BenchError> {
+    report("density", measure_many(count, idle_s)?)
+}
+
+fn measure_many(count: u32, idle_s: u64) -> Result<Vec<Case>, BenchError> {
     let work = temporary_folder()?;
     let bench = DensityBench {
         lightv: own_program(),
@@ -57,8 +67,8 @@ fn measure(args: &DensityArgs) -> Result<Vec<Case>, BenchError> {
             &work.path().join("0.sock"),
         )?,
         work: work.path().into(),
-        count: args.count,
-        idle: Duration::from_secs(args.idle),
+        count,
+        idle: Duration::from_secs(idle_s),
     };
     until_stopped(|progress| density::measure(&bench, progress))
 }

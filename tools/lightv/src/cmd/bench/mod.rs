@@ -6,10 +6,13 @@ mod compute;
 mod density;
 mod disk;
 mod fork;
+mod idle;
 mod net;
 mod output;
 mod pool;
+mod preset;
 mod sides;
+mod simulate;
 mod start;
 mod vsock;
 
@@ -28,9 +31,11 @@ use lightv_bench::density::DensityError;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::fork::ForkBenchError;
 use lightv_bench::guest::GuestError;
+use lightv_bench::idle::IdleError;
 use lightv_bench::net::PlaceError;
 use lightv_bench::plot::PlotError;
 use lightv_bench::pool::PoolBenchError;
+use lightv_bench::preset::PresetError;
 use lightv_bench::report::{Case, Report};
 use lightv_bench::start::StartBenchError;
 use lightv_bench::two_sided::TransferError;
@@ -65,6 +70,9 @@ enum Bench {
     Churn(churn::ChurnArgs),
     Pool(pool::PoolArgs),
     Fork(fork::ForkArgs),
+    Idle(idle::IdleArgs),
+    Preset(preset::PresetBenchArgs),
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Why there is no result.
@@ -108,6 +116,28 @@ pub(crate) enum BenchError {
     Pool(#[from] PoolBenchError),
     #[error(transparent)]
     Fork(#[from] ForkBenchError),
+    #[error(transparent)]
+    Idle(#[from] IdleError),
+    #[error(transparent)]
+    Preset(#[from] PresetError),
+    #[error("Cannot use the report {}", path.display())]
+    Report {
+        path: PathBuf,
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("A figure of the simulation is no number")]
+    NoNumber,
+    #[error(
+        "{machines} machines, {what}: what was foretold and what was measured differ by a factor of {off_by:.2}, more than \
+         {tolerance:.2} (--tolerance)"
+    )]
+    Foretold {
+        what: &'static str,
+        machines: u64,
+        off_by: f64,
+        tolerance: f64,
+    },
     #[error("Cannot watch for signals")]
     Signals(#[source] io::Error),
     #[error("Stopped by signal {signal}")]
@@ -125,7 +155,7 @@ pub(crate) enum BenchError {
 impl Coded for BenchError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::NoImage { .. } => exit::BAD_CONFIG,
+            Self::NoImage { .. } | Self::Report { .. } => exit::BAD_CONFIG,
             Self::NoFolder { .. } => exit::BAD_ARGUMENTS,
             Self::Image(cause) => cause.exit_code(),
             Self::Monitor(cause) => cause.exit_code(),
@@ -151,6 +181,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
         Bench::Churn(args) => churn::run(args),
         Bench::Pool(args) => pool::run(args),
         Bench::Fork(args) => fork::run(args),
+        Bench::Idle(args) => idle::run(args),
+        Bench::Preset(args) => preset::run(args),
+        Bench::Simulate(args) => simulate::run(args),
     }
 }
 
@@ -158,11 +191,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode, Failure> {
 fn build_image(app: &'static str, options: &[&str], image: &Path) -> Result<(), BenchError> {
     let program = own_program();
     let mut command = Command::new(&program);
-    command
-        .args(["build", app])
-        .args(options)
-        .arg("-o")
-        .arg(image);
+    command.args(["build", app, "-o"]).arg(image).args(options);
     let output = command.stdin(Stdio::null()).output();
     let output = output.map_err(|cause| BenchError::File {
         path: program,

@@ -63,7 +63,8 @@ impl OutputArgs {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), BenchError> {
+/// Writes a file that is there as a whole or not at all.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), BenchError> {
     publish(path, bytes).map_err(|cause| BenchError::File {
         path: path.into(),
         cause,
