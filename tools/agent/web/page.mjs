@@ -412,7 +412,7 @@ class Page {
       ], { sort: "name", kind: "wide" }),
       plain("Image", (vm) => vm.image, { sort: "image", kind: "wide" }),
       rich("Started in", (vm) => [vm.start_us, vm.warm], (vm) => [
-        formatMicros(vm.start_us), h("span", { class: `tag${vm.warm ? " warm" : ""}` }, vm.warm ? "warm" : "cold"),
+        formatMicros(vm.start_us), vm.start_us != null && h("span", { class: `tag${vm.warm ? " warm" : ""}` }, vm.warm ? "warm" : "cold"),
       ], { sort: "start", kind: "number" }),
       plain("CPU", (vm) => (isAlive(vm) ? formatPercent(vm.cpu) : "–"), { sort: "cpu", kind: "number" }),
       plain("Memory", (vm) => (isAlive(vm) ? formatBytes(vm.memory) : "–"), { sort: "memory", kind: "number" }),
