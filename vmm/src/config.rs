@@ -320,25 +320,6 @@ impl MachineConfig {
         self.cpu.as_ref()
     }
 
-    /// How the host runs it.
-    #[must_use]
-    pub const fn tuning(&self) -> &Tuning {
-        &self.tuning
-    }
-
-    /// Takes the CPUs that the process has into account: see [`Tuning::place`].
-    ///
-    /// # Errors
-    /// Which of the named ones it may not use.
-    pub fn place(
-        &mut self,
-        own: &BTreeSet<u32>,
-        online: Option<usize>,
-    ) -> Result<(), ConfigFaults> {
-        let placed = self.tuning.place(own, online, self.vcpus);
-        placed.map_err(ConfigFaults)
-    }
-
     /// Numbers of the model-specific registers that are changed.
     #[must_use]
     pub fn cpu_msrs(&self) -> Vec<u32> {

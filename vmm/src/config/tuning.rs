@@ -7,7 +7,7 @@ use lightv_api::config::{MachineSpec, VmSpec};
 use lightv_api::contract::machine::HugePages;
 use lightv_api::contract::tuning::{Preset, TuningSpec};
 
-use super::{ConfigFault, Faults};
+use super::{ConfigFault, ConfigFaults, Faults, MachineConfig};
 use crate::arch::VcpuId;
 use crate::limits;
 use crate::sys::mapping::Pages;
@@ -114,6 +114,27 @@ fn prove_numbers(said: &TuningSpec, vcpus: u64, faults: &mut Faults) {
     let most = limits::GIVE_BACK_MS_MAX;
     if let Some(ms) = said.give_back_after_ms.filter(|ms| *ms > most) {
         faults.add(field("give_back_after_ms"), ms, format!("0–{most}"));
+    }
+}
+
+impl MachineConfig {
+    /// How the host runs it.
+    #[must_use]
+    pub const fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Takes the CPUs that the process has into account: see [`Tuning::place`].
+    ///
+    /// # Errors
+    /// Which of the named ones it may not use.
+    pub fn place(
+        &mut self,
+        own: &BTreeSet<u32>,
+        online: Option<usize>,
+    ) -> Result<(), ConfigFaults> {
+        let placed = self.tuning.place(own, online, self.vcpus);
+        placed.map_err(ConfigFaults)
     }
 }
 
@@ -260,7 +281,6 @@ fn list(cpus: &BTreeSet<u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::MachineConfig;
 
     const HOST: u64 = 1 << 40;
 
