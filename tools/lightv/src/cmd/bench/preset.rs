@@ -15,8 +15,7 @@ use crate::failure::Failure;
 
 /// The guest's app that writes much memory: routines of `lightv bench mem`, once.
 const APP: &str = "mem";
-/// Of its memory nearly all is written, by each routine once.
-const OPTIONS: [&str; 2] = ["--memory", "64"];
+/// Each routine once.
 const ARGUMENTS: [&str; 2] = ["--", "1"];
 /// The guest's app that is asked: it sends back what comes to port 7.
 const VSOCK_APP: &str = "vsock";
@@ -35,6 +34,9 @@ pub(super) struct PresetBenchArgs {
     /// Rounds that count
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
+    /// MiB of the guest that writes nearly all of them
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=4096))]
+    memory: u32,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -49,9 +51,11 @@ pub(super) fn run(args: &PresetBenchArgs) -> Result<ExitCode, Failure> {
 fn measure(args: &PresetBenchArgs) -> Result<Vec<Case>, BenchError> {
     let work = temporary_folder()?;
     let [image, startup_image] = ["plain.lv", "startup.lv"].map(|name| work.path().join(name));
-    build_image(APP, &[OPTIONS, ARGUMENTS].concat(), &image)?;
-    let options = [&OPTIONS[..], &["--optimize-startup"], &ARGUMENTS].concat();
-    build_image(APP, &options, &startup_image)?;
+    let memory = args.memory.to_string();
+    let options = ["--memory", &memory];
+    build_image(APP, &[options, ARGUMENTS].concat(), &image)?;
+    let warm = [&options[..], &["--optimize-startup"], &ARGUMENTS].concat();
+    build_image(APP, &warm, &startup_image)?;
     let sockets =
         ["preset", "none", "young.preset", "young.none"].map(|name| work.path().join(name));
     for folder in &sockets {
