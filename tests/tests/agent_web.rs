@@ -1,5 +1,6 @@
 //! The host agent from outside: the web page, tokens, TLS, metrics and the dashboard made of them.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::{BufReader, Read as _, Write as _};
@@ -11,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use lightv_api::agent::pool::Pool;
-use lightv_api::agent::stats::AgentStats;
+use lightv_api::agent::stats::{AgentStats, SandboxUsage};
 use lightv_tests::agent::{self, Agent};
 use lightv_tests::host::has_kvm;
 use lightv_tests::process::{DEADLINE, Process, run, tool, wait_for};
@@ -74,11 +75,6 @@ fn scrape(agent: &Agent) -> prometheus::Scrape {
     prometheus::parse(body)
 }
 
-fn labels<const N: usize>(pairs: [(&str, &str); N]) -> Labels {
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Labels::from(pairs)
-}
-
 #[test]
 fn only_the_page_is_for_those_without_a_token() {
     let scratch = Scratch::new();
@@ -93,7 +89,7 @@ fn only_the_page_is_for_those_without_a_token() {
     assert!(head.contains("frame-ancestors 'none'"), "{head}");
     let led = ask(&url, "GET / HTTP/1.1\r\nAccept: text/html,*/*;q=0.8");
     assert!(status(&led) == "303" && led.contains("web/"), "{led}");
-    let before = scrape(&agent).value("lightv_agent_intruders_total", &labels([]));
+    let before = value(&scrape(&agent), "intruders_total");
     let (half, other) = (&TOKEN[1..], TOKEN.to_uppercase());
     let mut count = 0;
     for authorization in [
@@ -120,7 +116,7 @@ fn only_the_page_is_for_those_without_a_token() {
             count += 1;
         }
     }
-    let after = scrape(&agent).value("lightv_agent_intruders_total", &labels([]));
+    let after = value(&scrape(&agent), "intruders_total");
     assert!(
         (after - before - f64::from(count)).abs() < 0.5,
         "{before} {after} {count}"
@@ -133,115 +129,75 @@ fn only_the_page_is_for_those_without_a_token() {
     agent.end();
 }
 
-#[test]
-fn tcp_that_is_not_safe_is_refused_by_its_option_and_file() {
-    let scratch = Scratch::new();
-    let good = write_secret(&scratch, "good", TOKEN);
-    let open = write_secret(&scratch, "open", TOKEN);
-    fs::set_permissions(&open, fs::Permissions::from_mode(0o644)).expect("its permissions");
-    let short = write_secret(&scratch, "short", "secret");
-    let (cert, key) = certificate(&scratch, "one");
-    let (_, other_key) = certificate(&scratch, "other");
-    let no_key = fs::read_to_string(&cert).expect("a certificate");
-    let no_key = write_secret(&scratch, "no.key", &no_key);
-    let open_key = write_secret(
-        &scratch,
-        "open.key",
-        &fs::read_to_string(&key).expect("a key"),
-    );
-    fs::set_permissions(&open_key, fs::Permissions::from_mode(0o644)).expect("its permissions");
-    let listen = ["--listen", "127.0.0.1:0"];
-    let tokens = ["--token-file", &good];
-    let cases: [(&[&[&str]], u8, &[&str]); 12] = [
-        (&[&listen], 153, &["--token-file"]),
-        (
-            &[&listen, &tokens],
-            153,
-            &["--tls-cert", "--insecure-loopback"],
-        ),
-        (
-            &[
-                &["--listen", "0.0.0.0:0"],
-                &tokens,
-                &["--insecure-loopback"],
-            ],
-            153,
-            &["0.0.0.0:0", "127.0.0.0/8"],
-        ),
-        (
-            &[&listen, &tokens, &["--tls-cert", &cert]],
-            153,
-            &["--tls-key"],
-        ),
-        (&[&tokens], 153, &["--listen"]),
-        (
-            &[&listen, &["--insecure-loopback", "--token-file", &open]],
-            152,
-            &[&open, "644", "chmod 600"],
-        ),
-        (
-            &[&listen, &["--insecure-loopback", "--token-file", &short]],
-            152,
-            &[&short, "line 1", "32"],
-        ),
-        (
-            &[&listen, &["--insecure-loopback", "--token-file", "none"]],
-            152,
-            &["none", "No such file"],
-        ),
-        (
-            &[&listen, &tokens, &["--tls-cert", &key, "--tls-key", &key]],
-            152,
-            &["--tls-cert", &key, "no certificate"],
-        ),
-        (
-            &[
-                &listen,
-                &tokens,
-                &["--tls-cert", &cert, "--tls-key", &no_key],
-            ],
-            152,
-            &["--tls-key", &no_key, "no private key"],
-        ),
-        (
-            &[
-                &listen,
-                &tokens,
-                &["--tls-cert", &cert, "--tls-key", &open_key],
-            ],
-            152,
-            &[&open_key, "644"],
-        ),
-        (
-            &[
-                &listen,
-                &tokens,
-                &["--tls-cert", &cert, "--tls-key", &other_key],
-            ],
-            152,
-            &[&cert, &other_key],
-        ),
-    ];
-    for (args, code, words) in cases {
-        let finished = run(&mut agent::command(&scratch, &args.concat()));
-        assert_eq!(finished.code, i32::from(code), "{args:?}: {finished:?}");
-        for word in words {
-            assert!(finished.stderr.contains(word), "{word}: {finished:?}");
-        }
-        assert!(!finished.stderr.contains(TOKEN), "{finished:?}");
-        assert!(!finished.stderr.contains("secret"), "{finished:?}");
+/// Looks whether an agent with the arguments `line` is refused with `code` and `words`, and tells no secret.
+#[track_caller]
+fn check_refused(scratch: &Scratch, line: &str, code: u8, words: &[&str]) {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let finished = run(&mut agent::command(scratch, &args));
+    assert_eq!(finished.code, i32::from(code), "{line}: {finished:?}");
+    for word in words {
+        let is_named = finished.stderr.contains(word);
+        assert!(is_named, "{word} is not in {finished:?}");
     }
+    let tells = finished.stderr.contains(TOKEN) || finished.stderr.contains("secret");
+    assert!(!tells, "{finished:?}");
+}
+
+#[test]
+fn tcp_without_tls_or_tokens_is_refused() {
+    let scratch = Scratch::new();
+    let tokens = write_secret(&scratch, "tokens", TOKEN);
+    let check = |line: &str, code, words: &[&str]| check_refused(&scratch, line, code, words);
+    let at = format!("--token-file {tokens} --listen");
+    check("--listen 127.0.0.1:0", 153, &["--token-file"]);
+    check(&format!("--token-file {tokens}"), 153, &["--listen"]);
+    let words = ["--tls-cert", "--insecure-loopback"];
+    check(&format!("{at} 127.0.0.1:0"), 153, &words);
+    let words = ["0.0.0.0:0", "127.0.0.0/8"];
+    check(&format!("{at} 0.0.0.0:0 --insecure-loopback"), 153, &words);
+    let line = format!("{at} 127.0.0.1:0 --tls-cert {tokens}");
+    check(&line, 153, &["--tls-key"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address").to_string();
-    let args = [
-        "--listen",
-        &address,
-        "--insecure-loopback",
-        "--token-file",
-        &good,
-    ];
-    let finished = run(&mut agent::command(&scratch, &args)).with_code(158);
-    assert!(finished.stderr.contains(&address), "{finished:?}");
+    let line = format!("{at} {address} --insecure-loopback");
+    check(&line, 158, &[&address]);
+}
+
+#[test]
+fn bad_files_of_tokens_certificates_and_keys_are_refused_by_name() {
+    let scratch = Scratch::new();
+    let tokens = write_secret(&scratch, "tokens", TOKEN);
+    let (cert, key) = certificate(&scratch, "one");
+    let (_, other_key) = certificate(&scratch, "other");
+    let text = |path: &str| fs::read_to_string(path).expect("a file");
+    let readable = |name: &str, text: &str| {
+        let path = write_secret(&scratch, name, text);
+        let mode = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(&path, mode).expect("its permissions");
+        path
+    };
+    let check = |line: &str, words: &[&str]| {
+        let line = format!("--listen 127.0.0.1:0 {line}");
+        check_refused(&scratch, &line, 152, words);
+    };
+    let with_tokens = |path: &str, words: &[&str]| {
+        let line = format!("--insecure-loopback --token-file {path}");
+        check(&line, &[&[path], words].concat());
+    };
+    with_tokens(&readable("open", TOKEN), &["644", "chmod 600"]);
+    let short = write_secret(&scratch, "short", "secret");
+    with_tokens(&short, &["line 1", "32"]);
+    with_tokens("none", &["No such file"]);
+    let with_tls = |cert: &str, key: &str, words: &[&str]| {
+        let line = format!("--token-file {tokens} --tls-cert {cert} --tls-key {key}");
+        check(&line, words);
+    };
+    with_tls(&key, &key, &["--tls-cert", &key, "no certificate"]);
+    let no_key = write_secret(&scratch, "no.key", &text(&cert));
+    with_tls(&cert, &no_key, &["--tls-key", &no_key, "no private key"]);
+    let open_key = readable("open.key", &text(&key));
+    with_tls(&cert, &open_key, &[&open_key, "644"]);
+    with_tls(&cert, &other_key, &[&cert, &other_key]);
 }
 
 /// A certificate for 127.0.0.1, and its key.
@@ -338,7 +294,7 @@ fn take_picture(folder: &Path) {
         let job = agent.create(&body);
         let _ = agent.wait(&job.id);
         // Some stay to be seen.
-        if number % 4 != 0 {
+        if !number.is_multiple_of(4) {
             agent.delete(&job.id);
         }
         thread::sleep(Duration::from_millis(u64::from(50 + number * 37 % 400)));
@@ -355,6 +311,17 @@ fn delete_all(agent: &Agent) {
     }
 }
 
+/// The value of a series, which is written `name label=value …`.
+fn value(scrape: &prometheus::Scrape, series: &str) -> f64 {
+    let mut words = series.split(' ');
+    let name = format!("lightv_agent_{}", words.next().unwrap_or_default());
+    let pairs = words.filter_map(|word| word.split_once('='));
+    let labels: Labels = pairs
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    scrape.value(&name, &labels)
+}
+
 #[test]
 fn metrics_and_stats_count_what_has_happened() {
     if !has_kvm() {
@@ -366,21 +333,15 @@ fn metrics_and_stats_count_what_has_happened() {
     agent.put_image(&scratch, "tick", &image);
     let cold = |_| agent.create(&json!({"image": "tick", "warm": "never"}));
     let running = [0, 1].map(cold);
-    let _ = agent
-        .api
-        .call("PUT", "/pools/tick", &json!({"min": 1, "max": 2}));
+    let bounds = json!({"min": 1, "max": 2});
+    let _ = agent.api.call("PUT", "/pools/tick", &bounds);
     let pool = || agent.ask::<Vec<Pool>>("GET", "/pools").remove(0);
-    wait_for("a machine that is ready", || {
-        (pool().ready > 0).then_some(())
-    });
+    let is_ready = || (pool().ready > 0).then_some(());
+    wait_for("a machine that is ready", is_ready);
     let ended = agent.create(&json!({"image": "tick", "warm": "require"}));
-    let stopped = format!("/sandboxes/{}/stop", ended.id);
-    let _: Value = agent.ask("POST", &stopped);
-    agent.refused(
-        ("POST", "/sandboxes"),
-        &json!({"image": "none"}),
-        (404, &["none"]),
-    );
+    let _: Value = agent.ask("POST", &format!("/sandboxes/{}/stop", ended.id));
+    let missing = json!({"image": "none"});
+    agent.refused(("POST", "/sandboxes"), &missing, (404, &["none"]));
     // Refused by its monitor alone: there is no such tap.
     let body = json!({"image": "tick", "net": ["eth0=lvnone0"]});
     let failed = agent.api.call("POST", "/sandboxes", &body);
@@ -390,55 +351,38 @@ fn metrics_and_stats_count_what_has_happened() {
     assert_eq!((stats.counts.running, stats.counts.ended), (2, 1));
     assert_eq!((stats.starts.cold, stats.starts.warm), (2, 1));
     assert_eq!(stats.start_times.counts.iter().sum::<u64>(), 3);
-    let mut ids: Vec<&str> = stats.usage.iter().map(|it| it.id.as_str()).collect();
-    let mut expected = running.each_ref().map(|it| it.id.as_str());
-    (ids.sort_unstable(), expected.sort_unstable());
-    assert_eq!(ids, expected);
-    assert!(
-        stats.usage.iter().all(|it| it.memory_bytes > 0),
-        "{stats:?}"
-    );
+    let ids: BTreeSet<&str> = stats.usage.iter().map(|it| it.id.as_str()).collect();
+    assert_eq!(ids, running.iter().map(|it| it.id.as_str()).collect());
+    let takes_memory = |it: &SandboxUsage| it.memory_bytes > 0;
+    assert!(stats.usage.iter().all(takes_memory), "{stats:?}");
 
     let scrape = scrape(&agent);
-    let check = |name: &str, pairs: Labels, expected: f64| {
-        let found = scrape.value(&format!("lightv_agent_{name}"), &pairs);
-        assert!((found - expected).abs() < 0.01, "{name} {pairs:?}: {found}");
-    };
-    check("sandboxes", labels([("state", "running")]), 2.0);
-    check("sandboxes", labels([("state", "ended")]), 1.0);
-    check("starts_total", labels([("way", "cold")]), 2.0);
-    check("starts_total", labels([("way", "warm")]), 1.0);
-    check("pool_served_total", labels([("image", "tick")]), 1.0);
-    let least = [("image", "tick"), ("kind", "min")];
-    check("pool_vms", labels(least), 1.0);
-    check(
-        "start_failures_total",
-        labels([]),
-        stats.starts.failed as f64,
-    );
-    check(
-        "start_duration_seconds_count",
-        labels([("way", "cold")]),
-        2.0,
-    );
-    check("images", labels([]), 1.0);
-    let created = [
-        ("method", "POST"),
-        ("route", "/sandboxes"),
-        ("status", "201"),
-    ];
-    check("requests_total", labels(created), 3.0);
-    let missing = [
-        ("method", "POST"),
-        ("route", "/sandboxes"),
-        ("status", "404"),
-    ];
-    check("requests_total", labels(missing), 1.0);
     let ram = 2.0 * running[0].memory_mib as f64 * 1_048_576.0;
-    check("guest_memory_bytes", labels([]), ram);
-    for name in ["sandbox_memory_bytes", "host_cpus", "open_files"] {
-        let found = scrape.value(&format!("lightv_agent_{name}"), &labels([]));
-        assert!(found > 0.0, "{name}");
+    for (series, expected) in [
+        ("sandboxes state=running", 2.0),
+        ("sandboxes state=ended", 1.0),
+        ("starts_total way=cold", 2.0),
+        ("starts_total way=warm", 1.0),
+        ("start_duration_seconds_count way=cold", 2.0),
+        ("start_failures_total", stats.starts.failed as f64),
+        ("pool_served_total image=tick", 1.0),
+        ("pool_vms image=tick kind=min", 1.0),
+        ("images", 1.0),
+        (
+            "requests_total method=POST route=/sandboxes status=201",
+            3.0,
+        ),
+        (
+            "requests_total method=POST route=/sandboxes status=404",
+            1.0,
+        ),
+        ("guest_memory_bytes", ram),
+    ] {
+        let found = value(&scrape, series);
+        assert!((found - expected).abs() < 0.01, "{series}: {found}");
+    }
+    for series in ["sandbox_memory_bytes", "host_cpus", "open_files"] {
+        assert!(value(&scrape, series) > 0.0, "{series}");
     }
     dashboard_names_what_there_is(&scrape);
     delete_all(&agent);

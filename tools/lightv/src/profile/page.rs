@@ -8,7 +8,7 @@ use super::{Profile, STEPS};
 /// Size of the picture, in pixels: its width, the room for names of threads, and the height of a row.
 const WIDTH: f64 = 1080.0;
 const LEFT: f64 = 76.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 32.0;
 const ROW: f64 = 30.0;
 const BAR: f64 = 22.0;
 /// Of a letter, about: what is wider than its bar is not written into it.
