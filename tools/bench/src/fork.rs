@@ -170,6 +170,7 @@ fn load(state: PathBuf, memory: PathBuf) -> SnapshotLoad {
         clock_realtime: false,
         huge_pages: LoadHugePages::Snapshot,
         drive_overrides: Vec::new(),
+        tuning: None,
     }
 }
 

@@ -187,5 +187,6 @@ fn body(args: &ForkArgs, spec: &VmSpec, (passage, name): (&Passage, &str)) -> Sn
         clock_realtime: false,
         huge_pages: LoadHugePages::Snapshot,
         drive_overrides: drive_overrides(&args.disk, &[]),
+        tuning: None,
     }
 }
