@@ -114,6 +114,14 @@ pub struct Site<'a> {
     pub mmds: Mmds,
 }
 
+/// RAM that holds nothing.
+fn make_ram(config: &MachineConfig) -> Result<GuestRam, BuildError> {
+    let pages = config.tuning().pages;
+    let ram = GuestRam::allocate_of(config.ram_bytes(), pages).map_err(BuildError::Ram)?;
+    ram.exclude_from_core_dumps();
+    Ok(ram)
+}
+
 /// Builds the machine of `config`, which says what is booted, around `files`. The caller starts it.
 ///
 /// # Errors
@@ -133,9 +141,7 @@ pub fn boot(
         mmds,
     } = site;
     // What needs no VM comes first: meanwhile the control thread makes it.
-    let pages = config.tuning().pages;
-    let ram = GuestRam::allocate_of(config.ram_bytes(), pages).map_err(BuildError::Ram)?;
-    ram.exclude_from_core_dumps();
+    let ram = make_ram(&config)?;
     let on_failure = ram.discard_unless_kept();
     let control_page = make_control_page(&config)?;
     stamps.mark("memory mapped");

@@ -1,8 +1,7 @@
 //! From what the user asked for to what can be built.
 //!
 //! [`lightv_api::config::VmSpec`] is what was typed; [`MachineConfig`] is the same, proved: private fields, no invalid
-//! value. [`MachineConfig::prove`] reports every fault at once. Files and taps are opened later: whether a path can
-//! be opened is known only by opening it.
+//! value. [`MachineConfig::prove`] reports every fault at once. Whether a path can be opened is known by opening it, later.
 
 mod agent;
 mod cpu;
@@ -48,11 +47,8 @@ pub struct ConfigFault {
 
 impl fmt::Display for ConfigFault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{} is {}; allowed: {}",
-            self.field, self.found, self.allowed
-        )
+        let (field, found) = (&self.field, &self.found);
+        write!(out, "{field} is {found}; allowed: {}", self.allowed)
     }
 }
 

@@ -62,14 +62,9 @@ impl Overrides {
         }
     }
 
-    /// Changes `spec`. `is_restore`: RAM, vCPUs and command line are those of the snapshot.
-    ///
-    /// # Errors
-    /// Ids that the configuration does not have, and what a restore cannot change.
-    pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
-        let mut faults = Vec::new();
-        self.tune(&mut spec.machine_config);
-        let [disk_field, delta_field, net_field, vsock_field] = if self.is_from_api {
+    /// What disks, deltas, networks and vsock are called where they came from.
+    const fn fields(&self) -> [&'static str; 4] {
+        if self.is_from_api {
             [
                 "drive_overrides",
                 "drive_overrides.overlay_path",
@@ -78,7 +73,17 @@ impl Overrides {
             ]
         } else {
             ["--disk", "--delta", "--net", "--vsock"]
-        };
+        }
+    }
+
+    /// Changes `spec`. `is_restore`: RAM, vCPUs and command line are those of the snapshot.
+    ///
+    /// # Errors
+    /// Ids that the configuration does not have, and what a restore cannot change.
+    pub fn apply(self, spec: &mut VmSpec, is_restore: bool) -> Result<(), ConfigFaults> {
+        let mut faults = Vec::new();
+        self.tune(&mut spec.machine_config);
+        let [disk_field, delta_field, net_field, vsock_field] = self.fields();
         for (id, path) in self.disks {
             match spec.drives.iter_mut().find(|drive| drive.drive_id == id) {
                 Some(drive) => {

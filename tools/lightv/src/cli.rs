@@ -14,8 +14,8 @@ use crate::cmd::build::BuildArgs;
 use crate::cmd::completions::CompletionsArgs;
 use crate::cmd::disk::DiskArgs;
 use crate::cmd::doctor::DoctorArgs;
-use crate::cmd::fork::ForkArgs;
 use crate::cmd::exec::ExecArgs;
+use crate::cmd::fork::ForkArgs;
 use crate::cmd::images::ImagesArgs;
 use crate::cmd::inspect::InspectArgs;
 use crate::cmd::kernel::KernelArgs;
@@ -32,7 +32,8 @@ use crate::cmd::stats::StatsArgs;
 use crate::cmd::stop::StopArgs;
 use crate::cmd::top::TopArgs;
 use crate::cmd::{
-    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man, pause, pool, profile, ps, run, serve, snapshot, stats, stop, top,
+    api, bench, build, completions, disk, doctor, exec, fork, images, inspect, kernel, logs, man,
+    pause, pool, profile, ps, run, serve, snapshot, stats, stop, top,
 };
 use crate::failure::Failure;
 
