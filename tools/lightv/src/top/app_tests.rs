@@ -19,6 +19,7 @@ pub(in crate::top) fn row(id: &str, pid: u32, cpu_percent: f64) -> Row {
             source: Some(format!("/srv/{id}.lv").into()),
             log: Some(format!("/run/lightv/{id}.log").into()),
             started_unix_s: 1_000_000 - u64::from(pid) * 60,
+            vsock_socket: None,
             version: "0.1.0".to_owned(),
         },
         state: State::Known(InstanceState::Running),
