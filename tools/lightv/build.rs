@@ -78,12 +78,16 @@ fn main() {
 /// Puts the program into the file that the environment variable `name` tells the crate of.
 fn embed(program: &Embedded, name: &str) -> Vec<u8> {
     println!("cargo:rerun-if-env-changed={}", program.variable);
-    let elf = env::var_os(program.variable).map_or_else(|| build(program), PathBuf::from);
+    let given = env::var_os(program.variable).map(PathBuf::from);
+    if let Some(elf) = &given {
+        println!("cargo:rerun-if-changed={}", elf.display());
+    }
+    // What is built here is newer than the beginning of this program, which cargo would take for a change.
+    let elf = given.unwrap_or_else(|| build(program));
     let bytes = fs::read(&elf).unwrap_or_else(|cause| fail(&format!("{}: {cause}", elf.display())));
     let embedded = out_dir().join(format!("{}.elf", program.name));
     fs::write(&embedded, &bytes)
         .unwrap_or_else(|cause| fail(&format!("{}: {cause}", embedded.display())));
-    println!("cargo:rerun-if-changed={}", elf.display());
     println!("cargo:rustc-env={name}={}", embedded.display());
     bytes
 }
