@@ -111,6 +111,17 @@ impl Agent {
         read(&self.api.call("POST", "/sandboxes", body), 201)
     }
 
+    /// Starts a sandbox that begins where the sandbox `id` is now.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    #[track_caller]
+    pub fn fork(&self, id: &str, body: &Value) -> Sandbox {
+        let path = format!("/sandboxes/{id}/fork");
+        read(&self.api.call("POST", &path, body), 201)
+    }
+
     /// The sandbox `id`.
     ///
     /// # Panics

@@ -223,6 +223,71 @@ fn paths_queries_and_images_that_cannot_be_are_refused_by_name() {
 }
 
 #[test]
+fn a_sandbox_is_forked_and_both_go_on_each_by_itself() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("tick", &["--", "0", "20"]);
+    let agent = Agent::start(&scratch, &["--max-sandboxes", "3"]);
+    let stored = agent.put_image(&scratch, "tick", &image);
+    let one = agent.create(&json!({"image": "tick", "name": "one"}));
+    let has = |id: &str, word: &str| agent.logs(id).contains(word).then_some(());
+    wait_for("a tick", || has(&one.id, "tick 5\n"));
+    let two = agent.fork("one", &json!({"name": "two", "labels": {"of": "one"}}));
+    assert_eq!(
+        (two.state, &two.digest),
+        (SandboxState::Running, &stored.digest)
+    );
+    assert!(
+        two.id != one.id && two.pid != one.pid && !two.warm,
+        "{two:?}"
+    );
+    assert_eq!(two.labels["of"], "one");
+    // It goes on where the other one was.
+    wait_for("a tick of the fork", || has(&two.id, "tick"));
+    assert!(
+        !agent.logs(&two.id).contains("tick 5\n"),
+        "{}",
+        agent.logs(&two.id)
+    );
+    let of_a_fork = ("POST", "/sandboxes/two/fork");
+    let of_one = ("POST", "/sandboxes/one/fork");
+    for (what, body, status, words) in [
+        (
+            ("POST", "/sandboxes/none/fork"),
+            Value::Null,
+            404,
+            &["none"][..],
+        ),
+        (of_one, json!({"count": 2}), 400, &["count"]),
+        (of_one, json!({"name": "a b"}), 400, &["a b"]),
+        (of_one, json!({"name": "two"}), 409, &["two"]),
+        // Its memory comes from elsewhere.
+        (of_a_fork, Value::Null, 409, &["userfaultfd"]),
+    ] {
+        agent.refused(what, &body, (status, words));
+    }
+    let three = agent.fork(&one.id, &Value::Null);
+    agent.refused(of_one, &Value::Null, (429, &["--max-sandboxes"]));
+    agent.delete(&one.id);
+    for fork in [&two, &three] {
+        let ticks = || agent.logs(&fork.id).lines().count();
+        let before = ticks();
+        wait_for("more ticks", || (ticks() > before + 2).then_some(()));
+    }
+    let left = fs::read_dir(scratch.path("run"))
+        .expect("a folder")
+        .flatten();
+    let names: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    let is_passage = |name: &&std::ffi::OsString| name.to_string_lossy().starts_with("fork-");
+    assert_eq!(names.iter().find(is_passage), None, "{names:?}");
+    agent.delete("two");
+    agent.delete(&three.id);
+    agent.end();
+}
+
+#[test]
 fn limits_are_told_and_a_place_is_free_again() {
     if !has_kvm() {
         return;

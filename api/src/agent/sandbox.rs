@@ -35,6 +35,18 @@ pub struct SandboxSpec {
     pub warm: WarmUse,
 }
 
+/// Body of `POST /sandboxes/{id}/fork`, or none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkSandboxSpec {
+    /// 1–64 letters, digits and `-`. No two sandboxes that have not ended have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whatever the client wants to find it by: at most 64.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Whether a sandbox may be a VM that is ready already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

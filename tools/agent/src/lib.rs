@@ -22,6 +22,7 @@ pub mod end;
 pub mod events;
 pub mod figures;
 pub mod folders;
+pub mod fork;
 pub mod host;
 pub mod images;
 pub mod keep;

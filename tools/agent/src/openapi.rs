@@ -29,6 +29,7 @@ use utoipa::openapi::{
         pool::Pool,
         pool::PoolSpec,
         pool::RefillSpec,
+        sandbox::ForkSandboxSpec,
         sandbox::Sandbox,
         sandbox::SandboxSpec,
         sandbox::SandboxState,
@@ -87,6 +88,7 @@ const OPERATIONS: &[Row] = &[
     Row(Post, "/sandboxes", "createSandbox", "Starts a sandbox. The answer comes when it runs.", &[], (Of("SandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
     Row(Get, "/sandboxes/{id}", "getSandbox", "A sandbox.", &[], (Nothing, Of("Sandbox")), &["404"]),
     Row(Delete, "/sandboxes/{id}", "deleteSandbox", "Kills a sandbox, if it runs, and forgets it with its log.", &[], (Nothing, Nothing), &["404", "409", "503"]),
+    Row(Post, "/sandboxes/{id}/fork", "forkSandbox", "Starts a sandbox that begins where this one is now. The answer comes when it runs.", &[], (Optional("ForkSandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
     Row(Get, "/sandboxes/{id}/logs", "getLogs", "What guest and monitor have printed.", &["follow", "tail"], (Nothing, Text("text/plain")), &["400", "404", "503"]),
     Row(Post, "/sandboxes/{id}/pause", "pauseSandbox", "Lets it stand still.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
     Row(Post, "/sandboxes/{id}/resume", "resumeSandbox", "Lets it go on.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
@@ -141,7 +143,7 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
     let done = match (content(*answer), *name) {
         (Some((content_type, content)), name) => {
             let response = ResponseBuilder::new().description("Done.");
-            let status = if name == "createSandbox" {
+            let status = if matches!(name, "createSandbox" | "forkSandbox") {
                 "201"
             } else {
                 "200"

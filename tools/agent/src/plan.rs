@@ -1,8 +1,9 @@
 //! From a request to what can be started: everything is proved before anything is done.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use lightv_api::agent::sandbox::{Sandbox, SandboxSpec, SandboxState, WarmUse};
+use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxSpec, SandboxState, WarmUse};
 use lightv_launch::monitor::is_name;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -42,18 +43,7 @@ impl Plan {
                 spec.image
             )));
         }
-        if let Some(name) = &spec.name {
-            if !is_name(name) {
-                return Err(Refusal::bad(format!(
-                    "name: {name:?} is not allowed: 1–64 letters, digits and `-`."
-                )));
-            }
-            if agent.sandboxes.is_taken(name) || agent.sandboxes.has(name) {
-                return Err(Refusal::conflict(format!(
-                    "name: there is a sandbox {name} already; stop it, or choose another name."
-                )));
-            }
-        }
+        prove_name(agent, spec.name.as_deref())?;
         prove_room(agent, image.image().memory_mib)?;
         let id = free_id(agent)?;
         let has_vsock = image.image().vsock;
@@ -130,6 +120,56 @@ impl Plan {
     }
 }
 
+/// A sandbox that begins where `source` is now, if there is room for it.
+///
+/// # Errors
+/// 400, 409, 429 or 507: what is wrong, and what is allowed.
+pub fn prove_fork(
+    agent: &Agent,
+    source: &Sandbox,
+    spec: ForkSandboxSpec,
+) -> Result<Sandbox, Refusal> {
+    prove_labels(&spec.labels)?;
+    prove_name(agent, spec.name.as_deref())?;
+    prove_room(agent, source.memory_mib)?;
+    let id = free_id(agent)?;
+    let has_vsock = source.vsock_socket.is_some();
+    Ok(Sandbox {
+        name: spec.name,
+        state: SandboxState::Starting,
+        pid: None,
+        warm: false,
+        api_socket: Some(agent.folders.vm_socket(&id)),
+        vsock_socket: has_vsock.then(|| agent.folders.vm_vsock(&id)),
+        labels: spec.labels,
+        created_unix_ms: unix_ms(),
+        start_us: None,
+        ended_unix_ms: None,
+        exit_code: None,
+        end_reason: None,
+        id,
+        ..source.clone()
+    })
+}
+
+/// A name that is one, and nobody else's.
+fn prove_name(agent: &Agent, name: Option<&str>) -> Result<(), Refusal> {
+    let Some(name) = name else {
+        return Ok(());
+    };
+    if !is_name(name) {
+        return Err(Refusal::bad(format!(
+            "name: {name:?} is not allowed: 1–64 letters, digits and `-`."
+        )));
+    }
+    if agent.sandboxes.is_taken(name) || agent.sandboxes.has(name) {
+        return Err(Refusal::conflict(format!(
+            "name: there is a sandbox {name} already; stop it, or choose another name."
+        )));
+    }
+    Ok(())
+}
+
 /// What needs no look at anything else.
 fn prove_words(spec: &SandboxSpec) -> Result<(), Refusal> {
     let count = |field: &str, count: usize, max: usize| {
@@ -142,7 +182,6 @@ fn prove_words(spec: &SandboxSpec) -> Result<(), Refusal> {
     let args = spec.args.as_deref().unwrap_or_default();
     count("args", args.len(), limits::WORDS_MAX)?;
     count("env", spec.env.len(), limits::WORDS_MAX)?;
-    count("labels", spec.labels.len(), limits::LABELS_MAX)?;
     count("net", spec.net.len(), limits::NETS_MAX)?;
     let env = spec.env.iter().flat_map(|(name, value)| [name, value]);
     let bytes: usize = args
@@ -170,7 +209,18 @@ fn prove_words(spec: &SandboxSpec) -> Result<(), Refusal> {
             "args, env and net must not hold NUL characters.",
         ));
     }
-    for (name, value) in &spec.labels {
+    prove_labels(&spec.labels)
+}
+
+fn prove_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    if labels.len() > limits::LABELS_MAX {
+        return Err(Refusal::bad(format!(
+            "labels: there are {}; allowed: {}.",
+            labels.len(),
+            limits::LABELS_MAX
+        )));
+    }
+    for (name, value) in labels {
         let lengths = [name.len(), value.len()];
         if name.is_empty()
             || lengths

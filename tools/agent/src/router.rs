@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::image::ImageSpec;
 use lightv_api::agent::pool::PoolSpec;
-use lightv_api::agent::sandbox::{SandboxSpec, SandboxState, StopSpec};
+use lightv_api::agent::sandbox::{ForkSandboxSpec, SandboxSpec, SandboxState, StopSpec};
 use lightv_api::contract::vm::VmState;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ use crate::answer::{HttpAnswer, done, json, pieces, whole};
 use crate::end;
 use crate::figures;
 use crate::folders::Durability;
+use crate::fork;
 use crate::images::PutImageError;
 use crate::limits;
 use crate::logs::{self, Wanted};
@@ -287,6 +288,12 @@ async fn sandbox(
             let time = Duration::from_secs(time_s.into());
             let work = async move { end::stop(&its, &same, time).await };
             to_the_end(agent, work).await?;
+        }
+        ("POST", ["fork"]) => {
+            let spec: ForkSandboxSpec = optional_body_of(&asked)?;
+            let work = async move { fork::fork(&its, &same, spec, asked.at).await };
+            let sandbox = to_the_end(agent, work).await?;
+            return Ok(json(StatusCode::CREATED, &sandbox));
         }
         ("POST", ["pause"]) => {
             to_the_end(agent, set_state(its, same, VmState::Paused)).await?;

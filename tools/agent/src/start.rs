@@ -5,6 +5,7 @@
 //!   '------------- an agent that finds it so takes it away ---------'  '----- ... adopts it -----'
 //! ```
 
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ use crate::process::{Process, end_child};
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::{Entry, Record};
 use crate::sys;
+use crate::vm_api::VmApiError;
 use crate::warm::{self, Warm, WarmError};
 
 /// Why a sandbox was not started. Nothing of it is left.
@@ -59,6 +61,9 @@ pub enum StartError {
     /// It cannot be written down.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// A fork that a monitor refuses, of either sandbox.
+    #[error(transparent)]
+    Fork(#[from] VmApiError),
 }
 
 impl StartError {
@@ -73,10 +78,13 @@ impl StartError {
             Self::Warm(WarmError::Refused(refusal)) if refusal.exit_code != exit::HOST_FAILURE => {
                 Refusal::bad(text)
             }
+            Self::Fork(VmApiError::Refused(_)) => Refusal::conflict(text),
             Self::Ended(_) => Refusal::bad(text),
             Self::Write(_) => Refusal::no_room(text),
             Self::Host { cause, .. } if is_full(cause) => Refusal::no_room(text),
-            Self::Host { .. } | Self::Silent | Self::Warm(_) => Refusal::unavailable(text),
+            Self::Host { .. } | Self::Silent | Self::Warm(_) | Self::Fork(_) => {
+                Refusal::unavailable(text)
+            }
         }
     }
 }
@@ -113,15 +121,35 @@ pub async fn create(
     let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
     // From here on it counts, and its name is taken.
     agent.sandboxes.insert(Rc::clone(&entry));
-    let started = match ready {
-        Some(ready) => match start_warm(agent, &entry, (&plan, ready), asked).await {
-            Err(StartError::Warm(WarmError::Gone)) if !plan.must_be_warm() => {
-                start(agent, &entry, &plan, asked).await
+    let mut ready = ready;
+    let started = loop {
+        let Some(machine) = ready.take() else {
+            break start(agent, &entry, &plan, asked).await;
+        };
+        match start_warm(agent, &entry, (&plan, machine), asked).await {
+            Err(StartError::Warm(WarmError::Gone)) => {
+                // It had ended, and nobody had seen it yet: another one may do.
+                ready = agent.pools.take(&plan.sandbox.digest);
+                if ready.is_none() && plan.must_be_warm() {
+                    break Err(WarmError::Gone.into());
+                }
             }
-            started => started,
-        },
-        None => start(agent, &entry, &plan, asked).await,
+            started => break started,
+        }
     };
+    tell(agent, &entry, started).await
+}
+
+/// Says what became of a start, and takes away what is left of one that failed.
+///
+/// # Errors
+/// The refusal.
+pub async fn tell(
+    agent: &Rc<Agent>,
+    entry: &Rc<Entry>,
+    started: Result<(), StartError>,
+) -> Result<Sandbox, Refusal> {
+    let sandbox = entry.id().to_owned();
     match started {
         Ok(()) => {
             entry.announce();
@@ -129,20 +157,19 @@ pub async fn create(
             let start_us = start_us.unwrap_or_default();
             agent.figures.note_start(StartWay::of(warm), start_us);
             agent.events.publish(AgentHappening::Created {
-                sandbox: id,
+                sandbox,
                 start_us,
                 warm,
             });
             if entry.has_ended() {
-                end::finish(agent, &entry).await;
+                end::finish(agent, entry).await;
             }
             Ok(entry.sandbox())
         }
         Err(error) => {
             agent.figures.note_failure();
-            discard(agent, &entry).await;
+            discard(agent, entry).await;
             let reason = chain(&error);
-            let sandbox = id;
             agent
                 .events
                 .publish(AgentHappening::Failed { sandbox, reason });
@@ -203,8 +230,23 @@ async fn start(
 ) -> Result<(), StartError> {
     // The semaphore is never closed; without a permit it would only be slower.
     let _turn = agent.starts.acquire().await.ok();
+    let vsock = plan.sandbox.vsock_socket.clone();
+    launch(agent, entry, vsock, plan.monitor_args()).await?;
+    acknowledge(entry, asked).await
+}
+
+/// Starts the monitor of `entry`, whose vsock will be at `vsock`, with `args`, and waits until it serves.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn launch(
+    agent: &Rc<Agent>,
+    entry: &Rc<Entry>,
+    vsock: Option<PathBuf>,
+    args: Vec<OsString>,
+) -> Result<(), StartError> {
     entry.write(Durability::Agent).await?;
-    let pid = spawn(agent, plan).await?;
+    let pid = spawn(agent, entry.id(), args).await?;
     let process = match Process::open(pid) {
         Ok(process) => Rc::new(process),
         Err(cause) => {
@@ -221,11 +263,18 @@ async fn start(
     entry.change(|record| {
         record.sandbox.pid = Some(pid);
         record.sandbox.warm = false;
-        record.sandbox.vsock_socket = plan.sandbox.vsock_socket.clone();
+        record.sandbox.vsock_socket = vsock;
         record.start_ticks = runtime_dir::start_ticks(pid);
     });
     spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
-    wait_served(agent, entry, pid).await?;
+    wait_served(agent, entry, pid).await
+}
+
+/// Writes down that it runs: then it may be answered.
+///
+/// # Errors
+/// [`StartError::Write`].
+pub async fn acknowledge(entry: &Entry, asked: Instant) -> Result<(), StartError> {
     entry.change(|record| {
         let took = asked.elapsed().as_micros();
         record.sandbox.start_us = Some(u64::try_from(took).unwrap_or(u64::MAX));
@@ -238,12 +287,11 @@ async fn start(
 }
 
 /// Starts the monitor, on a thread that may wait.
-async fn spawn(agent: &Rc<Agent>, plan: &Plan) -> Result<u32, StartError> {
+async fn spawn(agent: &Rc<Agent>, id: &str, args: Vec<OsString>) -> Result<u32, StartError> {
     let program = agent.settings.monitor.clone();
-    let id = plan.sandbox.id.clone();
+    let id = id.to_owned();
     let socket = agent.folders.vm_socket(&id);
     let log = agent.folders.log(&id);
-    let args = plan.monitor_args();
     let spawned = spawn_blocking(move || {
         let place = Place {
             id: &id,

@@ -12,6 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use lightv_api::contract::actions::{Action, ActionSpec};
 use lightv_api::contract::instance::{InstanceInfo, InstanceState};
+use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad};
 use lightv_api::contract::vm::{VmState, VmStatePatch};
 use lightv_api::event::{Happening, VmEvent};
 use lightv_api::fault::FaultMessage;
@@ -92,6 +93,26 @@ impl<'a> VmApi<'a> {
         let action_type = Action::SendCtrlAltDel;
         let body = serde_json::to_vec(&ActionSpec { action_type }).unwrap_or_default();
         self.call(Method::PUT, "/actions", body).await.map(drop)
+    }
+
+    /// Freezes its memory as it is now, for machines that begin from it.
+    ///
+    /// # Errors
+    /// [`VmApiError`].
+    pub async fn fork(self, spec: &ForkSpec) -> Result<(), VmApiError> {
+        let body = serde_json::to_vec(spec).unwrap_or_default();
+        self.call(Method::PUT, "/fork", body).await.map(drop)
+    }
+
+    /// Has it begin from a snapshot.
+    ///
+    /// # Errors
+    /// [`VmApiError`].
+    pub async fn load(self, load: &SnapshotLoad) -> Result<(), VmApiError> {
+        let body = serde_json::to_vec(load).unwrap_or_default();
+        self.call(Method::PUT, "/snapshot/load", body)
+            .await
+            .map(drop)
     }
 
     /// What it does.
