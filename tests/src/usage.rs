@@ -2,6 +2,11 @@
 
 use std::fmt;
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a process may take to close what a client has just left.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// What it has at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +91,22 @@ impl Curve {
         for number in 1..=rounds {
             round(number);
             if number.is_multiple_of(step) {
-                self.points.push((number, Usage::of(self.pid)));
+                self.points.push((number, self.settled()));
             }
+        }
+    }
+
+    /// What it has once it has closed what a client has just left, as far as that comes.
+    fn settled(&self) -> Usage {
+        let began = Instant::now();
+        loop {
+            let usage = Usage::of(self.pid);
+            let first = self.points.first();
+            let has_more = first.is_some_and(|(_, first)| usage.files > first.files);
+            if !has_more || began.elapsed() > SETTLED_AFTER {
+                return usage;
+            }
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
