@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_tests::agent::Agent;
@@ -144,9 +144,10 @@ fn a_pool_goes_on_after_its_template_its_image_and_its_agent() {
     let idle = ready.into_iter().find(|pid| !busy.contains(&Some(*pid)));
     let idle = idle.expect("one that is ready");
     kill(idle);
+    // Its socket is closed some time after its program is gone, and all of it is over when its parent, the agent, knows.
     wait_for("its end", || {
-        let living = pids_of("lightv-vmm", scratch.folder());
-        (!living.contains(&idle)).then_some(())
+        let process = format!("/proc/{idle}");
+        (!Path::new(&process).exists()).then_some(())
     });
     agent.wait_pool("app", |pool| pool.ready == 2);
     let next = agent.create(&json!({"image": "app", "warm": "require"}));
