@@ -14,6 +14,7 @@ pub mod exit;
 pub mod fault;
 pub mod host;
 pub mod offer;
+pub mod openapi;
 pub mod request;
 pub mod runtime;
 pub mod template;

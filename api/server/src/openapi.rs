@@ -7,14 +7,14 @@ use lightv_api::contract::{
 };
 use lightv_api::event;
 use lightv_api::fault;
+use lightv_api::openapi::{self, Body, refusal};
 use lightv_api::request::Method;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{
     HttpMethod, Operation, OperationBuilder, ParameterBuilder, ParameterIn,
 };
-use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{Object, Type};
-use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, Schema};
+use utoipa::openapi::{Required, ResponseBuilder};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -96,21 +96,6 @@ use utoipa::openapi::{Content, PathItem, Ref, RefOr, Required, ResponseBuilder, 
 )]
 struct Document;
 
-/// A body.
-#[derive(Debug, Clone, Copy)]
-enum Body {
-    /// None.
-    None,
-    /// Of this schema.
-    Of(&'static str),
-    /// Of this schema, or none.
-    Optional(&'static str),
-    /// Any JSON object.
-    Any,
-    /// A text of this kind.
-    Text(&'static str),
-}
-
 /// One operation. Fields in order: method, path, name, what it does, body of the request, body of the answer.
 type Row = (Method, &'static str, &'static str, &'static str, Body, Body);
 
@@ -181,11 +166,7 @@ pub fn document() -> Result<String, serde_json::Error> {
             Method::Patch => HttpMethod::Patch,
             Method::Delete => HttpMethod::Delete,
         };
-        let item = PathItem::new(method, operation(row));
-        match document.paths.paths.get_mut(row.1) {
-            Some(known) => known.merge_operations(item),
-            None => drop(document.paths.paths.insert(row.1.to_owned(), item)),
-        }
+        openapi::add(&mut document, row.1, method, operation(row));
     }
     let mut json = document.to_pretty_json()?;
     json.push('\n');
@@ -208,18 +189,10 @@ fn operation((_, path, name, about, body, answer): &Row) -> Operation {
             .build();
         operation = operation.parameter(id);
     }
-    if let Some((content_type, content)) = content(*body) {
-        let required = match body {
-            Body::Optional(_) => Required::False,
-            _ => Required::True,
-        };
-        let request = RequestBodyBuilder::new()
-            .content(content_type, content)
-            .required(Some(required))
-            .build();
+    if let Some(request) = body.of_request() {
         operation = operation.request_body(Some(request));
     }
-    let (status, granted) = match content(*answer) {
+    let (status, granted) = match answer.content() {
         Some((content_type, content)) => {
             let response = ResponseBuilder::new().description("Granted.");
             ("200", response.content(content_type, content))
@@ -233,32 +206,6 @@ fn operation((_, path, name, about, body, answer): &Row) -> Operation {
         operation = operation.response("413", refusal("The metadata store would be too large."));
     }
     operation.build()
-}
-
-fn refusal(about: &str) -> utoipa::openapi::Response {
-    let content = Content::new(Some(schema("FaultMessage")));
-    ResponseBuilder::new()
-        .description(about)
-        .content("application/json", content)
-        .build()
-}
-
-fn content(body: Body) -> Option<(&'static str, Content)> {
-    const JSON: &str = "application/json";
-    match body {
-        Body::None => None,
-        Body::Of(name) | Body::Optional(name) => Some((JSON, Content::new(Some(schema(name))))),
-        Body::Any => Some((JSON, Content::new(Some(object(Type::Object))))),
-        Body::Text(kind) => Some((kind, Content::new(Some(object(Type::String))))),
-    }
-}
-
-fn schema(name: &str) -> RefOr<Schema> {
-    Ref::from_schema_name(name).into()
-}
-
-fn object(kind: Type) -> RefOr<Schema> {
-    Schema::Object(Object::with_type(kind)).into()
 }
 
 #[cfg(test)]

@@ -213,6 +213,29 @@ pub enum LoadFieldsError {
 }
 
 impl SnapshotLoad {
+    /// A machine that begins from the state and the memory of a fork ([`ForkSpec`]), and goes on at once.
+    #[must_use]
+    pub const fn of_fork(state: PathBuf, memory_socket: PathBuf) -> Self {
+        Self {
+            snapshot_path: state,
+            mem_backend: Some(MemBackend {
+                backend_type: MemBackendType::Uffd,
+                backend_path: memory_socket,
+                diffs: Vec::new(),
+            }),
+            mem_file_path: None,
+            track_dirty_pages: false,
+            enable_diff_snapshots: false,
+            resume_vm: true,
+            network_overrides: Vec::new(),
+            vsock_override: None,
+            clock_realtime: false,
+            huge_pages: LoadHugePages::Snapshot,
+            drive_overrides: Vec::new(),
+            tuning: None,
+        }
+    }
+
     /// Whether a field of the body is deprecated.
     #[must_use]
     pub const fn is_deprecated(&self) -> bool {

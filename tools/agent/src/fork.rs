@@ -9,9 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxState};
-use lightv_api::contract::snapshot::{
-    ForkSpec, LoadHugePages, MemBackend, MemBackendType, SnapshotLoad, VsockOverride,
-};
+use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad, VsockOverride};
 use tokio::net::UnixStream;
 
 use crate::agent::Agent;
@@ -101,22 +99,8 @@ impl Passage {
 
     fn load(&self, vsock: Option<PathBuf>) -> SnapshotLoad {
         SnapshotLoad {
-            snapshot_path: self.state.clone(),
-            mem_backend: Some(MemBackend {
-                backend_type: MemBackendType::Uffd,
-                backend_path: self.memory.clone(),
-                diffs: Vec::new(),
-            }),
-            mem_file_path: None,
-            track_dirty_pages: false,
-            enable_diff_snapshots: false,
-            resume_vm: true,
-            network_overrides: Vec::new(),
             vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
-            clock_realtime: false,
-            huge_pages: LoadHugePages::Snapshot,
-            drive_overrides: Vec::new(),
-            tuning: None,
+            ..SnapshotLoad::of_fork(self.state.clone(), self.memory.clone())
         }
     }
 }

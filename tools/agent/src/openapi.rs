@@ -2,13 +2,11 @@
 
 use lightv_api::agent::{event, host, image, pool, sandbox, stats};
 use lightv_api::fault;
+use lightv_api::openapi::{self, Body, refusal};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn};
-use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::Type;
-use utoipa::openapi::{
-    Content, HttpMethod, Object, PathItem, Ref, RefOr, Required, ResponseBuilder, Schema,
-};
+use utoipa::openapi::{HttpMethod, Object, Required, ResponseBuilder};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -43,17 +41,6 @@ use utoipa::openapi::{
     ))
 )]
 struct Document;
-
-/// A body.
-#[derive(Debug, Clone, Copy)]
-enum Body {
-    None,
-    Of(&'static str),
-    Optional(&'static str),
-    List(&'static str),
-    Any,
-    Text(&'static str),
-}
 
 /// One operation. Fields in order: method, path, name, what it does, parameters of the query, body of the request, body of the
 /// answer, statuses of refusals.
@@ -103,11 +90,7 @@ pub fn document() -> String {
     let mut document = Document::openapi();
     document.info.contact = None;
     for row in OPERATIONS {
-        let item = PathItem::new(row.0.clone(), operation(row));
-        match document.paths.paths.get_mut(row.1) {
-            Some(known) => known.merge_operations(item),
-            None => drop(document.paths.paths.insert(row.1.to_owned(), item)),
-        }
+        openapi::add(&mut document, row.1, row.0.clone(), operation(row));
     }
     // Texts, numbers and lists of them are always JSON.
     let mut json = document.to_pretty_json().unwrap_or_default();
@@ -132,15 +115,10 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
     for part in *query {
         operation = operation.parameter(parameter(part, ParameterIn::Query, ""));
     }
-    if let Some((content_type, content)) = content(*body) {
-        let required = match body {
-            Body::Optional(_) => Required::False,
-            _ => Required::True,
-        };
-        let request = RequestBodyBuilder::new().content(content_type, content);
-        operation = operation.request_body(Some(request.required(Some(required)).build()));
+    if let Some(request) = body.of_request() {
+        operation = operation.request_body(Some(request));
     }
-    let done = match (content(*answer), *name) {
+    let done = match (answer.content(), *name) {
         (Some((content_type, content)), name) => {
             let response = ResponseBuilder::new().description("Done.");
             let status = if matches!(name, "createSandbox" | "forkSandbox") {
@@ -154,7 +132,7 @@ fn operation(row: &Row) -> utoipa::openapi::path::Operation {
     };
     operation = operation.response(done.0, done.1.build());
     for status in *refusals {
-        operation = operation.response(*status, refusal(status));
+        operation = operation.response(*status, refusal(meaning(status)));
     }
     operation.build()
 }
@@ -173,42 +151,16 @@ fn parameter(name: &str, place: ParameterIn, about: &str) -> utoipa::openapi::pa
         .build()
 }
 
-fn refusal(status: &str) -> utoipa::openapi::Response {
-    let about = match status {
+/// What a refusal with `status` means.
+fn meaning(status: &str) -> &'static str {
+    match status {
         "400" => "The request is wrong.",
         "404" => "There is no such thing.",
         "409" => "Not in this state.",
         "429" => "There are as many as there may be.",
         "503" => "Not now, or the host refuses.",
         _ => "No room, on disk or in memory.",
-    };
-    let content = Content::new(Some(schema("FaultMessage")));
-    ResponseBuilder::new()
-        .description(about)
-        .content("application/json", content)
-        .build()
-}
-
-fn content(body: Body) -> Option<(&'static str, Content)> {
-    const JSON: &str = "application/json";
-    match body {
-        Body::None => None,
-        Body::Of(name) | Body::Optional(name) => Some((JSON, Content::new(Some(schema(name))))),
-        Body::List(name) => {
-            let list = utoipa::openapi::schema::ArrayBuilder::new().items(schema(name));
-            Some((JSON, Content::new(Some(Schema::Array(list.build())))))
-        }
-        Body::Any => Some((JSON, Content::new(Some(object(Type::Object))))),
-        Body::Text(kind) => Some((kind, Content::new(Some(object(Type::String))))),
     }
-}
-
-fn schema(name: &str) -> RefOr<Schema> {
-    Ref::from_schema_name(name).into()
-}
-
-fn object(kind: Type) -> RefOr<Schema> {
-    Schema::Object(Object::with_type(kind)).into()
 }
 
 #[cfg(test)]

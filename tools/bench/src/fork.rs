@@ -9,9 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lightv_api::contract::snapshot::{
-    ForkSpec, LoadHugePages, MemBackend, MemBackendType, SnapshotLoad,
-};
+use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad};
 use serde::Serialize;
 
 use crate::report::{self, Case};
@@ -141,7 +139,10 @@ fn fork(bench: &ForkBench, source: &Monitor) -> Result<[f64; 3], ForkBenchError>
         clones: 1,
     };
     source.put("/fork", &spec)?;
-    clone.put("/snapshot/load", &load(state, memory.clone()))?;
+    clone.put(
+        "/snapshot/load",
+        &SnapshotLoad::of_fork(state, memory.clone()),
+    )?;
     clone.line()?;
     let answer_us = began.elapsed().as_secs_f64() * 1e6;
     let pause_us = source.paused_us()? - paused_before;
@@ -151,27 +152,6 @@ fn fork(bench: &ForkBench, source: &Monitor) -> Result<[f64; 3], ForkBenchError>
     let ended = || !memory.exists();
     wait_for("frozen memory", ended)?;
     Ok([pause_us, answer_us, gap_us])
-}
-
-fn load(state: PathBuf, memory: PathBuf) -> SnapshotLoad {
-    SnapshotLoad {
-        snapshot_path: state,
-        mem_backend: Some(MemBackend {
-            backend_type: MemBackendType::Uffd,
-            backend_path: memory,
-            diffs: Vec::new(),
-        }),
-        mem_file_path: None,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
-        resume_vm: true,
-        network_overrides: Vec::new(),
-        vsock_override: None,
-        clock_realtime: false,
-        huge_pages: LoadHugePages::Snapshot,
-        drive_overrides: Vec::new(),
-        tuning: None,
-    }
 }
 
 fn wait_for(what: &'static str, is_there: impl Fn() -> bool) -> Result<(), ForkBenchError> {

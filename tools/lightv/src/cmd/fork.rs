@@ -9,9 +9,7 @@ use std::thread;
 use clap::Parser;
 use lightv_api::config::VmSpec;
 use lightv_api::contract::net::NetworkOverride;
-use lightv_api::contract::snapshot::{
-    ForkSpec, LoadHugePages, MemBackend, MemBackendType, SnapshotLoad, VsockOverride,
-};
+use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad, VsockOverride};
 use lightv_api_client::{Client, ClientError};
 use lightv_vmm::net_override::NetOverride;
 use lightv_vmm::runtime_dir;
@@ -170,23 +168,11 @@ fn body(args: &ForkArgs, spec: &VmSpec, (passage, name): (&Passage, &str)) -> Sn
         }
     };
     SnapshotLoad {
-        snapshot_path: passage.state.clone(),
-        mem_backend: Some(MemBackend {
-            backend_type: MemBackendType::Uffd,
-            backend_path: passage.memory.clone(),
-            diffs: Vec::new(),
-        }),
-        mem_file_path: None,
-        track_dirty_pages: false,
-        enable_diff_snapshots: false,
-        resume_vm: true,
         network_overrides: nets
             .map(|net| NetworkOverride::new(net.id.clone(), net.host.clone()))
             .collect(),
         vsock_override: spec.vsock.as_ref().map(|vsock| own_socket(&vsock.uds_path)),
-        clock_realtime: false,
-        huge_pages: LoadHugePages::Snapshot,
         drive_overrides: drive_overrides(&args.disk, &[]),
-        tuning: None,
+        ..SnapshotLoad::of_fork(passage.state.clone(), passage.memory.clone())
     }
 }
