@@ -54,9 +54,7 @@ async fn keep(agent: Rc<Agent>, pool: Rc<Pool>) {
         };
         let began = Instant::now();
         let kept = keep_template(&agent, &pool, image).await;
-        *pool.digest.borrow_mut() = String::new();
         pool.template_pid.set(None);
-        pool.ready.borrow_mut().clear();
         if let Err(error) = kept {
             let text = chain(&error);
             agent.warn(format!("the pool of {}: {text}", pool.image));
