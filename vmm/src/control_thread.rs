@@ -82,8 +82,7 @@ pub struct ControlThread {
     /// Whoever sets it makes the VM.
     is_taken: Arc<AtomicBool>,
     vm: Receiver<Result<EmptyVm, VmError>>,
-    tasks: Sender<Task>,
-    wake: Arc<EventFd>,
+    orders: ControlOrders,
     /// Whether it was asked to hold itself to its list.
     is_confined: AtomicBool,
     /// Its answer, until it was looked at.
@@ -134,8 +133,7 @@ impl ControlThread {
             kvm_path,
             is_taken,
             vm,
-            tasks,
-            wake,
+            orders: ControlOrders { tasks, wake },
             is_confined: AtomicBool::new(false),
             confined: Mutex::new(None),
         })
@@ -176,7 +174,7 @@ impl ControlThread {
         }
         let (reply, confined) = channel();
         *lock(&self.confined) = Some(confined);
-        self.tell(Task::Confine(reply));
+        self.orders.tell(Task::Confine(reply));
     }
 
     /// Waits until that was done, and gives when it was, once. To be called before there is anything of a guest.
@@ -193,20 +191,13 @@ impl ControlThread {
 
     /// Hands a machine over to the loop.
     pub fn assign(&self, assignment: Assignment) {
-        self.orders().assign(assignment);
+        self.orders.assign(assignment);
     }
 
     /// The way to the thread alone, for whoever gives away the rest.
     #[must_use]
     pub fn orders(&self) -> ControlOrders {
-        ControlOrders {
-            tasks: self.tasks.clone(),
-            wake: Arc::clone(&self.wake),
-        }
-    }
-
-    fn tell(&self, task: Task) {
-        self.orders().tell(task);
+        self.orders.clone()
     }
 }
 

@@ -213,14 +213,21 @@ pub enum Forked {
     Parent(i32),
 }
 
+/// `EBUSY` when there are more threads than the calling one.
+fn ensure_one_thread() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() == 1 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+}
+
 /// Makes a second process that goes on from here. For a process with one thread.
 ///
 /// # Errors
 /// The kernel's; `EBUSY` when there are more threads, which would be missing in the new process with all they hold.
 pub fn fork() -> io::Result<Forked> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    ensure_one_thread()?;
     // SAFETY: this is the only thread (counted above, and no other could start one), so no lock is held in the new process
     // by a thread that is not in it.
     match unsafe { libc::fork() } {
@@ -254,9 +261,7 @@ pub enum Sibling {
 /// # Errors
 /// The kernel's; `EBUSY` when there are more threads, which would be missing in the new process with all they hold.
 pub fn fork_sibling() -> io::Result<Sibling> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    ensure_one_thread()?;
     let mut pidfd: libc::c_int = -1;
     let flags = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD;
     // SAFETY: no memory is shared with the new process (no CLONE_VM), which goes on with copies of this stack and of all else;
