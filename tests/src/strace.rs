@@ -79,31 +79,37 @@ pub fn attached(pid: u32, calls: &str, log: &Path, options: &[&str]) -> Process 
     process
 }
 
+/// The calls in a log of `strace -f`, in order: the thread, the name, and the rest of the line behind the bracket. What goes on
+/// (`<... fsync resumed>`), signals and ends are none.
+///
+/// # Panics
+/// When it is none of strace's.
+pub fn calls(log: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    let is_name = |call: &str| {
+        call.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    log.lines().filter_map(move |line| {
+        let (thread, rest) = line.split_once(' ').expect("a thread");
+        let (call, rest) = rest.trim_start().split_once('(')?;
+        is_name(call).then_some((thread, call, rest))
+    })
+}
+
 /// The calls in a log of strace, in order, each counted within its thread.
 ///
 /// # Panics
 /// When it is none of strace's.
 #[must_use]
 pub fn moments(log: &str) -> Vec<Moment> {
-    let mut found: Vec<(String, Moment)> = Vec::new();
-    for line in log.lines() {
-        let (thread, rest) = line.split_once(' ').expect("a thread");
-        let Some((call, _)) = rest.trim_start().split_once('(') else {
-            continue;
-        };
-        // `<... fsync resumed>`, and signals.
-        if !call
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        {
-            continue;
-        }
+    let mut found: Vec<(&str, Moment)> = Vec::new();
+    for (thread, call, _) in calls(log) {
         let earlier = found
             .iter()
-            .filter(|(other, moment)| other == thread && moment.call == call);
+            .filter(|(other, moment)| *other == thread && moment.call == call);
         let number = earlier.count() + 1;
         let call = call.to_owned();
-        found.push((thread.to_owned(), Moment { call, number }));
+        found.push((thread, Moment { call, number }));
     }
     found.into_iter().map(|(_, moment)| moment).collect()
 }

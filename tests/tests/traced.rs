@@ -16,7 +16,7 @@ use lightv_tests::machine;
 use lightv_tests::netns::Netns;
 use lightv_tests::process::{DEADLINE, wait_for};
 use lightv_tests::scratch::Scratch;
-use lightv_tests::strace::traced;
+use lightv_tests::strace::{calls, traced};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -59,15 +59,8 @@ impl Thread {
 /// The threads in a log of `strace -f`, by their numbers.
 fn threads(log: &str) -> BTreeMap<&str, Thread> {
     let mut threads: BTreeMap<&str, Thread> = BTreeMap::new();
-    for line in log.lines() {
-        let (number, rest) = line.split_once(' ').expect("a thread");
+    for (number, call, args) in calls(log) {
         let thread = threads.entry(number).or_default();
-        let rest = rest.trim_start();
-        assert!(!rest.starts_with("--- SIGSYS"), "{line}");
-        // What goes on, signals and ends are no calls.
-        let Some((call, args)) = rest.split_once('(').filter(|(call, _)| is_name(call)) else {
-            continue;
-        };
         if let Some(name) = args.strip_prefix("PR_SET_NAME, \"") {
             thread.name = name.split('"').next().unwrap_or_default().to_owned();
         }
@@ -77,13 +70,6 @@ fn threads(log: &str) -> BTreeMap<&str, Thread> {
         thread.is_held |= call == "seccomp" && args.starts_with("SECCOMP_SET_MODE_FILTER");
     }
     threads
-}
-
-fn is_name(call: &str) -> bool {
-    !call.is_empty()
-        && call
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// What a client does in a round: all of it is answered well.
@@ -171,6 +157,7 @@ fn a_jailed_machine_makes_no_call_outside_its_lists() {
     }
     let finished = process.finish();
     let log = fs::read_to_string(&log).expect("strace's log");
+    assert!(!log.contains("--- SIGSYS"), "{finished:?}");
     let threads = threads(&log);
     let held: Vec<_> = threads.values().filter(|thread| thread.is_held).collect();
     let calls: u64 = held.iter().flat_map(|thread| thread.calls.values()).sum();
