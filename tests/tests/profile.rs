@@ -121,9 +121,11 @@ fn a_microvm_that_runs_tells_what_it_has_counted() {
         let profile = profiled(&scratch, &["clock"]);
         let writes = those(&profile, "/exits", |exit| exit["reason"] == "mmio_write");
         let count = writes.first()?["count"].as_u64()?;
-        assert_eq!(those(&profile, "/steps", |_| true).len(), 4, "{profile}");
+        // The guest's first exit may be counted before its start is over; then there are no steps yet, and never some of them.
+        let steps = those(&profile, "/steps", |_| true).len();
+        assert!(steps == 4 || profile["starts"] == 0, "{profile}");
         assert!(profile["kvm"]["exits"].as_u64() >= Some(count), "{profile}");
-        Some(count)
+        (steps == 4).then_some(count)
     };
     let first = wait_for("its ticks", exits);
     wait_for("more of them", || exits().filter(|count| *count > first));
