@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use lightv_api::config::InterfaceSpec;
-use lightv_api::contract::net::{NetHost, UserNet};
+use lightv_api::contract::net::{NetHost, NetworkOverride, UserNet};
 
 use crate::config::{BadPublish, Publish};
 use crate::limits;
@@ -201,6 +201,17 @@ fn parse_ipv4(text: &str) -> Result<Ipv4Addr, NetFault> {
     text.parse().map_err(|_| NetFault::NotIpv4(text.into()))
 }
 
+impl NetOverride {
+    /// The same for a load of a snapshot, which takes nothing but the host's end; `None` when more is said.
+    #[must_use]
+    pub fn of_load(&self) -> Option<NetworkOverride> {
+        let is_host_alone = self.address.is_none() && self.queues.is_none();
+        // A network in user space has one address, which is the guest's already.
+        let is_user = matches!(self.host, NetHost::User(_));
+        (is_host_alone || is_user).then(|| NetworkOverride::new(self.id.clone(), self.host.clone()))
+    }
+}
+
 impl fmt::Display for NetOverride {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}={}", self.id, self.host)?;
@@ -263,6 +274,23 @@ mod tests {
         assert_eq!(address.address, "10.0.2.15/24");
         assert_eq!(address.gateway.as_deref(), Some("10.0.2.2"));
         assert_eq!(address.dns, ["10.0.2.3"]);
+    }
+
+    #[test]
+    fn a_load_takes_the_hosts_end_alone() {
+        let of_load = |text: &str| text.parse::<NetOverride>().expect(text).of_load();
+        for (text, id) in [
+            ("lan=tap7", "lan"),
+            ("fd=3", "eth0"),
+            ("user,publish=80:80", "eth0"),
+        ] {
+            let load = of_load(text).expect(text);
+            let expected = text.parse::<NetOverride>().expect(text).host;
+            assert_eq!((load.iface_id.as_str(), load.host()), (id, expected));
+        }
+        for text in ["tap7,ip=10.0.0.2/24", "tap7,queues=2"] {
+            assert_eq!(of_load(text), None, "{text}");
+        }
     }
 
     #[test]

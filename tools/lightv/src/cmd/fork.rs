@@ -8,7 +8,6 @@ use std::thread;
 
 use clap::Parser;
 use lightv_api::config::VmSpec;
-use lightv_api::contract::net::NetworkOverride;
 use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad, VsockOverride};
 use lightv_api_client::{Client, ClientError};
 use lightv_vmm::net_override::NetOverride;
@@ -16,7 +15,7 @@ use lightv_vmm::runtime_dir;
 
 use super::show;
 use super::snapshot::absolute;
-use super::snapshot::load::{drive_overrides, ensure_host_alone};
+use super::snapshot::load::{drive_overrides, network_overrides};
 use crate::background::{Background, Started};
 use crate::failure::Failure;
 use crate::spec_args::Replacement;
@@ -86,7 +85,7 @@ impl Drop for Passage {
 
 /// Carries it out.
 pub(crate) fn run(args: &ForkArgs) -> Result<ExitCode, Failure> {
-    ensure_host_alone(&args.net)?;
+    let nets = network_overrides(&args.net)?;
     let vm = vms::find(&args.vm)?;
     let client = vms::client(&args.vm)?;
     let spec: VmSpec = client.get("/vm/config").map_err(VmError::Client)?;
@@ -105,7 +104,12 @@ pub(crate) fn run(args: &ForkArgs) -> Result<ExitCode, Failure> {
             }
         }
     }
-    if let Err(refused) = begin(args, &client, &spec, (&passage, &copies)) {
+    let load = SnapshotLoad {
+        network_overrides: nets,
+        drive_overrides: drive_overrides(&args.disk, &[]),
+        ..SnapshotLoad::of_fork(passage.state.clone(), passage.memory.clone())
+    };
+    if let Err(refused) = begin(&client, &passage, (&load, &spec), &copies) {
         copies.iter().for_each(Started::end);
         passage.cancel(args.count);
         return Err(VmError::Client(refused).into());
@@ -129,27 +133,28 @@ fn start(args: &ForkArgs, id: &str, number: u32) -> Result<Started, Failure> {
 
 /// Freezes the microVM's memory, and has all copies begin from it at once.
 fn begin(
-    args: &ForkArgs,
     client: &Client,
-    spec: &VmSpec,
-    (passage, copies): (&Passage, &[Started]),
+    passage: &Passage,
+    (load, spec): (&SnapshotLoad, &VmSpec),
+    copies: &[Started],
 ) -> Result<(), ClientError> {
     client.put(
         "/fork",
         &ForkSpec {
             snapshot_path: passage.state.clone(),
             mem_socket_path: passage.memory.clone(),
-            clones: args.count,
+            clones: u32::try_from(copies.len()).unwrap_or(u32::MAX),
         },
     )?;
     thread::scope(|scope| {
-        let load = |copy: &Started| {
-            let body = body(args, spec, (passage, copy.name()));
-            copy.client().put("/snapshot/load", &body)
-        };
         let loads: Vec<_> = copies
             .iter()
-            .map(|copy| scope.spawn(move || load(copy)))
+            .map(|copy| {
+                scope.spawn(move || {
+                    let load = load_of(load, spec, copy.name());
+                    copy.client().put("/snapshot/load", &load)
+                })
+            })
             .collect();
         loads.into_iter().try_for_each(|load| match load.join() {
             Ok(loaded) => loaded,
@@ -158,8 +163,8 @@ fn begin(
     })
 }
 
-fn body(args: &ForkArgs, spec: &VmSpec, (passage, name): (&Passage, &str)) -> SnapshotLoad {
-    let nets = args.net.iter();
+/// `load` for the copy `name` of the machine `spec`: its socket of vsock is its own.
+fn load_of(load: &SnapshotLoad, spec: &VmSpec, name: &str) -> SnapshotLoad {
     let own_socket = |path: &Path| {
         let mut own = path.as_os_str().to_owned();
         own.push(format!(".{name}"));
@@ -168,11 +173,7 @@ fn body(args: &ForkArgs, spec: &VmSpec, (passage, name): (&Passage, &str)) -> Sn
         }
     };
     SnapshotLoad {
-        network_overrides: nets
-            .map(|net| NetworkOverride::new(net.id.clone(), net.host.clone()))
-            .collect(),
         vsock_override: spec.vsock.as_ref().map(|vsock| own_socket(&vsock.uds_path)),
-        drive_overrides: drive_overrides(&args.disk, &[]),
-        ..SnapshotLoad::of_fork(passage.state.clone(), passage.memory.clone())
+        ..load.clone()
     }
 }

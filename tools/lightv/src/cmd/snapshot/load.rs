@@ -80,31 +80,27 @@ impl Coded for LoadError {
 
 /// Restores it.
 pub(super) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
-    ensure_host_alone(&args.net)?;
+    let nets = network_overrides(&args.net)?;
     let background = Background::named(args.name.as_deref(), &args.state)?;
     let started = background.start(&[])?;
-    if let Err(refused) = started.client().put("/snapshot/load", &body(args)) {
+    if let Err(refused) = started.client().put("/snapshot/load", &body(args, nets)) {
         started.end();
         return Err(VmError::Client(refused).into());
     }
     started.show_id()
 }
 
-/// Proves that `nets` say nothing but what interfaces are connected to.
-pub(crate) fn ensure_host_alone(nets: &[NetOverride]) -> Result<(), Failure> {
-    match nets.iter().find(|net| !is_host_alone(net)) {
-        Some(net) => Err(LoadError::Net { id: net.id.clone() }.into()),
-        None => Ok(()),
-    }
+/// What `nets` say, which is nothing but what interfaces are connected to.
+pub(crate) fn network_overrides(nets: &[NetOverride]) -> Result<Vec<NetworkOverride>, Failure> {
+    let of_load = |net: &NetOverride| {
+        let id = || net.id.clone();
+        net.of_load()
+            .ok_or_else(|| LoadError::Net { id: id() }.into())
+    };
+    nets.iter().map(of_load).collect()
 }
 
-/// Whether it says nothing but what the interface is connected to.
-const fn is_host_alone(net: &NetOverride) -> bool {
-    net.address.is_none() && net.queues.is_none()
-}
-
-fn body(args: &LoadArgs) -> SnapshotLoad {
-    let nets = args.net.iter();
+fn body(args: &LoadArgs, nets: Vec<NetworkOverride>) -> SnapshotLoad {
     SnapshotLoad {
         snapshot_path: absolute(&args.state),
         mem_backend: Some(MemBackend {
@@ -116,9 +112,7 @@ fn body(args: &LoadArgs) -> SnapshotLoad {
         track_dirty_pages: args.track,
         enable_diff_snapshots: false,
         resume_vm: !args.paused,
-        network_overrides: nets
-            .map(|net| NetworkOverride::new(net.id.clone(), net.host.clone()))
-            .collect(),
+        network_overrides: nets,
         vsock_override: args.vsock.as_ref().map(|path| VsockOverride {
             uds_path: absolute(path),
         }),
