@@ -8,6 +8,8 @@ use lightv_api::agent::image::StoredImage;
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_tests::agent::Agent;
 use lightv_tests::host::has_kvm;
+use lightv_tests::machine;
+use lightv_tests::netns::Netns;
 use lightv_tests::process::wait_for;
 use lightv_tests::scratch::Scratch;
 use serde_json::{Value, json};
@@ -284,6 +286,63 @@ fn a_sandbox_is_forked_and_both_go_on_each_by_itself() {
     assert_eq!(names.iter().find(is_passage), None, "{names:?}");
     agent.delete("two");
     agent.delete(&three.id);
+    agent.end();
+}
+
+/// Has the guest at 10.0.0.2 say something again.
+#[track_caller]
+fn check_echo(netns: &Netns) {
+    let mut stream = netns.connect(machine::guest_at(2, 7));
+    stream
+        .write_all(b"are you there?")
+        .expect("a guest that reads");
+    let mut back = [0; 14];
+    stream.read_exact(&mut back).expect("a guest that answers");
+    assert_eq!(&back, b"are you there?");
+}
+
+#[test]
+fn a_fork_of_a_machine_with_a_tap_gets_another_one() {
+    if !has_kvm() {
+        return;
+    }
+    let (scratch, netns) = (Scratch::new(), Netns::with_tap());
+    let build = [
+        "build",
+        "echo",
+        "-o",
+        "echo.lv",
+        "--net",
+        "tap0,ip=10.0.0.2/24",
+    ];
+    let built = netns.start(&mut scratch.lightv(&build)).finish();
+    let _ = built.with_code(0);
+    let agent = netns.within(|| Agent::start(&scratch, &[]));
+    agent.put_image(&scratch, "echo", "echo.lv");
+    let one = agent.create(&json!({"image": "echo", "name": "one"}));
+    check_echo(&netns);
+    netns.add_tap("tap1");
+    let of_one = ("POST", "/sandboxes/one/fork");
+    for (nets, status, words) in [
+        (json!([]), 409, &["tap0", "in use"][..]),
+        (json!(["eth9=tap1"]), 409, &["eth9", "eth0"]),
+        (json!(["eth0=fd=7"]), 400, &["fd=7", "TAP"]),
+        (
+            json!(["tap1,ip=10.0.0.3/24"]),
+            400,
+            &["net", "no address", "TAP"],
+        ),
+        (json!(["=tap1"]), 400, &["net", "=tap1"]),
+    ] {
+        agent.refused(of_one, &json!({"net": nets}), (status, words));
+    }
+    assert_eq!(agent.list().len(), 1);
+    let two = agent.fork("one", &json!({"net": ["eth0=tap1"]}));
+    // It has the same address in another network; with the first one there, the way there leads to that.
+    agent.delete(&one.id);
+    netns.ip("link set tap0 down");
+    check_echo(&netns);
+    agent.delete(&two.id);
     agent.end();
 }
 

@@ -45,6 +45,10 @@ pub struct ForkSandboxSpec {
     /// Whatever the client wants to find it by: at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Other taps, or networks in user space, for its interfaces, as `lightv fork --net` takes them. A tap is one machine's alone,
+    /// so an interface on a tap needs another one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<String>,
 }
 
 /// Whether a sandbox may be a VM that is ready already.

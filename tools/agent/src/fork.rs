@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxState};
+use lightv_api::contract::net::NetworkOverride;
 use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad, VsockOverride};
 use tokio::net::UnixStream;
 
@@ -38,6 +39,7 @@ pub async fn fork(
         );
         return Err(Refusal::conflict(text));
     }
+    let nets = plan::prove_overrides(&spec.net)?;
     let sandbox = plan::prove_fork(agent, &found, spec)?;
     let record = Record {
         sandbox,
@@ -47,14 +49,14 @@ pub async fn fork(
     let entry = Rc::new(Entry::new(record, file));
     // From here on it counts, and its name is taken.
     agent.sandboxes.insert(Rc::clone(&entry));
-    let started = begin(agent, source, &entry, asked).await;
+    let started = begin(agent, (source, &entry), nets, asked).await;
     start::tell(agent, &entry, started).await
 }
 
 async fn begin(
     agent: &Rc<Agent>,
-    source: &Entry,
-    entry: &Rc<Entry>,
+    (source, entry): (&Entry, &Rc<Entry>),
+    nets: Vec<NetworkOverride>,
     asked: Instant,
 ) -> Result<(), StartError> {
     // The semaphore is never closed; without a permit it would only be slower.
@@ -73,7 +75,12 @@ async fn begin(
         .into();
     let patience = limits::VM_ANSWER_TIME_MAX;
     VmApi::at(&from, patience).fork(&spec).await?;
-    let loaded = VmApi::at(&to, patience).load(&passage.load(vsock)).await;
+    let load = SnapshotLoad {
+        network_overrides: nets,
+        vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
+        ..SnapshotLoad::of_fork(passage.state.clone(), passage.memory.clone())
+    };
+    let loaded = VmApi::at(&to, patience).load(&load).await;
     if loaded.is_err() {
         // Frozen memory waits for nobody then. It may be gone already.
         drop(UnixStream::connect(&passage.memory).await);
@@ -94,13 +101,6 @@ impl Passage {
         Self {
             state: path("state"),
             memory: path("memory.sock"),
-        }
-    }
-
-    fn load(&self, vsock: Option<PathBuf>) -> SnapshotLoad {
-        SnapshotLoad {
-            vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
-            ..SnapshotLoad::of_fork(self.state.clone(), self.memory.clone())
         }
     }
 }

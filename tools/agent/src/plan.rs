@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxSpec, SandboxState, WarmUse};
+use lightv_api::contract::net::{NetHost, NetworkOverride};
 use lightv_launch::monitor::is_name;
+use lightv_vmm::net_override::NetOverride;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::agent::Agent;
@@ -152,6 +154,27 @@ pub fn prove_fork(
     })
 }
 
+/// What the interfaces of a fork are connected to, as far as `nets` say it.
+///
+/// # Errors
+/// 400: what is wrong, and what is allowed.
+pub fn prove_overrides(nets: &[String]) -> Result<Vec<NetworkOverride>, Refusal> {
+    prove_count("net", nets.len(), limits::NETS_MAX)?;
+    let prove = |text: &String| {
+        let net: NetOverride = text
+            .parse()
+            .map_err(|cause| Refusal::bad(format!("net: {text:?}: {cause}.")))?;
+        let allowed = "[ID=]TAP, or [ID=]user with its options";
+        let refuse = |why| Refusal::bad(format!("net: {text:?}: {why}; allowed: {allowed}."));
+        if matches!(net.host, NetHost::Fd(_)) {
+            return Err(refuse("a fork inherits no descriptor"));
+        }
+        net.of_load()
+            .ok_or_else(|| refuse("a fork takes no address and no number of queues"))
+    };
+    nets.iter().map(prove).collect()
+}
+
 /// A name that is one, and nobody else's.
 fn prove_name(agent: &Agent, name: Option<&str>) -> Result<(), Refusal> {
     let Some(name) = name else {
@@ -172,17 +195,9 @@ fn prove_name(agent: &Agent, name: Option<&str>) -> Result<(), Refusal> {
 
 /// What needs no look at anything else.
 fn prove_words(spec: &SandboxSpec) -> Result<(), Refusal> {
-    let count = |field: &str, count: usize, max: usize| {
-        if count > max {
-            let text = format!("{field}: there are {count}; allowed: {max}.");
-            return Err(Refusal::bad(text));
-        }
-        Ok(())
-    };
     let args = spec.args.as_deref().unwrap_or_default();
-    count("args", args.len(), limits::WORDS_MAX)?;
-    count("env", spec.env.len(), limits::WORDS_MAX)?;
-    count("net", spec.net.len(), limits::NETS_MAX)?;
+    prove_count("args", args.len(), limits::WORDS_MAX)?;
+    prove_count("net", spec.net.len(), limits::NETS_MAX)?;
     let env = spec.env.iter().flat_map(|(name, value)| [name, value]);
     let bytes: usize = args
         .iter()
@@ -190,26 +205,51 @@ fn prove_words(spec: &SandboxSpec) -> Result<(), Refusal> {
         .chain(&spec.net)
         .map(String::len)
         .sum();
-    count("args, env and net: bytes", bytes, limits::WORD_BYTES_MAX)?;
-    for name in spec.env.keys() {
-        if name.is_empty() || name.contains('=') {
-            return Err(Refusal::bad(format!(
-                "env: {name:?} is no variable's name."
-            )));
-        }
-    }
-    let env = spec.env.iter().flat_map(|(name, value)| [name, value]);
-    if args
-        .iter()
-        .chain(env)
-        .chain(&spec.net)
-        .any(|word| word.contains('\0'))
-    {
-        return Err(Refusal::bad(
-            "args, env and net must not hold NUL characters.",
-        ));
-    }
+    prove_count("args, env and net: bytes", bytes, limits::WORD_BYTES_MAX)?;
+    prove_env(&spec.env)?;
+    prove_no_nul("args and net", args.iter().chain(&spec.net))?;
     prove_labels(&spec.labels)
+}
+
+/// A count that is not more than `max`.
+///
+/// # Errors
+/// 400.
+pub fn prove_count(field: &str, count: usize, max: usize) -> Result<(), Refusal> {
+    if count > max {
+        let text = format!("{field}: there are {count}; allowed: {max}.");
+        return Err(Refusal::bad(text));
+    }
+    Ok(())
+}
+
+/// Variables of an environment.
+///
+/// # Errors
+/// 400: too many, a name that is none, or a NUL character.
+pub fn prove_env(env: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    prove_count("env", env.len(), limits::WORDS_MAX)?;
+    let is_bad = |name: &&String| name.is_empty() || name.contains('=');
+    if let Some(name) = env.keys().find(is_bad) {
+        let text = format!("env: {name:?} is no variable's name.");
+        return Err(Refusal::bad(text));
+    }
+    prove_no_nul("env", env.iter().flat_map(|(name, value)| [name, value]))
+}
+
+/// Words that a system call takes.
+///
+/// # Errors
+/// 400: one has a NUL character in it.
+pub fn prove_no_nul<'a>(
+    what: &str,
+    mut words: impl Iterator<Item = &'a String>,
+) -> Result<(), Refusal> {
+    if words.any(|word| word.contains('\0')) {
+        let text = format!("{what} must not hold NUL characters.");
+        return Err(Refusal::bad(text));
+    }
+    Ok(())
 }
 
 fn prove_labels(labels: &BTreeMap<String, String>) -> Result<(), Refusal> {

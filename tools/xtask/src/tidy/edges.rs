@@ -43,8 +43,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     // What `lightv` and the agent share: programs found, monitors started.
     ("lightv-launch", &["lightv-api"]),
-    // The host agent: of the monitor's crate the runtime directory, images and files that are whole or not there
-    // (docs/adr/0023-host-agent.md).
+    // The host agent: of the monitor's crate the runtime directory, images, files that are whole or not there, and what `--net`
+    // means (docs/adr/0023-host-agent.md).
     (
         "lightv-agent",
         &[
