@@ -1,5 +1,5 @@
-//! Programs that the host starts in a running guest (docs/exec.md): messages between `lightv exec` and the agent on a stream
-//! of vsock, one program a stream.
+//! Programs that the host starts in a running guest (docs/exec.md): messages between the host, which is `lightv exec` or
+//! the host agent, and the guest's agent on a stream of vsock, one program a stream.
 //!
 //! The host connects to [`PORT`] and sends [`ToGuest::Start`]. The agent answers [`ToHost::Started`], or [`ToHost::Refused`] as
 //! its last word. Then input, output and signals go their ways, until [`ToHost::Ended`]. A message is a kind (one byte), the
@@ -28,8 +28,10 @@ pub const DATA_BYTES_MAX: usize = 32 << 10;
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Bytes of input that may be under way: the agent keeps what the program has not read, and hears signals behind it.
 pub const STDIN_WINDOW_BYTES: usize = 64 << 10;
-/// Programs at a time in a guest; one more is refused.
+/// Programs at a time in a guest; one more is refused with [`TOO_MANY`].
 pub const PROGRAMS_MAX: usize = 32;
+/// Status of a [`ToHost::Refused`]: as many programs run as may.
+pub const TOO_MANY: u8 = 125;
 /// How long the agent waits for [`ToGuest::Start`] on a new stream, in seconds.
 pub const START_SECONDS_MAX: u64 = 10;
 
@@ -88,7 +90,7 @@ pub enum ToHost {
     Started,
     /// It does not, and why; nothing follows.
     Refused {
-        /// 127: not found. 126: cannot be run.
+        /// 127: not found. 126: cannot be run. 125: [`TOO_MANY`].
         status: u8,
         /// For people. Whatever a guest says: control characters too.
         text: String,

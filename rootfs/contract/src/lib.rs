@@ -1,9 +1,10 @@
-//! What the monitor, `lightv exec` and LightV's agent (`rootfs/init`, PID 1 of a Linux guest) say to each other: data, names,
+//! What the monitor, `lightv exec`, the host agent and LightV's agent (`rootfs/init`, PID 1 of a Linux guest) say to each other: data, names,
 //! and how data become bytes. The control device itself is described in docs/control-device.md.
 
 pub mod agent;
 pub mod control;
 pub mod exec;
+pub mod exec_host;
 pub mod ports;
 
 /// Where the agent and its files stand in a root file system.

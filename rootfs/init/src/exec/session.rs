@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use lightv_contract::exec::{
     DATA_BYTES_MAX, Incoming, Message, PROGRAMS_MAX, START_SECONDS_MAX, STDIN_WINDOW_BYTES,
-    ToGuest, ToHost,
+    TOO_MANY, ToGuest, ToHost,
 };
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -22,7 +22,6 @@ use rustix::process::Pid;
 use super::launch::{self, Launch, LaunchError, Launched};
 use crate::control::{Orders, Readable};
 use crate::message::with_causes;
-use crate::program::NOT_RUNNABLE;
 use crate::sys::signals;
 
 /// Bytes for the host that are kept. While there are so many, the program's output is not read.
@@ -121,8 +120,8 @@ impl Session {
 
     /// Says that there is no room.
     pub(super) fn turn_away(&mut self) {
-        let text = format!("{PROGRAMS_MAX} programs of lightv exec run in this guest already");
-        self.refuse(u8::try_from(NOT_RUNNABLE).unwrap_or(u8::MAX), text);
+        let text = format!("{PROGRAMS_MAX} programs of the host run in this guest already");
+        self.refuse(TOO_MANY, text);
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -102,9 +102,10 @@ fn one_too_many_is_told_so_whatever_it_says() {
     let (mut session, mut host) = meet();
     session.turn_away();
     hear(&mut session, &mut host, &start_of(&StartSpec::default()));
-    let Some(ToHost::Refused { text, .. }) = told(session, &mut host) else {
+    let Some(ToHost::Refused { status, text }) = told(session, &mut host) else {
         panic!("a refusal")
     };
+    assert_eq!(status, TOO_MANY);
     assert!(text.contains("32 programs"), "{text}");
 }
 

@@ -5,17 +5,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lightv_contract::exec::{Incoming, Message as _, PORT, ToGuest, ToHost};
+use lightv_contract::exec::{Message as _, ToGuest};
+use lightv_contract::exec_host::{Heard, Hearing, PATIENCE, call};
 
 use super::ExecError;
 
-/// How long a guest may take to let us in, and again to start the program. One whose kernel is emulated, on a busy host, needs
-/// many seconds when it was started a moment ago.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the guest may take nothing that we send. What may be under way has room on the way.
 const SEND_PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of the monitor's answer: `OK 4294967295`.
-const ANSWER_BYTES_MAX: usize = 32;
 /// Bytes that are read at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -23,7 +19,7 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
-    incoming: Incoming<ToHost>,
+    hearing: Hearing,
 }
 
 impl Connection {
@@ -37,24 +33,14 @@ impl Connection {
         stream
             .set_write_timeout(Some(SEND_PATIENCE))
             .map_err(connect)?;
-        writeln!(stream, "CONNECT {PORT}").map_err(connect)?;
-        let until = Instant::now() + PATIENCE;
-        let mut answer = Vec::new();
-        while answer.last() != Some(&b'\n') {
-            let mut byte = [0];
-            // What follows the line is the agent's.
-            match read_until(&stream, &mut byte, Some(until))? {
-                Some(1..) if answer.len() < ANSWER_BYTES_MAX => answer.extend(byte),
-                _ => return Err(ExecError::NoAgent),
-            }
-        }
-        if !answer.starts_with(b"OK ") {
-            return Err(ExecError::NoAgent);
-        }
-        Ok(Self {
+        stream.write_all(call().as_bytes()).map_err(connect)?;
+        let mut connection = Self {
             stream,
-            incoming: Incoming::default(),
-        })
+            hearing: Hearing::default(),
+        };
+        // What is heard first is that we are let in.
+        let _ = connection.next(Some(Instant::now() + PATIENCE))?;
+        Ok(connection)
     }
 
     /// Has the program started that `start` describes, a [`lightv_contract::exec::StartSpec`] as JSON. False when the connection
@@ -63,27 +49,27 @@ impl Connection {
         // One that was turned away has not to be heard; why, it is told.
         let _ = send(&self.stream, &ToGuest::Start(start));
         match self.next(Some(Instant::now() + PATIENCE))? {
-            Some(ToHost::Started) => Ok(true),
-            Some(ToHost::Refused { status, text }) => Err(ExecError::Refused {
-                text: plain(&text),
-                status,
-            }),
-            Some(_) => Err(ExecError::Order("the program has not started")),
+            Some(Heard::Refused { status, text }) => Err(ExecError::Refused { text, status }),
+            // Nothing else comes first but that it runs.
+            Some(_) => Ok(true),
             None => Ok(false),
         }
     }
 
-    /// The next message; `None` when the connection has ended.
-    pub(crate) fn next(&mut self, until: Option<Instant>) -> Result<Option<ToHost>, ExecError> {
+    /// What is said next; `None` when the connection has ended.
+    pub(crate) fn next(&mut self, until: Option<Instant>) -> Result<Option<Heard>, ExecError> {
         let mut piece = vec![0; PIECE_BYTES];
         loop {
-            if let Some(message) = self.incoming.take().map_err(ExecError::Message)? {
-                return Ok(Some(message));
+            if let Some(heard) = self.hearing.hear()? {
+                return Ok(Some(heard));
             }
             let Some(length) = read_until(&self.stream, &mut piece, until)? else {
-                return Ok(None);
+                return self
+                    .hearing
+                    .end()
+                    .map_or(Ok(None), |error| Err(error.into()));
             };
-            self.incoming.add(piece.get(..length).unwrap_or_default());
+            self.hearing.add(piece.get(..length).unwrap_or_default());
         }
     }
 
@@ -127,19 +113,12 @@ fn read_until(
     }
 }
 
-/// A guest's words as one line that does nothing to a terminal.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    use lightv_contract::exec::{BadMessage, DATA_BYTES_MAX};
+    use lightv_contract::exec_host::HearError;
 
     use super::*;
 
@@ -178,8 +157,8 @@ mod tests {
     fn a_program_that_runs_is_heard_to_its_end() {
         let mut connection = meet(b"OK 1\n\x01\0\0\0\0\x03\x02\0\0\0hi\x06\x01\0\0\0\x07").unwrap();
         let mut next = || connection.next(None).unwrap();
-        assert_eq!(next(), Some(ToHost::Stdout(b"hi".to_vec())));
-        assert_eq!(next(), Some(ToHost::Ended(7)));
+        assert_eq!(next(), Some(Heard::Stdout(b"hi".to_vec())));
+        assert_eq!(next(), Some(Heard::Ended(7)));
         assert_eq!(next(), None);
     }
 
@@ -187,7 +166,7 @@ mod tests {
     fn guests_without_an_agent_are_told_from_those_that_refuse() {
         for answer in [&b""[..], b"no\n", b"OK 1", &[b'O'; 99]] {
             assert!(
-                matches!(meet(answer), Err(ExecError::NoAgent)),
+                matches!(meet(answer), Err(ExecError::Hear(HearError::NoAgent))),
                 "{answer:?}"
             );
         }
@@ -201,12 +180,15 @@ mod tests {
     #[test]
     fn a_guest_that_breaks_the_rules_is_not_heard_further() {
         let met = meet(b"OK 1\n\x03\xff\xff\xff\x7f");
-        let Err(ExecError::Message(BadMessage::Length { allowed, .. })) = met else {
-            panic!("{met:?}")
-        };
-        assert_eq!(allowed, DATA_BYTES_MAX);
+        assert!(
+            matches!(met, Err(ExecError::Hear(HearError::Message(_)))),
+            "{met:?}"
+        );
         let early = meet(b"OK 1\n\x03\x01\0\0\0x");
-        assert!(matches!(early, Err(ExecError::Order(_))), "{early:?}");
+        assert!(
+            matches!(early, Err(ExecError::Hear(HearError::Order(_)))),
+            "{early:?}"
+        );
         assert!(matches!(meet(b"OK 1\n\x01\0"), Err(ExecError::Lost)));
     }
 }

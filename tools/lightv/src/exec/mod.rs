@@ -8,7 +8,7 @@ use std::io;
 use std::path::PathBuf;
 
 use lightv_api::exit;
-use lightv_contract::exec::BadMessage;
+use lightv_contract::exec_host::HearError;
 use rustix::process::Signal;
 
 pub(crate) use self::dial::Connection;
@@ -41,19 +41,13 @@ pub(crate) enum ExecError {
         cause: io::Error,
     },
     #[error(
-        "Nobody in the guest starts programs: it has no agent of LightV's, or an old one; build its image anew with `lightv build --rootfs … --exec`"
-    )]
-    NoAgent,
-    #[error(
         "The guest did not answer within {seconds} s: it is still booting, stands still, or has very much to do"
     )]
     Silent { seconds: u64 },
     #[error("In the guest: {text}")]
     Refused { text: String, status: u8 },
-    #[error("The guest's agent does not keep to the protocol: {0}")]
-    Message(BadMessage),
-    #[error("The guest's agent does not keep to the protocol: {0}")]
-    Order(&'static str),
+    #[error(transparent)]
+    Hear(#[from] HearError),
     #[error("Cannot talk to the guest's agent")]
     Talk(#[source] io::Error),
     #[error("The microVM ended before the program")]

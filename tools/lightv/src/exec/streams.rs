@@ -11,7 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lightv_contract::exec::{DATA_BYTES_MAX, STDIN_WINDOW_BYTES, TerminalSize, ToGuest, ToHost};
+use lightv_contract::exec::{DATA_BYTES_MAX, TerminalSize, ToGuest};
+use lightv_contract::exec_host::{Heard, StdinRoom};
 use lightv_vmm::terminal::{self, Terminal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -58,8 +59,7 @@ impl Seat {
 #[derive(Debug)]
 struct Shared {
     stream: Mutex<UnixStream>,
-    /// Bytes of input that the guest has room for.
-    room: Mutex<usize>,
+    room: Mutex<StdinRoom>,
     has_more_room: Condvar,
     seat: Seat,
 }
@@ -79,12 +79,12 @@ impl Shared {
         process::exit(i32::from(status))
     }
 
-    /// Waits until the guest has room for input; gives how many bytes.
+    /// Waits until the guest has room for input; gives how many bytes the next message may have.
     fn wait_for_room(&self) -> usize {
         let room = self
             .has_more_room
-            .wait_while(lock(&self.room), |room| *room == 0);
-        *room.unwrap_or_else(PoisonError::into_inner)
+            .wait_while(lock(&self.room), |room| room.bytes() == 0);
+        room.unwrap_or_else(PoisonError::into_inner).bytes()
     }
 }
 
@@ -93,7 +93,7 @@ impl Shared {
 pub(crate) fn carry(mut connection: Connection, seat: Seat) -> Result<Option<u8>, Failure> {
     let shared = Arc::new(Shared {
         stream: Mutex::new(connection.sender().map_err(ExecError::Setup)?),
-        room: Mutex::new(STDIN_WINDOW_BYTES),
+        room: Mutex::default(),
         has_more_room: Condvar::new(),
         seat,
     });
@@ -132,20 +132,20 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), ExecErr
 fn hear(connection: &mut Connection, shared: &Shared) -> Result<Option<u8>, Failure> {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     loop {
-        let Some(message) = connection.next(None)? else {
+        let Some(heard) = connection.next(None)? else {
             return Ok(None);
         };
-        let written = match message {
-            ToHost::Stdout(bytes) => write_all(&stdout, &bytes),
-            ToHost::Stderr(bytes) => write_all(&stderr, &bytes),
-            ToHost::StdinTaken(bytes) => {
-                add_room(shared, bytes)?;
+        let written = match heard {
+            Heard::Stdout(bytes) => write_all(&stdout, &bytes),
+            Heard::Stderr(bytes) => write_all(&stderr, &bytes),
+            Heard::StdinTaken(bytes) => {
+                lock(&shared.room).add(bytes).map_err(ExecError::from)?;
+                shared.has_more_room.notify_one();
                 Ok(())
             }
-            ToHost::Ended(status) => return Ok(Some(status)),
-            ToHost::Started | ToHost::Refused { .. } => {
-                return Err(ExecError::Order("the program had started").into());
-            }
+            Heard::Ended(status) => return Ok(Some(status)),
+            // Of one that has started.
+            Heard::LetIn | Heard::Started | Heard::Refused { .. } => Ok(()),
         };
         match written {
             Ok(()) => {}
@@ -154,17 +154,6 @@ fn hear(connection: &mut Connection, shared: &Shared) -> Result<Option<u8>, Fail
             Err(cause) => return Err(Failure::Output(cause.into())),
         }
     }
-}
-
-fn add_room(shared: &Shared, bytes: u32) -> Result<(), ExecError> {
-    let mut room = lock(&shared.room);
-    let more = usize::try_from(bytes).ok();
-    let more = more.and_then(|bytes| room.checked_add(bytes));
-    *room = more
-        .filter(|room| *room <= STDIN_WINDOW_BYTES)
-        .ok_or(ExecError::Order("it has taken more input than there was"))?;
-    shared.has_more_room.notify_one();
-    Ok(())
 }
 
 /// Writes to one of our streams, whether it blocks or not.
@@ -210,7 +199,7 @@ fn pass_on_input(shared: &Shared) {
         let message = if bytes.is_empty() {
             ToGuest::StdinEnd
         } else {
-            *lock(&shared.room) -= bytes.len();
+            lock(&shared.room).fill(bytes.len());
             ToGuest::Stdin(bytes.to_vec())
         };
         // When the connection has ended, the other threads know.
@@ -298,24 +287,5 @@ mod tests {
         assert!(!heard(Signal::TERM, 2600));
         assert!(!heard(Signal::TERM, 2700));
         assert!(heard(Signal::TERM, 2800));
-    }
-
-    #[test]
-    fn room_for_input_has_a_limit_that_no_guest_moves() {
-        let (stream, _guest) = UnixStream::pair().unwrap();
-        let shared = Shared {
-            stream: Mutex::new(stream),
-            room: Mutex::new(STDIN_WINDOW_BYTES - 5),
-            has_more_room: Condvar::new(),
-            seat: Seat {
-                has_stdin: true,
-                terminal: None,
-            },
-        };
-        add_room(&shared, 5).unwrap();
-        assert_eq!(shared.wait_for_room(), STDIN_WINDOW_BYTES);
-        for bytes in [1, u32::MAX] {
-            assert!(matches!(add_room(&shared, bytes), Err(ExecError::Order(_))));
-        }
     }
 }
