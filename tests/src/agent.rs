@@ -1,9 +1,13 @@
 //! A host agent that a test runs.
 
+use std::fmt;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use lightv_api::agent::exec::{ExecEnd, ExecLine};
 use lightv_api::agent::image::StoredImage;
 use lightv_api::agent::pool::Pool;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
@@ -64,6 +68,13 @@ impl Agent {
         }
     }
 
+    /// The same, which may live longer than other processes of tests: Linux guests take their time.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Duration) -> Self {
+        let process = self.process.with_deadline(deadline);
+        Self { process, ..self }
+    }
+
     /// Its process.
     #[must_use]
     pub const fn process(&self) -> &Process {
@@ -120,6 +131,33 @@ impl Agent {
     pub fn fork(&self, id: &str, body: &Value) -> Sandbox {
         let path = format!("/sandboxes/{id}/fork");
         read(&self.api.call("POST", &path, body), 201)
+    }
+
+    /// Starts a program in the guest of the sandbox `id`; its lines come as they are read.
+    ///
+    /// # Panics
+    /// When it is refused.
+    #[must_use]
+    #[track_caller]
+    pub fn exec(&self, id: &str, body: &Value) -> Exec {
+        let mut stream = self.api.connect().expect("a connection");
+        let body = body.to_string();
+        // To HTTP/1.0 a body without a length is sent as it is.
+        let head = format!(
+            "POST /sandboxes/{id}/exec HTTP/1.0\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let request = [head, body].concat();
+        stream.write_all(request.as_bytes()).expect("a request");
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        let status = lines.next().expect("an answer");
+        if !status.starts_with("HTTP/1.0 200 ") {
+            panic!("{status}: {:?}", lines.last());
+        }
+        let _ = lines.find(String::is_empty).expect("the head's end");
+        Exec {
+            lines: Box::new(lines),
+        }
     }
 
     /// The sandbox `id`.
@@ -220,6 +258,57 @@ impl Agent {
             assert!(text.contains(word), "{word:?} is not in {text:?}");
         }
     }
+}
+
+/// The answer of a program that was started.
+pub struct Exec {
+    lines: Box<dyn Iterator<Item = String>>,
+}
+
+impl fmt::Debug for Exec {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Exec")
+    }
+}
+
+impl Exec {
+    /// Its next line.
+    ///
+    /// # Panics
+    /// When that is not what it should be.
+    pub fn next_line(&mut self) -> Option<ExecLine> {
+        let line = self.lines.find(|line| !line.is_empty())?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|cause| panic!("{cause}: {line}")))
+    }
+
+    /// All that comes: standard output and error, which are text, and the last line.
+    ///
+    /// # Panics
+    /// When there is no last line.
+    #[must_use]
+    pub fn finish(mut self) -> (String, String, ExecLine) {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        loop {
+            match self.next_line().expect("another line") {
+                ExecLine::Stdout(text) => stdout += &text,
+                ExecLine::Stderr(text) => stderr += &text,
+                last => {
+                    assert_eq!(self.next_line(), None, "after {last:?}");
+                    return (stdout, stderr, last);
+                }
+            }
+        }
+    }
+}
+
+/// The last line of a program that has ended by itself.
+#[must_use]
+pub const fn ended(exit_code: u8) -> ExecLine {
+    let timed_out = false;
+    ExecLine::Ended(ExecEnd {
+        exit_code,
+        timed_out,
+    })
 }
 
 #[track_caller]

@@ -1,18 +1,21 @@
-//! Programs that `lightv exec` starts in a running guest.
+//! Programs that `lightv exec`, or a client of the host agent, starts in a running guest.
 
 use std::io::Read as _;
 use std::process::Stdio;
 use std::thread;
 
+use lightv_api::agent::exec::{ExecEnd, ExecLine};
 use lightv_api::exit::{BAD_ARGUMENTS, FAILURE, OK, by_signal};
+use lightv_tests::agent::{Agent, ended};
 use lightv_tests::host::has_kvm;
+use lightv_tests::linux::PATIENCE;
 use lightv_tests::machine;
 use lightv_tests::process::{Finished, Process, wait_for};
 use lightv_tests::pty::AtTerminal;
 use lightv_tests::rootfs::{build, busybox};
 use lightv_tests::scratch::Scratch;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// `lightv exec OPTIONS one -- sh -c SCRIPT`, with `input`.
 fn start(scratch: &Scratch, options: &[&str], script: &str, input: &[u8]) -> Process {
@@ -197,6 +200,93 @@ fn programs_of_the_host_run_in_a_running_guest() {
         .filter(|name| !name.as_encoded_bytes().ends_with(b".log"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// What programs say by the host agent, in the sandbox `id`.
+fn check_by_agent(agent: &Agent, id: &str) {
+    let sh = |script: &str, more: &Value| {
+        let body = machine::with(&json!({"args": ["sh", "-c", script]}), more);
+        agent.exec(id, &body).finish()
+    };
+    let text = |out: &str, err: &str, last| (out.to_owned(), err.to_owned(), last);
+    let (none, script) = (json!({}), "echo out; echo err >&2; exit 7");
+    assert_eq!(sh(script, &none), text("out\n", "err\n", ended(7)));
+    // Input that is more than may be under way, and back again.
+    let input: String = (0..30_000).map(|number| format!("{number}\n")).collect();
+    let (stdout, _, last) = sh("cat", &json!({"stdin": input}));
+    assert!((stdout == input) && last == ended(0), "{last:?}");
+    assert_eq!(sh("cat", &none), text("", "", ended(0)));
+    let other = json!({"env": {"MORE": "2"}, "workdir": "/tmp", "user": "guest"});
+    let script = "echo $BASE $MORE $(pwd) $(id -u)";
+    assert_eq!(sh(script, &other), text("1 2 /tmp 1000\n", "", ended(0)));
+    let mut exec = agent.exec(id, &json!({"args": ["cat"], "stdin_base64": "AP8="}));
+    let bytes = ExecLine::StdoutBase64("AP8=".to_owned());
+    assert_eq!(exec.next_line(), Some(bytes));
+    assert_eq!(exec.next_line(), Some(ended(0)));
+    // One that heeds nothing.
+    let script = "trap '' HUP TERM; sleep 1000";
+    let (_, _, last) = sh(script, &json!({"timeout_ms": 100}));
+    let killed = ExecEnd {
+        exit_code: by_signal(9),
+        timed_out: true,
+    };
+    assert_eq!(last, ExecLine::Ended(killed));
+    let refused = ("POST", &*format!("/sandboxes/{id}/exec"));
+    let nothing = json!({"args": ["nothing"]});
+    agent.refused(refused, &nothing, (400, &["In the guest", "nothing"]));
+}
+
+#[test]
+fn clients_of_the_host_agent_run_programs_in_cold_warm_and_forked_sandboxes() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let _ = busybox(&scratch, "root");
+    let options = [
+        "--rootfs",
+        "root",
+        "--exec",
+        "-e",
+        "BASE=1",
+        "--cmd",
+        "sleep 100000",
+    ];
+    let _ = build(&scratch, "one.lv", &options);
+    let agent = Agent::start(&scratch, &[]).with_deadline(PATIENCE);
+    let stored = agent.put_image(&scratch, "one", "one.lv");
+    assert!(stored.vsock, "{stored:?}");
+    let cold = agent.create(&json!({"image": "one"}));
+    check_by_agent(&agent, &cold.id);
+    // Its client leaves.
+    let script = "trap 'echo hung > /tmp/up; exit' HUP; echo ready; sleep 1000 & wait";
+    let mut exec = agent.exec(&cold.id, &json!({"args": ["sh", "-c", script]}));
+    assert_eq!(exec.next_line(), Some(ExecLine::Stdout("ready\n".into())));
+    drop(exec);
+    let cat = json!({"args": ["cat", "/tmp/up"]});
+    wait_for("a trace of SIGHUP", || {
+        let (stdout, _, _) = agent.exec(&cold.id, &cat).finish();
+        (stdout == "hung\n").then_some(())
+    });
+    agent.fill_pool("one", &json!({"min": 1, "max": 1}));
+    let warm = agent.create(&json!({"image": "one", "warm": "require"}));
+    let forked = agent.fork(&cold.id, &Value::Null);
+    for (id, code, said) in [(&warm.id, 1, ""), (&forked.id, 0, "hung\n")] {
+        let (stdout, _, last) = agent.exec(id, &cat).finish();
+        assert_eq!((stdout.as_str(), last), (said, ended(code)));
+    }
+    // `lightv exec` finds them too.
+    let finished = scratch.run(&["exec", &warm.id, "--", "echo", "here"]);
+    assert_eq!(finished.with_code(OK).stdout, "here\n");
+    let last = agent.exec(&warm.id, &json!({"args": ["sleep", "1000"]}));
+    agent.delete(&warm.id);
+    let why = ExecLine::Failed("The microVM ended before the program".to_owned());
+    assert_eq!(last.finish().2, why);
+    let gone = agent.api.call("DELETE", "/pools/one", &Value::Null);
+    assert_eq!(gone.status, 204, "{gone:?}");
+    agent.delete(&forked.id);
+    agent.delete(&cold.id);
+    agent.end();
 }
 
 #[test]

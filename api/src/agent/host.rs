@@ -40,6 +40,9 @@ pub struct AgentCounts {
     pub ended: u64,
     /// Pools.
     pub pools: u64,
+    /// Programs that were started in guests by `POST /sandboxes/{id}/exec` and run.
+    #[serde(default)]
+    pub programs: u64,
     /// Guest memory of those that have not ended, in MiB.
     pub memory_mib: u64,
 }
@@ -53,6 +56,9 @@ pub struct AgentLimits {
     pub memory_mib: Option<u64>,
     /// Requests that are being carried out, starts above all.
     pub requests: u64,
+    /// Programs in guests.
+    #[serde(default)]
+    pub programs: u64,
     /// Connections.
     pub connections: u64,
 }

@@ -1,6 +1,7 @@
 //! What the host agent (`lightv serve`) is asked and answers, by its REST API and its run socket (docs/agent.md).
 
 pub mod event;
+pub mod exec;
 pub mod host;
 pub mod image;
 pub mod pool;

@@ -37,6 +37,8 @@ pub struct Settings {
     pub requests_max: u64,
     /// Machines that all pools together may keep ready.
     pub ready_max: u64,
+    /// Programs that run in guests.
+    pub programs_max: u64,
     /// Connections.
     pub connections_max: u64,
     /// Bytes of a log, in MiB.
@@ -67,6 +69,7 @@ pub struct Agent {
     /// Bytes of long answers that their clients have not taken.
     pub answers: AnswerBytes,
     requests: Cell<u64>,
+    programs: Cell<u64>,
     started_unix_ms: u64,
     started: Instant,
     /// The run is over: no more sandboxes are started.
@@ -75,14 +78,26 @@ pub struct Agent {
     last_warning: RefCell<String>,
 }
 
-/// A request that is being carried out; its place is free when this is dropped.
+/// A request that is being carried out, or a program that runs; its place is free when this is dropped.
 #[derive(Debug)]
-pub struct Place(Rc<Agent>);
+pub struct Place {
+    agent: Rc<Agent>,
+    count: fn(&Agent) -> &Cell<u64>,
+}
+
+impl Place {
+    /// One more of those that `count` counts.
+    fn take(agent: &Rc<Agent>, count: fn(&Agent) -> &Cell<u64>) -> Self {
+        count(agent).set(count(agent).get() + 1);
+        let agent = Rc::clone(agent);
+        Self { agent, count }
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let requests = &self.0.requests;
-        requests.set(requests.get().saturating_sub(1));
+        let count = (self.count)(&self.agent);
+        count.set(count.get().saturating_sub(1));
     }
 }
 
@@ -102,6 +117,7 @@ impl Agent {
             starts: Semaphore::new(host::cpus() * limits::STARTS_PER_CPU),
             answers: AnswerBytes::default(),
             requests: Cell::new(0),
+            programs: Cell::new(0),
             started_unix_ms: unix_ms(),
             started: Instant::now(),
             is_ending: Cell::new(false),
@@ -123,8 +139,24 @@ impl Agent {
                 "{max} requests are being carried out; no more are allowed (--max-requests). Try again."
             )));
         }
-        self.requests.set(self.requests.get() + 1);
-        Ok(Place(Rc::clone(self)))
+        Ok(Place::take(self, |agent| &agent.requests))
+    }
+
+    /// A place among the programs that run in guests.
+    ///
+    /// # Errors
+    /// 429: there are as many as there may be. 503: the agent ends.
+    pub fn take_program(self: &Rc<Self>) -> Result<Place, Refusal> {
+        let max = self.settings.programs_max;
+        if self.is_ending.get() {
+            return Err(Refusal::unavailable("The agent is ending."));
+        }
+        if self.programs.get() >= max {
+            return Err(Refusal::too_many(format!(
+                "{max} programs of the agent run in guests; no more are allowed. Wait for the end of one."
+            )));
+        }
+        Ok(Place::take(self, |agent| &agent.programs))
     }
 
     /// Whether starts wait for a processor: nothing else is to be begun.
@@ -166,6 +198,7 @@ impl Agent {
         let mut counts = self.sandboxes.counts();
         counts.images = self.images.count() as u64;
         counts.pools = self.pools.count() as u64;
+        counts.programs = self.programs.get();
         AgentInfo {
             lightv_version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -176,6 +209,7 @@ impl Agent {
                 sandboxes: self.settings.sandboxes_max,
                 memory_mib: self.settings.memory_mib_max,
                 requests: self.settings.requests_max,
+                programs: self.settings.programs_max,
                 connections: self.settings.connections_max,
             },
             host: host::info(),

@@ -251,6 +251,7 @@ struct Told {
     sandboxes: Family<Labels, Gauge>,
     limits: Family<Labels, Gauge>,
     images: Gauge,
+    programs: Gauge,
     requests_in_progress: Gauge,
     guest_memory: Gauge,
     sandbox_memory: Gauge,
@@ -282,6 +283,11 @@ impl Told {
         );
         registry.register("limit", "How many there may be", told.limits.clone());
         registry.register("images", "Names of images", told.images.clone());
+        registry.register(
+            "programs",
+            "Programs that were started in guests and run",
+            told.programs.clone(),
+        );
         registry.register(
             "requests_in_progress",
             "Requests that change something and are being carried out",
@@ -350,10 +356,12 @@ impl Told {
             [
                 ("sandboxes", info.limits.sandboxes),
                 ("requests", info.limits.requests),
+                ("programs", info.limits.programs),
                 ("connections", info.limits.connections),
             ],
         );
         set(&self.images, counts.images);
+        set(&self.programs, counts.programs);
         set(&self.requests_in_progress, now.requests);
         set(&self.guest_memory, counts.memory_mib << 20);
         set(

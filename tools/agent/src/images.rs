@@ -453,7 +453,8 @@ fn take_copy(folder: &Path, from: &Path) -> Result<Taken, PutImageError> {
         digest,
         bytes,
         memory_mib: described.ram_bytes.div_ceil(1 << 20),
-        has_vsock: described.config.vsock.is_some(),
+        // `exec` is a vsock too, whose path its machine chooses.
+        has_vsock: described.config.vsock.is_some() || described.config.exec.is_some(),
         source: FileIdentity::of(&identity),
     })
 }

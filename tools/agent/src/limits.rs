@@ -86,6 +86,9 @@ pub const KILL_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a monitor may take to press keys.
 pub const PRESS_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// How long a monitor may take to say whether it runs, which it says at any time.
+pub const VM_STATE_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// Bytes of a monitor's answer.
 pub const VM_ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -160,6 +163,28 @@ pub const RUN_REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How long a run whose client is gone may take to end after SIGTERM.
 pub const RUN_END_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Programs that the agent runs in guests at the same time: each has a descriptor, its input and, if its guest and its client are
+/// as bad as can be, some 300 KiB of output.
+pub const PROGRAMS_MAX: u64 = 256;
+
+/// Milliseconds that a program may be given, at the most: a day.
+pub const PROGRAM_TIME_MS_MAX: u64 = 86_400_000;
+
+/// How long a guest may take to end a program that was sent SIGKILL.
+pub const PROGRAM_KILL_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long a microVM whose connections have ended may take to be seen to have ended too.
+pub const PROGRAM_LOST_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes that are read of a guest at a time.
+pub const GUEST_PIECE_BYTES: usize = 32 << 10;
+
+/// Bytes of output in a line of the answer to exec: as JSON they are at most six times as many.
+pub const EXEC_LINE_BYTES: usize = 8 << 10;
+
+/// Bytes of such lines that are sent at a time.
+pub const EXEC_PIECE_BYTES: usize = 16 << 10;
 
 /// Bytes of lists that wait for clients who do not read, all together: ten thousand sandboxes are some 5 MiB.
 pub const ANSWER_BYTES_MAX: usize = 64 << 20;

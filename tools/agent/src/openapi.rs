@@ -1,6 +1,6 @@
 //! The description of the REST API, made from the types that the agent reads and writes.
 
-use lightv_api::agent::{event, host, image, pool, sandbox, stats};
+use lightv_api::agent::{event, exec, host, image, pool, sandbox, stats};
 use lightv_api::fault;
 use lightv_api::openapi::{self, Body, refusal};
 use utoipa::OpenApi;
@@ -17,6 +17,9 @@ use utoipa::openapi::{HttpMethod, Object, Required, ResponseBuilder};
     components(schemas(
         event::AgentEvent,
         event::AgentHappening,
+        exec::ExecEnd,
+        exec::ExecLine,
+        exec::ExecSpec,
         fault::FaultMessage,
         host::AgentCounts,
         host::AgentInfo,
@@ -75,6 +78,7 @@ const OPERATIONS: &[Row] = &[
     Row(Post, "/sandboxes", "createSandbox", "Starts a sandbox. The answer comes when it runs.", &[], (Of("SandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
     Row(Get, "/sandboxes/{id}", "getSandbox", "A sandbox.", &[], (Nothing, Of("Sandbox")), &["404"]),
     Row(Delete, "/sandboxes/{id}", "deleteSandbox", "Kills a sandbox, if it runs, and forgets it with its log.", &[], (Nothing, Nothing), &["404", "409", "503"]),
+    Row(Post, "/sandboxes/{id}/exec", "execInSandbox", "Starts a program in its guest. The answer comes when that runs, and has an ExecLine as JSON in each line, until its end; an empty one every 15 s without output. When the client leaves, the program gets SIGHUP.", &[], (Of("ExecSpec"), Text("application/x-ndjson")), &["400", "404", "409", "429", "502", "503"]),
     Row(Post, "/sandboxes/{id}/fork", "forkSandbox", "Starts a sandbox that begins where this one is now. The answer comes when it runs.", &[], (Optional("ForkSandboxSpec"), Of("Sandbox")), &["400", "404", "409", "429", "503", "507"]),
     Row(Get, "/sandboxes/{id}/logs", "getLogs", "What guest and monitor have printed.", &["follow", "tail"], (Nothing, Text("text/plain")), &["400", "404", "503"]),
     Row(Post, "/sandboxes/{id}/pause", "pauseSandbox", "Lets it stand still.", &[], (Nothing, Of("Sandbox")), &["404", "409", "503"]),
@@ -158,6 +162,7 @@ fn meaning(status: &str) -> &'static str {
         "404" => "There is no such thing.",
         "409" => "Not in this state.",
         "429" => "There are as many as there may be.",
+        "502" => "The guest breaks the rules.",
         "503" => "Not now, or the host refuses.",
         _ => "No room, on disk or in memory.",
     }

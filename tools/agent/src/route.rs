@@ -25,6 +25,7 @@ pub fn name(method: &Method, path: &str) -> (&'static str, &'static str) {
         ["pools", _] => "/pools/{image}",
         ["sandboxes"] => "/sandboxes",
         ["sandboxes", _] => "/sandboxes/{id}",
+        ["sandboxes", _, "exec"] => "/sandboxes/{id}/exec",
         ["sandboxes", _, "fork"] => "/sandboxes/{id}/fork",
         ["sandboxes", _, "logs"] => "/sandboxes/{id}/logs",
         ["sandboxes", _, "pause"] => "/sandboxes/{id}/pause",

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use lightv_api::agent::event::AgentHappening;
+use lightv_api::agent::exec::ExecSpec;
 use lightv_api::agent::image::ImageSpec;
 use lightv_api::agent::pool::PoolSpec;
 use lightv_api::agent::sandbox::{ForkSandboxSpec, SandboxSpec, SandboxState, StopSpec};
@@ -18,6 +19,7 @@ use tokio::task::spawn_local;
 use crate::agent::Agent;
 use crate::answer::{HttpAnswer, done, json, pieces, whole};
 use crate::end;
+use crate::exec;
 use crate::figures;
 use crate::folders::Durability;
 use crate::fork;
@@ -288,6 +290,12 @@ async fn sandbox(
             let time = Duration::from_secs(time_s.into());
             let work = async move { end::stop(&its, &same, time).await };
             to_the_end(agent, work).await?;
+        }
+        ("POST", ["exec"]) => {
+            let spec: ExecSpec = body_of(&asked)?;
+            // A client that leaves leaves no program behind, not even one that has not started yet.
+            let program = exec::start(&its, same, spec).await?;
+            return Ok(pieces(LINES, |out| exec::tell(program, out)));
         }
         ("POST", ["fork"]) => {
             let spec: ForkSandboxSpec = optional_body_of(&asked)?;

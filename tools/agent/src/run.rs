@@ -100,6 +100,8 @@ pub fn run(args: ServeArgs) -> Result<(), RunError> {
         kept_memory_mib: args.keep_memory,
         requests_max: args.max_requests,
         ready_max: spare / 8 / limits::FILES_PER_READY,
+        // The last sixteenth is for what requests need.
+        programs_max: limits::PROGRAMS_MAX.min(spare / 16),
         connections_max: limits::CONNECTIONS_MAX.min(spare / 4),
         log_mib_max: args.max_log,
     };

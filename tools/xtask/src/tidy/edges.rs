@@ -44,11 +44,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // What `lightv` and the agent share: programs found, monitors started.
     ("lightv-launch", &["lightv-api"]),
     // The host agent: of the monitor's crate the runtime directory, images, files that are whole or not there, and what `--net`
-    // means (docs/adr/0023-host-agent.md).
+    // means (docs/adr/0023-host-agent.md); of the contract what it says to guests' agents (docs/adr/0025-exec-by-vsock.md).
     (
         "lightv-agent",
         &[
             "lightv-api",
+            "lightv-contract",
             "lightv-launch",
             "lightv-packet",
             "lightv-pool",
