@@ -53,9 +53,17 @@ fn a_sandbox_is_created_listed_paused_stopped_and_deleted() {
     assert_eq!(none.len(), 0);
     // It is a microVM like any other.
     let listed = scratch.run(&["ps", "--json"]).with_code(0).stdout;
-    assert!(
-        listed.contains(&made.id) && listed.contains(&by_digest.id),
-        "{listed}"
+    let listed: Vec<Value> = serde_json::from_str(&listed).expect("a list");
+    let sandbox_of = |id: &str| {
+        let mut same = listed.iter().filter(|vm| vm["id"] == id);
+        same.next().expect("a microVM")["sandbox"].clone()
+    };
+    assert_eq!(
+        (sandbox_of(&made.id), sandbox_of(&by_digest.id)),
+        (
+            json!({"name": "one", "labels": {"team": "a b"}}),
+            json!({"name": null, "labels": {}})
+        )
     );
     let state = |verb: &str| {
         let answer = agent

@@ -1,21 +1,24 @@
 //! `lightv ps`: the microVMs that run.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
+use lightv_api::agent::sandbox::Sandbox;
 use lightv_api::runtime::VmRecord;
+use lightv_api_client::Client;
 use serde::Serialize;
 
 use super::{show, show_json};
 use crate::failure::Failure;
 use crate::table::Table;
-use crate::{text, vms};
+use crate::{agent, text, vms};
 
 /// List the microVMs that run
 ///
 /// One that was started by `lightv run` is listed after its first idle second. STATE is asked for where a REST API is
-/// served.
+/// served. JSON also has the names and labels of a host agent's sandboxes, while that serves.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -27,6 +30,9 @@ pub(crate) struct PsArgs {
     json: bool,
 }
 
+/// How long the host agent may take to say what it knows.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A microVM, as it is listed.
 #[derive(Debug, Serialize)]
 struct Listed {
@@ -34,12 +40,23 @@ struct Listed {
     record: VmRecord,
     /// What it does; `Running` where nobody can be asked.
     state: String,
+    /// What the host agent knows of it, if it is one of its sandboxes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox: Option<ListedSandbox>,
+}
+
+/// What only the host agent knows of a microVM.
+#[derive(Debug, Serialize)]
+struct ListedSandbox {
+    name: Option<String>,
+    labels: BTreeMap<String, String>,
 }
 
 /// Lists them.
 pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
-    let listed: Vec<Listed> = vms::list()?.into_iter().map(look_at).collect();
+    let mut listed: Vec<Listed> = vms::list()?.into_iter().map(look_at).collect();
     if args.json {
+        add_sandboxes(&mut listed);
         return show_json(&listed);
     }
     let mut table = Table::new(&["ID", ">PID", "STATE", ">UP", "API", "SOURCE"]);
@@ -63,5 +80,22 @@ pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
 
 fn look_at(record: VmRecord) -> Listed {
     let state = vms::state(&record).to_string();
-    Listed { record, state }
+    let sandbox = None;
+    Listed {
+        record,
+        state,
+        sandbox,
+    }
+}
+
+/// Adds what the host agent knows. Where none serves, or none answers, nothing is added: microVMs are there without it.
+fn add_sandboxes(listed: &mut [Listed]) {
+    let agent = Client::with_patience(&agent::socket(), PATIENCE);
+    let sandboxes: Vec<Sandbox> = agent.get("/sandboxes").unwrap_or_default();
+    let sandboxes = sandboxes.into_iter().map(|it| (it.id.clone(), it));
+    let mut sandboxes: BTreeMap<String, Sandbox> = sandboxes.collect();
+    for vm in listed {
+        let sandbox = sandboxes.remove(&vm.record.id);
+        vm.sandbox = sandbox.map(|Sandbox { name, labels, .. }| ListedSandbox { name, labels });
+    }
 }
