@@ -175,7 +175,7 @@ fn check_refusals(agent: &Agent, guest: &UnixListener) {
     }
 }
 
-fn check_output(agent: &Agent, guest: &UnixListener) {
+fn check_output(scratch: &Scratch, agent: &Agent, guest: &UnixListener) {
     let output = [
         message(3, b"a\xc3"),
         message(3, b"\xbc\n"),
@@ -201,6 +201,15 @@ fn check_output(agent: &Agent, guest: &UnixListener) {
         matches!(&last, ExecLine::Failed(why) if why.contains("had started")),
         "{last:?}"
     );
+    // The command line passes on what comes.
+    let output = [started(), message(3, b"hi"), message(6, &[0])].concat();
+    thread::scope(|scope| {
+        scope.spawn(|| serve(guest, &output));
+        let text = ls().to_string();
+        let args = ["api", "--agent", "POST", "/sandboxes/one/exec", &text];
+        let said = scratch.run(&args).with_code(0).stdout;
+        assert_eq!(said, "{\"stdout\":\"hi\"}\n{\"ended\":{\"exit_code\":0}}\n");
+    });
 }
 
 /// Clients leave, one before the program has started, and then the machine ends.
@@ -248,7 +257,7 @@ fn guests_that_break_off_or_the_rules_are_told_from_those_that_refuse() {
     let one = agent.create(&json!({"image": "vsock", "name": "one"}));
     let guest = take_place(one.vsock_socket.as_ref().expect("a socket"));
     check_refusals(&agent, &guest);
-    check_output(&agent, &guest);
+    check_output(&scratch, &agent, &guest);
     check_ends(&agent, &guest);
     assert_eq!(agent.ask::<Value>("GET", "/")["counts"]["programs"], 0);
     agent.delete("one");

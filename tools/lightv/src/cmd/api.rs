@@ -28,6 +28,7 @@ Examples:
   lightv api --vm web GET /events                           what happens, as it happens
   lightv api --agent POST /sandboxes '{\"image\": \"web\"}'    docs/agent.md
   lightv api --agent GET '/sandboxes/web/logs?follow'
+  lightv api --agent POST /sandboxes/web/exec '{\"args\": [\"ps\"]}'
 
 Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to standard error.")]
 pub(crate) struct ApiArgs {
@@ -78,9 +79,13 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
         true => Failure::from(AgentError::from(cause)),
         false => Failure::from(VmError::Client(cause)),
     };
-    let has_no_end = args.path.starts_with("/events") || args.path.contains("?follow");
-    if method == "GET" && has_no_end {
-        return follow(&client, &args.path, told);
+    let path = args.path.as_str();
+    let has_no_end = match method.as_str() {
+        "GET" => path.starts_with("/events") || path.contains("?follow"),
+        method => method == "POST" && path.ends_with("/exec"),
+    };
+    if has_no_end {
+        return follow(&client, (&method, path), body.as_deref(), told);
     }
     let answer = client.call(&method, &args.path, body.as_deref());
     let answer = answer.map_err(told)?;
@@ -93,14 +98,15 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
 /// Prints what has no end, as it comes.
 fn follow(
     client: &Client,
-    path: &str,
+    (method, path): (&str, &str),
+    body: Option<&str>,
     told: impl FnOnce(ClientError) -> Failure,
 ) -> Result<ExitCode, Failure> {
-    let (status, mut body) = client.stream("GET", path, None).map_err(told)?;
+    let (status, mut answer) = client.stream(method, path, body).map_err(told)?;
     let mut part = [0; 4096];
     loop {
         // A machine that was killed breaks off: that is its end too.
-        let length = body.read(&mut part).unwrap_or(0);
+        let length = answer.read(&mut part).unwrap_or(0);
         let Some(text) = part.get(..length).filter(|text| !text.is_empty()) else {
             return Ok(verdict(status));
         };
