@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// Name of the run socket in the runtime directory.
+pub const RUN_SOCKET_NAME: &str = "agent-run.sock";
+
 /// Bytes of a message at the most.
 pub const RUN_MESSAGE_BYTES_MAX: usize = 128 << 10;
 

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lightv_api::agent::run::RUN_SOCKET_NAME;
 use lightv_vmm::runtime_dir::{self, RegisterError};
 use rustix::process::geteuid;
 use serde::Serialize;
@@ -169,7 +170,7 @@ impl Folders {
     /// The run socket.
     #[must_use]
     pub fn run_socket(&self) -> PathBuf {
-        self.runtime.join("agent-run.sock")
+        self.runtime.join(RUN_SOCKET_NAME)
     }
 
     /// What pools there are to be.

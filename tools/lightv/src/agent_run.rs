@@ -7,13 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
-use lightv_api::agent::run::{RunAnswer, RunRequest, RunSignal};
+use lightv_api::agent::run::{RUN_SOCKET_NAME, RunAnswer, RunRequest, RunSignal};
 use lightv_api::exit;
 use lightv_packet::PacketSocket;
 use lightv_vmm::runtime_dir;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::failure::{Coded, Failure};
@@ -26,9 +25,6 @@ const FORWARDED: [i32; 5] = [
     signal_hook::consts::SIGTERM,
     signal_hook::consts::SIGUSR2,
 ];
-
-/// Name of the socket in the runtime directory.
-const SOCKET: &str = "agent-run.sock";
 
 /// Why a run's status is not known.
 #[derive(Debug, thiserror::Error)]
@@ -63,11 +59,11 @@ pub(crate) fn try_run(
     args: Option<Vec<String>>,
     env: BTreeMap<String, String>,
 ) -> Option<Result<ExitCode, Failure>> {
-    let path = runtime_dir::folder().join(SOCKET);
+    let path = runtime_dir::folder().join(RUN_SOCKET_NAME);
     if !path.exists() {
         return None;
     }
-    let socket = connect(&path).ok()?;
+    let socket = PacketSocket::connect(&path).ok()?;
     let image = std::path::absolute(image).ok()?;
     let image = image.to_str()?.to_owned();
     let signals = signals().ok()?;
@@ -88,14 +84,6 @@ pub(crate) fn try_run(
         } => Some(Err(AgentRunError::Failed { refused, exit_code }.into())),
         RunAnswer::Ended { .. } => Some(Err(AgentRunError::NoAnswer.into())),
     }
-}
-
-fn connect(path: &Path) -> Result<PacketSocket, Errno> {
-    let kind = SocketType::SEQPACKET;
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(PacketSocket::from(socket))
 }
 
 /// A stream on which there is a byte for each signal, by its place in [`FORWARDED`].
