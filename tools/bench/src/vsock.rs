@@ -125,16 +125,12 @@ fn peer(mode: Mode, socket: &Path, time: Duration) -> io::Result<()> {
         Mode::Send => stream::send(connect()?, time).map(drop),
         Mode::Receive => stream::receive(connect()?).map(drop),
         Mode::Answer => stream::answer(connect()?),
-        Mode::Connect => {
-            let began = Instant::now();
-            while began.elapsed() < time {
-                let mut stream = connect()?;
-                stream::Stream::end(&stream)?;
-                // Until the other end has closed it too.
-                stream.read_exact(&mut [0]).or_else(end_is_well)?;
-            }
-            Ok(())
-        }
+        Mode::Connect => stream::repeat_for(time, || {
+            let mut stream = connect()?;
+            stream::Stream::end(&stream)?;
+            // Until the other end has closed it too.
+            stream.read_exact(&mut [0]).or_else(end_is_well)
+        }),
     }
 }
 

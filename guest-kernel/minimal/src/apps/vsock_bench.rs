@@ -99,13 +99,14 @@ fn read_args(machine: &Machine) -> Result<Run, Refusal> {
     })
 }
 
-/// Opens connections and closes them, one after the other. What is counted are connections.
+/// Opens connections and closes them, one after the other, two at least: what the host measures is the time between them. What
+/// is counted are connections.
 fn connects(sockets: &'static mut Sockets, run: &Run) -> Result<Count, Gone> {
     let start_ns = time::now_ns();
     let mut count = Count::default();
     let mut sockets = Some(sockets);
     let mut port = SOURCE_PORT;
-    while count.ns < run.ns {
+    while count.bytes < 2 || count.ns < run.ns {
         let taken = sockets.take().ok_or(Gone::Closed)?;
         let stream = Stream::connect(taken, run.port, port)?;
         sockets = Some(stream.finish()?);
@@ -302,8 +303,12 @@ impl Stream {
     fn send(mut self, run: &Run) -> Result<Count, Gone> {
         let piece = vec![0x5a; run.bytes];
         let start_ns = time::now_ns();
-        while time::now_ns() - start_ns < run.ns {
+        // On a busy host the time may be over before anything was sent.
+        loop {
             self.write(&piece)?;
+            if time::now_ns() - start_ns >= run.ns {
+                break;
+            }
         }
         let half = StreamShutdown::SEND;
         self.sockets.driver.shutdown_with_hints(&self.info, half)?;

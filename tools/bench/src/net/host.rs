@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lightv_workloads::network::{COUNT_BYTES, Count, Mark, PIECE_BYTES};
 
 use super::way::Burst;
-use crate::stream::{Found, SILENCE, nanoseconds};
+use crate::stream::{Found, SILENCE, nanoseconds, repeat_for};
 use crate::sys::link;
 
 /// After so long something is said again, and the other end looked at.
@@ -79,10 +79,7 @@ pub(super) fn send_datagrams(
     };
     cut(socket, burst.cut)?;
     let datagram = vec![Mark::Data.byte(); burst.bytes];
-    let began = Instant::now();
-    while began.elapsed() < time {
-        send_one(socket, &datagram, to)?;
-    }
+    repeat_for(time, || send_one(socket, &datagram, to))?;
     let ended = Instant::now();
     while ended.elapsed() < SILENCE && is_alive() {
         send_one(socket, &[Mark::End.byte()], to)?;

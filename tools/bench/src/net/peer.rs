@@ -53,10 +53,7 @@ impl Peer {
 
     fn send_datagrams(self, socket: &UdpSocket) -> io::Result<()> {
         let datagram = vec![Mark::Data.byte(); self.bytes];
-        let began = Instant::now();
-        while began.elapsed() < self.time {
-            socket.send(&datagram)?;
-        }
+        stream::repeat_for(self.time, || socket.send(&datagram).map(drop))?;
         let ended = Instant::now();
         let mut answer = [0; 2 * COUNT_BYTES];
         while ended.elapsed() < SILENCE {
