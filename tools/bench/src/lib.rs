@@ -12,6 +12,7 @@ pub mod density;
 pub mod disk;
 pub mod fork;
 pub mod guest;
+pub mod host_agent;
 pub mod idle;
 pub mod net;
 pub mod plot;

@@ -1,4 +1,5 @@
-//! `lightv bench pool`: how long a machine that is ready takes from the request to its guest's first byte.
+//! `lightv bench pool`: how long a machine that is ready takes from the request to its guest's first byte, of a template of our own and
+//! by a host agent.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -13,6 +14,7 @@ use lightv_pool::{
     AssignError, Assignment, Exit, MachineError, News, Options, Ready, Template, TemplateError,
 };
 
+use crate::host_agent::{HostAgent, HostAgentError, Programs};
 use crate::report::{self, Case};
 use crate::stats::Sample;
 
@@ -28,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct PoolBench {
     /// The program `lightv-vmm`.
     pub vmm: PathBuf,
+    /// The program `lightv-agent`.
+    pub agent: PathBuf,
+    /// A folder for all that the agent has.
+    pub work: PathBuf,
     /// The image; its guest prints something and ends.
     pub image: PathBuf,
     /// Requests one after the other.
@@ -50,6 +56,9 @@ pub enum PoolBenchError {
     /// It takes no work.
     #[error(transparent)]
     Assign(#[from] AssignError),
+    /// The host agent fails, or a machine of it.
+    #[error(transparent)]
+    Agent(#[from] HostAgentError),
     /// Pipes cannot be made or read.
     #[error("Cannot use the standard streams of a machine")]
     Streams(#[source] io::Error),
@@ -75,8 +84,8 @@ pub enum PoolBenchError {
     NoRounds,
 }
 
-/// Measures requests one after the other, then [`PoolBench::callers`] at the same time, each of which finds a machine ready.
-/// `progress` is told of every round.
+/// Measures requests one after the other, then [`PoolBench::callers`] at the same time, each of which finds a machine ready: of a
+/// template of our own, and by a host agent, in turn. `progress` is told of every round.
 ///
 /// # Errors
 /// [`PoolBenchError`]: the first failure ends the benchmark.
@@ -86,6 +95,12 @@ pub fn measure(
 ) -> Result<Vec<Case>, PoolBenchError> {
     let template = Template::start(&bench.vmm, &bench.image, &Options::default())?;
     template.wait_ready(PATIENCE)?;
+    let programs = Programs {
+        agent: &bench.agent,
+        monitor: &bench.vmm,
+    };
+    let mut agent = HostAgent::start(programs, &bench.work)?;
+    agent.keep_ready(&bench.image, bench.callers)?;
     let (singles, bursts) = (bench.rounds + WARM_UP_ROUNDS, bench.bursts + 1);
     let mut done = 0;
     let mut next = || {
@@ -95,43 +110,78 @@ pub fn measure(
             ControlFlow::Break(()) => Err(PoolBenchError::Stopped),
         }
     };
-    let (mut single_us, mut refill_us) = (Vec::new(), Vec::new());
+    let mut found = Found::default();
     for round in 0..singles {
         let (ready, refill) = make(&template)?;
         let took = request(ready)?;
+        thread::sleep(PAUSE);
+        agent.wait_ready(bench.callers)?;
+        let by_agent = agent.run()?;
         if round >= WARM_UP_ROUNDS {
-            single_us.push(us(took));
-            refill_us.push(us(refill));
+            found.refill_us.push(us(refill));
+            found.one_us[0].push(us(took));
+            found.one_us[1].push(us(by_agent));
         }
         thread::sleep(PAUSE);
         next()?;
     }
-    let (mut many_us, mut rates) = (Vec::new(), Vec::new());
     for burst in 0..bursts {
         let ready = (0..bench.callers).map(|_| make(&template).map(|(ready, _)| ready));
         let ready = ready.collect::<Result<Vec<_>, _>>()?;
-        let took = at_once(ready)?;
-        let last = took.iter().max().copied().unwrap_or_default();
+        let own = at_once(ready, request)?;
+        thread::sleep(PAUSE * bench.callers);
+        agent.wait_ready(bench.callers)?;
+        let callers = (0..bench.callers).collect();
+        let by_agent = at_once(callers, |_| Ok(agent.run()?))?;
         if burst > 0 {
-            many_us.extend(took.into_iter().map(us));
-            rates.push(f64::from(bench.callers) / last.as_secs_f64());
+            found.note_burst([own, by_agent]);
         }
         thread::sleep(PAUSE * bench.callers);
         next()?;
     }
-    let sample = |values| Sample::new(values).ok_or(PoolBenchError::NoRounds);
-    let many = format!("pool.{}", bench.callers);
-    let rate = format!("{many}.rate");
-    let mut cases = report::cases(
-        "us",
-        &[
-            (many.as_str(), sample(many_us)?),
-            ("pool.refill", sample(refill_us)?),
-            ("pool.1", sample(single_us)?),
-        ],
-    );
-    cases.extend(report::cases("starts/s", &[(&rate, sample(rates)?)]));
-    Ok(cases)
+    found.cases(bench.callers)
+}
+
+/// What was found: by a template of our own, and by the agent.
+#[derive(Default)]
+struct Found {
+    one_us: [Vec<f64>; 2],
+    many_us: [Vec<f64>; 2],
+    rates: [Vec<f64>; 2],
+    refill_us: Vec<f64>,
+}
+
+impl Found {
+    fn note_burst(&mut self, sides: [Vec<Duration>; 2]) {
+        for (side, took) in sides.into_iter().enumerate() {
+            let last = took.iter().max().copied().unwrap_or_default();
+            self.rates[side].push(took.len() as f64 / last.as_secs_f64());
+            self.many_us[side].extend(took.into_iter().map(us));
+        }
+    }
+
+    fn cases(self, callers: u32) -> Result<Vec<Case>, PoolBenchError> {
+        let sample = |values| Sample::new(values).ok_or(PoolBenchError::NoRounds);
+        let [one, one_by_agent] = self.one_us;
+        let [many, many_by_agent] = self.many_us;
+        let [rate, rate_by_agent] = self.rates;
+        let names = ["pool", "pool.agent"].map(|name| format!("{name}.{callers}"));
+        let times = [
+            (names[0].as_str(), sample(many)?),
+            (names[1].as_str(), sample(many_by_agent)?),
+            ("pool.refill", sample(self.refill_us)?),
+            ("pool.agent.1", sample(one_by_agent)?),
+            ("pool.1", sample(one)?),
+        ];
+        let mut cases = report::cases("us", &times);
+        let names = names.map(|name| format!("{name}.rate"));
+        let rates = [
+            (names[1].as_str(), sample(rate_by_agent)?),
+            (names[0].as_str(), sample(rate)?),
+        ];
+        cases.extend(report::cases("starts/s", &rates));
+        Ok(cases)
+    }
 }
 
 /// A machine that is ready, and how long that took.
@@ -171,16 +221,19 @@ fn request(ready: Ready) -> Result<Duration, PoolBenchError> {
     }
 }
 
-/// Gives all of them work at once.
-fn at_once(ready: Vec<Ready>) -> Result<Vec<Duration>, PoolBenchError> {
-    let barrier = Barrier::new(ready.len());
-    let call = |ready| {
+/// Does `call` with each at the same time.
+fn at_once<T: Send>(
+    each: Vec<T>,
+    call: impl Fn(T) -> Result<Duration, PoolBenchError> + Sync,
+) -> Result<Vec<Duration>, PoolBenchError> {
+    let barrier = Barrier::new(each.len());
+    let call = |one| {
         barrier.wait();
-        request(ready)
+        call(one)
     };
     thread::scope(|scope| {
-        let ready = ready.into_iter();
-        let callers: Vec<_> = ready.map(|ready| scope.spawn(|| call(ready))).collect();
+        let each = each.into_iter();
+        let callers: Vec<_> = each.map(|one| scope.spawn(|| call(one))).collect();
         let end = |caller: thread::ScopedJoinHandle<'_, _>| {
             caller
                 .join()

@@ -1,11 +1,33 @@
-//! What needs unsafe code: processor time of children, disk I/O of many requests at a time, and interfaces of the network.
+//! What needs unsafe code: processor time of children and their end with us, disk I/O of many requests at a time, and interfaces of
+//! the network.
 
 pub(crate) mod link;
 mod uring;
 
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+
 pub(crate) use self::uring::{Completion, Ring};
+
+/// Has the process that `command` starts be sent SIGTERM when the calling thread ends, however that happens (prctl(2)).
+pub(crate) fn end_with_caller(command: &mut Command) {
+    let parent = getpid();
+    let bind = move || {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+        // It may have ended before.
+        match getppid() == Some(parent) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotConnected.into()),
+        }
+    };
+    // SAFETY: between fork and exec `bind` makes two system calls, and neither allocates nor takes a lock: an error that it makes is
+    // a number or a kind.
+    unsafe { command.pre_exec(bind) };
+}
 
 /// Processor time, user's and system's, of all children that have ended and were waited for (getrusage(2)).
 pub(crate) fn cpu_of_children() -> Duration {

@@ -39,7 +39,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "lightv-bench",
-        &["lightv-api", "lightv-pool", "lightv-workloads"],
+        &[
+            "lightv-api",
+            "lightv-packet",
+            "lightv-pool",
+            "lightv-workloads",
+        ],
     ),
     // What `lightv` and the agent share: programs found, monitors started.
     ("lightv-launch", &["lightv-api"]),

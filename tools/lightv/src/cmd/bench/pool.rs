@@ -6,17 +6,19 @@ use std::process::ExitCode;
 use clap::Parser;
 use lightv_bench::pool::{self, PoolBench};
 use lightv_bench::report::Case;
+use lightv_launch::program::Program;
 
 use super::sides::until_stopped;
-use super::{BenchError, OutputArgs, report, show_cases};
+use super::{BenchError, OutputArgs, report, show_cases, temporary_folder};
 use crate::cache;
 use crate::failure::Failure;
-use crate::monitor;
+use crate::monitor::{self, MonitorError};
 
 /// How long a microVM that is ready takes from the request to its guest's first byte
 ///
 /// `pool.1`: requests one after the other; `pool.N`: N at the same time, and how many of those are served a second;
-/// `pool.refill`: how long another one takes to be ready.
+/// `pool.refill`: how long another one takes to be ready. `pool.agent.1` and `pool.agent.N`, in turn with those, are runs by a host
+/// agent of the benchmark's own, which keeps N ready (docs/agent.md): from before the connection to its run socket.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -54,8 +56,11 @@ fn measure(args: &PoolArgs) -> Result<Vec<Case>, BenchError> {
         Some(path) => return Err(BenchError::NoImage { path: path.clone() }),
         None => cache::image(name, app)?,
     };
+    let work = temporary_folder()?;
     let bench = PoolBench {
         vmm: monitor::find()?,
+        agent: Program::Agent.find().map_err(MonitorError::from)?,
+        work: work.path().into(),
         image,
         rounds: args.rounds,
         callers: args.callers,
