@@ -9,9 +9,11 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::getpgrp;
+
 use crate::first_byte;
 use crate::fleet::by_callers;
-use crate::process::available_kib;
+use crate::process::{available_kib, host_number};
 use crate::report::{self, Case};
 use crate::stats::Sample;
 
@@ -19,6 +21,8 @@ use crate::stats::Sample;
 const SETTLED: Duration = Duration::from_secs(3);
 /// Starts before memory is looked at for the first time: caches of the host's kernel fill.
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Parts of the time are so long at the most.
+const LOOKED_AFTER: Duration = Duration::from_secs(10);
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -59,8 +63,11 @@ pub enum ChurnError {
     None,
 }
 
-/// Starts machines for the time, and compares the host's memory and the number of its processes before and after.
-/// `progress` is told how many of its tenths have gone.
+/// Starts machines for the time, and looks at the host before, each [`LOOKED_AFTER`], and after. `progress` is told how much of the
+/// time has gone.
+///
+/// `churn.left.…` is what the host has more of after a part of the time, for each machine that was started in it, and 0 where it has
+/// less: other processes come and go. What every machine leaves is in every part, and so in the smallest value.
 ///
 /// # Errors
 /// [`ChurnError`].
@@ -69,52 +76,97 @@ pub fn measure(
     progress: &(dyn Fn(u32, u32) -> ControlFlow<()> + Sync),
 ) -> Result<Vec<Case>, ChurnError> {
     start_for(bench, WARM_UP, &|_, _| ControlFlow::Continue(()))?;
-    thread::sleep(SETTLED);
-    let before = Host::look().map_err(ChurnError::Proc)?;
-    let began = Instant::now();
-    let latencies_us = start_for(bench, bench.time, progress)?;
-    let seconds = began.elapsed().as_secs_f64();
-    thread::sleep(SETTLED);
-    let after = Host::look().map_err(ChurnError::Proc)?;
-    let starts = u32::try_from(latencies_us.len()).map_or(f64::MAX, f64::from);
+    let looked_after = LOOKED_AFTER.as_millis();
+    let parts = u32::try_from(bench.time.as_millis().div_ceil(looked_after)).unwrap_or(u32::MAX);
+    let parts = parts.max(1);
+    let (mut latencies_us, mut seconds, mut left) = (Vec::new(), 0.0, Left::default());
+    let mut before = Host::settled()?;
+    for part in 0..parts {
+        let began = Instant::now();
+        let of_all = |tenth, tenths| progress(part * tenths + tenth, parts * tenths);
+        let found = start_for(bench, bench.time / parts, &of_all)?;
+        seconds += began.elapsed().as_secs_f64();
+        let after = Host::settled()?;
+        left.note(&before, &after, found.len());
+        before = after;
+        latencies_us.extend(found);
+        if of_all(10, 10).is_break() {
+            break;
+        }
+    }
+    let starts = latencies_us.len() as f64;
     let sample = |values| Sample::new(values).ok_or(ChurnError::None);
     let mut cases = report::cases("us", &[("churn.start", sample(latencies_us)?)]);
-    let left = |before: f64, after: f64| (after - before).max(0.0);
-    for (name, unit, value) in [
-        ("churn.rate", "starts/s", starts / seconds),
-        (
-            "churn.left.memory",
-            "KiB",
-            left(after.available_kib, before.available_kib),
-        ),
-        (
-            "churn.left.processes",
-            "processes",
-            left(before.processes, after.processes),
-        ),
+    for (name, unit, values) in [
+        ("churn.rate", "starts/s", vec![starts / seconds]),
+        ("churn.left.memory", "KiB/start", left.memory_kib),
+        ("churn.left.processes", "processes/start", left.processes),
+        ("churn.left.files", "files/start", left.files),
     ] {
-        cases.extend(report::cases(unit, &[(name, sample(vec![value])?)]));
+        cases.extend(report::cases(unit, &[(name, sample(values)?)]));
     }
     Ok(cases)
 }
 
 /// What machines could leave behind.
+#[derive(Debug, Clone, Copy)]
 struct Host {
     available_kib: f64,
+    /// Of LightV, and those in our process group: machines are, whatever they are called.
     processes: f64,
+    /// Files that all processes have open.
+    files: f64,
 }
 
 impl Host {
+    /// After a while of rest.
+    fn settled() -> Result<Self, ChurnError> {
+        thread::sleep(SETTLED);
+        Self::look().map_err(ChurnError::Proc)
+    }
+
     fn look() -> io::Result<Self> {
-        let is_process = |entry: &fs::DirEntry| {
-            let name = entry.file_name();
-            name.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+        let group = getpgrp().as_raw_nonzero().get().to_string();
+        let is_ours = |entry: &fs::DirEntry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            is_of_group(&stat, &group)
         };
-        let processes = fs::read_dir("/proc")?.flatten().filter(is_process).count();
+        let processes = fs::read_dir("/proc")?.flatten().filter(is_ours).count();
+        let files = host_number("/proc/sys/fs/file-nr", "");
         Ok(Self {
             available_kib: available_kib()?,
-            processes: u32::try_from(processes).map_or(f64::MAX, f64::from),
+            processes: processes as f64,
+            files: files.ok_or(io::ErrorKind::InvalidData)?,
         })
+    }
+}
+
+/// Whether a line of proc_pid_stat(5) is of a process of LightV, or of the process group `group`.
+fn is_of_group(stat: &str, group: &str) -> bool {
+    let Some((name, rest)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    let name = name.split_once('(').map_or("", |(_, name)| name);
+    // State, parent, group.
+    name.starts_with("lightv") || rest.split(' ').nth(2) == Some(group)
+}
+
+/// What was left for each start, in each part of the time.
+#[derive(Debug, Default)]
+struct Left {
+    memory_kib: Vec<f64>,
+    processes: Vec<f64>,
+    files: Vec<f64>,
+}
+
+impl Left {
+    fn note(&mut self, before: &Host, after: &Host, starts: usize) {
+        let each = |more: f64| (more / starts.max(1) as f64).max(0.0);
+        self.memory_kib
+            .push(each(before.available_kib - after.available_kib));
+        self.processes
+            .push(each(after.processes - before.processes));
+        self.files.push(each(after.files - before.files));
     }
 }
 
@@ -153,4 +205,45 @@ fn start_for(
     Ok(found
         .into_inner()
         .unwrap_or_else(|broken| broken.into_inner()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_every_start_leaves_is_in_every_part_and_what_others_do_is_not() {
+        let host = |available_kib, processes, files| Host {
+            available_kib,
+            processes,
+            files,
+        };
+        let mut left = Left::default();
+        let looks = [
+            host(10_000.0, 5.0, 100.0),
+            host(9_000.0, 6.0, 300.0),
+            host(8_500.0, 6.0, 500.0),
+            host(8_500.0, 5.0, 701.0),
+        ];
+        for pair in looks.windows(2) {
+            left.note(&pair[0], &pair[1], 100);
+        }
+        assert_eq!(left.memory_kib, [10.0, 5.0, 0.0]);
+        assert_eq!(left.processes, [0.01, 0.0, 0.0]);
+        let least = Sample::new(left.files).expect("numbers").min();
+        assert_eq!(least.total_cmp(&2.0), std::cmp::Ordering::Equal);
+    }
+
+    #[test]
+    fn processes_are_ours_by_name_or_group() {
+        for (stat, is_ours) in [
+            ("12 (lightv-vmm) S 1 12 12 0", true),
+            ("12 (sleep) S 1 7 7 0", true),
+            ("12 (a) b (sh) S 1 7 7 0", true),
+            ("12 (sh) S 7 8 7 0", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_group(stat, "7"), is_ours, "{stat}");
+        }
+    }
 }

@@ -15,8 +15,9 @@ use crate::failure::Failure;
 
 /// MicroVMs of hello-world that start and end all the time: how many in a second, and what they leave behind
 ///
-/// `churn.start` is from before the spawn to the first byte. Memory (MemAvailable) and processes of the host are compared before
-/// and after, so nothing else should run meanwhile.
+/// `churn.start` is from before the spawn to the first byte. Every ten seconds the machines pause, and the host's memory
+/// (MemAvailable), LightV's processes and the host's open files are compared with those of before: `churn.left.…` is how many more there
+/// are for each start. What others do meanwhile counts too; what every start leaves is in the smallest value, which is 0 otherwise.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
