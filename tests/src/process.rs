@@ -1,12 +1,16 @@
 //! A process that a test runs: its output as it comes, its end, and no more of it than the test.
 
-use std::io::{Read, Write as _};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// For whatever is waited for; only what hangs takes so long.
@@ -43,9 +47,14 @@ pub struct Finished {
     pub line: String,
 }
 
+/// Bytes that a pipe holds (pipe(7)).
+const PIPE_BYTES: usize = 64 << 10;
+
 /// What has come through a pipe so far.
 #[derive(Debug, Default)]
 struct Output {
+    /// Read without waiting, with the state's lock.
+    pipe: Option<File>,
     state: Mutex<OutputState>,
     changed: Condvar,
 }
@@ -113,13 +122,13 @@ impl Process {
         self.child.id()
     }
 
-    /// What it has written to standard output so far.
+    /// What it has written to standard output so far: all of it, also what nobody has come to read yet.
     #[must_use]
     pub fn stdout(&self) -> String {
         self.stdout.text()
     }
 
-    /// What it has written to standard error so far.
+    /// The same of standard error.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.stderr.text()
@@ -278,28 +287,63 @@ impl Finished {
 }
 
 impl Output {
-    fn collect(pipe: Option<impl Read + Send + 'static>) -> Arc<Self> {
-        let output = Arc::new(Self::default());
-        let writer = Arc::clone(&output);
-        thread::spawn(move || {
-            let mut piece = [0; 4096];
-            if let Some(mut pipe) = pipe {
-                while let Ok(length @ 1..) = pipe.read(&mut piece) {
-                    writer.change(|state| state.bytes.extend_from_slice(&piece[..length]));
-                }
-            }
-            writer.change(|state| state.closed = true);
+    fn collect(pipe: Option<impl Into<OwnedFd>>) -> Arc<Self> {
+        let pipe = pipe.map(|pipe| File::from(pipe.into()));
+        if let Some(pipe) = &pipe {
+            ioctl_fionbio(pipe, true).expect("our end of a pipe");
+        }
+        let output = Arc::new(Self {
+            pipe,
+            ..Self::default()
         });
+        let reader = Arc::clone(&output);
+        thread::spawn(move || reader.read_to_end());
         output
     }
 
-    fn change(&self, change: impl FnOnce(&mut OutputState)) {
-        change(&mut self.state.lock().expect("no reader panics"));
-        self.changed.notify_all();
+    /// Reads what comes, as it comes.
+    fn read_to_end(&self) {
+        let Some(pipe) = &self.pipe else {
+            self.state.lock().expect("no reader panics").closed = true;
+            self.changed.notify_all();
+            return;
+        };
+        loop {
+            // A signal is no end.
+            let _ = poll(&mut [PollFd::new(pipe, PollFlags::IN)], None);
+            let is_closed = self.read_all().closed;
+            self.changed.notify_all();
+            if is_closed {
+                return;
+            }
+        }
+    }
+
+    /// Reads all that has been written before.
+    fn read_all(&self) -> MutexGuard<'_, OutputState> {
+        let mut state = self.state.lock().expect("no reader panics");
+        let mut piece = [0; 4096];
+        let mut read = 0;
+        // One that writes and writes is not waited for.
+        while let Some(mut pipe) = self.pipe.as_ref().filter(|_| read < PIPE_BYTES) {
+            match pipe.read(&mut piece) {
+                Ok(length @ 1..) => state.bytes.extend_from_slice(&piece[..length]),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => break,
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    state.closed = true;
+                    break;
+                }
+            }
+            read += piece.len();
+        }
+        state
     }
 
     fn text(&self) -> String {
-        let state = self.state.lock().expect("no reader panics");
+        let state = self.read_all();
+        // Who waits for it looks at it too.
+        self.changed.notify_all();
         String::from_utf8_lossy(&state.bytes).into_owned()
     }
 
