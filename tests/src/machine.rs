@@ -109,6 +109,25 @@ pub fn code_that_exits(status: u8) -> Vec<u8> {
     code
 }
 
+/// Lets the keyboard's interrupt in, waits for a key, and exits with `status`.
+#[must_use]
+pub fn code_that_exits_at_a_key(status: u8) -> Vec<u8> {
+    let mut code = KEYBOARD_OPEN.to_vec();
+    code.extend(WAIT_FOR_KEY);
+    code.extend(code_that_exits(status));
+    code
+}
+
+/// Lets the keyboard's interrupt in at the I/O APIC.
+const KEYBOARD_OPEN: &[u8] = &[
+    0xbb, 0x00, 0x00, 0xc0, 0xfe, // mov ebx, 0xfec00000: I/O APIC
+    0xc7, 0x03, 0x12, 0, 0, 0, // mov dword [rbx], 0x12: line 1, low half
+    0xc7, 0x43, 0x10, 0x21, 0, 0, 0, // mov dword [rbx + 0x10], 0x21: open
+];
+
+/// `in al, 0x64; test al, 1; jz` to it.
+const WAIT_FOR_KEY: &[u8] = &[0xe4, 0x64, 0xa8, 1, 0x74, 0xfa];
+
 /// Lets the keyboard's interrupt in, says `listening`, waits for the beginning of Ctrl-Alt-Del in scan code set 2, and
 /// asks for a reset; at another byte it exits with 1.
 #[must_use]
@@ -118,9 +137,7 @@ pub fn code_that_waits_for_ctrl_alt_del() -> Vec<u8> {
     // Both lie after the code.
     const KEYS_AT: u64 = LOAD_ADDRESS + 0x100;
     const TEXT_AT: u64 = LOAD_ADDRESS + 0x110;
-    let mut code = vec![0xbb, 0x00, 0x00, 0xc0, 0xfe]; // mov ebx, 0xfec00000: I/O APIC
-    code.extend([0xc7, 0x03, 0x12, 0, 0, 0]); // mov dword [rbx], 0x12: line 1, low half
-    code.extend([0xc7, 0x43, 0x10, 0x21, 0, 0, 0]); // mov dword [rbx + 0x10], 0x21: open
+    let mut code = KEYBOARD_OPEN.to_vec();
     code.extend([0xba, 0x08, 0x08, 0x00, 0xc0]); // mov edx, 0xc0000808: PRINT
     code.extend([0x48, 0xb8]); // mov rax, length << 48 | address
     code.extend((TEXT_AT | (TEXT.len() as u64) << 48).to_le_bytes());
@@ -128,7 +145,7 @@ pub fn code_that_waits_for_ctrl_alt_del() -> Vec<u8> {
     code.extend([0x48, 0xbe]); // mov rsi, keys
     code.extend(KEYS_AT.to_le_bytes());
     code.extend([0xb9, 4, 0, 0, 0]); // mov ecx, 4
-    code.extend([0xe4, 0x64, 0xa8, 1, 0x74, 0xfa]); // in al, 0x64; test al, 1; jz to it
+    code.extend(WAIT_FOR_KEY);
     code.extend([0xe4, 0x60, 0x3a, 0x06, 0x75, 0x0b]); // in al, 0x60; cmp al, [rsi]; jne to EXIT
     code.extend([0xff, 0xc6, 0xff, 0xc9, 0x75, 0xee]); // inc esi; dec ecx; jnz to in
     code.extend([0xb0, 0xfe, 0xe6, 0x64, 0xf4]); // mov al, 0xfe; out 0x64, al; hlt

@@ -5,8 +5,8 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a process may take to close what a client has just left.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// How long a process may take to let go of what a client has just left.
+const SETTLED_AFTER: Duration = Duration::from_secs(20);
 
 /// What it has at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +96,16 @@ impl Curve {
         }
     }
 
-    /// What it has once it has closed what a client has just left, as far as that comes.
+    /// What it has once it has let go of what a client has just left, as far as that comes.
     fn settled(&self) -> Usage {
         let began = Instant::now();
         loop {
             let usage = Usage::of(self.pid);
-            let first = self.points.first();
-            let has_more = first.is_some_and(|(_, first)| usage.files > first.files);
+            let has_more = self.points.first().is_some_and(|(_, first)| {
+                usage.files > first.files
+                    || usage.threads > first.threads
+                    || usage.maps > first.maps + MAPS_MAX
+            });
             if !has_more || began.elapsed() > SETTLED_AFTER {
                 return usage;
             }

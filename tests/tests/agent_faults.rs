@@ -54,11 +54,11 @@ fn load(api: &Api, told: &Mutex<Told>) {
 
 /// Looks whether what an agent says after its start is what clients were told by the one before it, and what there is.
 fn check_adopted(scratch: &Scratch, agent: &Agent, told: &Told) {
-    let listed: BTreeMap<String, Sandbox> = agent
-        .list()
-        .into_iter()
-        .map(|sandbox| (sandbox.id.clone(), sandbox))
-        .collect();
+    let list = || -> BTreeMap<String, Sandbox> {
+        let sandboxes = agent.list().into_iter();
+        sandboxes.map(|it| (it.id.clone(), it)).collect()
+    };
+    let listed = list();
     for id in told.created.difference(&told.asked_away) {
         let sandbox = listed
             .get(id)
@@ -69,19 +69,23 @@ fn check_adopted(scratch: &Scratch, agent: &Agent, told: &Told) {
     for id in &told.deleted {
         assert!(!listed.contains_key(id), "{id} is there again");
     }
-    let running: BTreeMap<u32, &str> = listed
-        .values()
-        .filter_map(|sandbox| Some((sandbox.pid?, sandbox.id.as_str())))
-        .collect();
-    // What was ready for the agent before ends with it, and nobody else is there.
-    let pids: BTreeSet<u32> = running.keys().copied().collect();
-    wait_for("the end of all others", || {
-        let found: BTreeSet<u32> = pids_of("lightv-vmm", scratch.folder())
-            .into_iter()
-            .collect();
-        assert!(found.is_superset(&pids), "{found:?} {listed:?}");
-        (found == pids).then_some(())
+    // What was ready for the agent before ends with it, what it was about to delete may yet end, and nobody else is there.
+    let (running, listed) = wait_for("the end of all others", || {
+        let listed = list();
+        let running = listed
+            .values()
+            .filter_map(|it| Some((it.pid?, it.id.clone())));
+        let running: BTreeMap<u32, String> = running.collect();
+        let mut found = pids_of("lightv-vmm", scratch.folder());
+        found.sort_unstable();
+        let is_all = found.iter().eq(running.keys());
+        is_all.then_some((running, listed))
     });
+    let kept: Vec<_> = told.created.difference(&told.asked_away).collect();
+    assert!(
+        kept.iter().all(|id| running.values().any(|it| it == *id)),
+        "{kept:?} {listed:?}"
+    );
     let sockets = ["agent.sock", "agent-run.sock"];
     let mut files: BTreeSet<String> = sockets.map(str::to_owned).into();
     for (pid, id) in &running {

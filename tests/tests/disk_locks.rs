@@ -23,22 +23,21 @@ fn start(scratch: &Scratch, name: &str, path: &str, read_only: bool) -> Process 
     Process::start(&mut scratch.vmm(&["--config", &config]))
 }
 
-/// A machine that has its disk open.
+/// A machine that has locked its disk.
 fn running(scratch: &Scratch, name: &str, path: &str, read_only: bool) -> Process {
     let mut process = start(scratch, name, path, read_only);
     let real = fs::canonicalize(scratch.path(path)).expect("the disk");
-    wait_for("the disk that is open", || {
+    wait_for("a lock on the disk", || {
         assert!(process.is_alive(), "{:?}", process.stderr());
         let open = fs::read_dir(format!("/proc/{}/fd", process.pid())).ok()?;
-        let mut open = open
-            .flatten()
-            .filter_map(|fd| fs::read_link(fd.path()).ok());
-        open.any(|file| file == real).then_some(())
-    });
-    // The lock is taken right after the file is open.
-    wait_for("the machine", || {
-        let threads = fs::read_dir(format!("/proc/{}/task", process.pid())).ok()?;
-        (threads.count() >= 2).then_some(())
+        let is_locked = |fd: &fs::DirEntry| {
+            let number = fd.file_name().into_string().unwrap_or_default();
+            let about = fs::read_to_string(format!("/proc/{}/fdinfo/{number}", process.pid()));
+            about.is_ok_and(|about| about.contains("\nlock:"))
+        };
+        let is_disk = |fd: &fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|it| it == real);
+        let mut open = open.flatten();
+        open.any(|fd| is_disk(&fd) && is_locked(&fd)).then_some(())
     });
     process
 }

@@ -4,7 +4,7 @@ use lightv_tests::api::Api;
 use lightv_tests::events::Events;
 use lightv_tests::host::{binary, has_kvm};
 use lightv_tests::machine;
-use lightv_tests::process::Process;
+use lightv_tests::process::{Process, wait_for};
 use lightv_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -96,10 +96,18 @@ fn the_end_is_told_when_all_is_tidied_up() {
     let socket = api.socket().to_str().expect("text").to_owned();
     let args = ["api", "--socket", &socket, "GET", "/events"];
     let follower = Process::start(&mut scratch.command(binary("lightv"), &args));
-    boot(&api, &scratch.guest_kernel(), "app=exit -- 7");
+    scratch.write(
+        "kernel",
+        machine::elf(&machine::code_that_exits_at_a_key(7)),
+    );
+    boot(&api, "kernel", "");
     follower.wait_stdout(|text| text.contains("event: started\n").then_some(()));
+    // Refused until the guest has a driver.
+    wait_for("a key that is pressed", || {
+        let press = json!({"action_type": "SendCtrlAltDel"});
+        (api.call("PUT", "/actions", &press).status == 204).then_some(())
+    });
     events.expect("started");
-    events.expect("ready");
     let ended = events.expect("ended");
     assert!(!api.socket().exists());
     assert_eq!(ended["status"], 7);

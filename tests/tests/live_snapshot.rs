@@ -13,7 +13,7 @@ use lightv_tests::scratch::Scratch;
 use lightv_tests::strace::{Fate, Moment, attached};
 use lightv_tests::usage::Curve;
 use lightv_tests::{disk, machine};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// A machine of `mib` that runs `app`, under the REST API.
@@ -119,6 +119,16 @@ fn a_machine_that_writes_goes_on_and_its_snapshots_are_of_one_moment() {
     let _ = process.end();
 }
 
+/// Waits until strace has told in `log` that a process stands still. Gives its number.
+fn wait_for_standstill(log: &Path) -> Pid {
+    wait_for("a copy that stands still", || {
+        let log = fs::read_to_string(log).ok()?;
+        let mut lines = log.lines();
+        let line = lines.find(|line| line.contains("stopped by SIGSTOP"))?;
+        line.split(' ').next()?.parse().ok().and_then(Pid::from_raw)
+    })
+}
+
 #[test]
 fn the_guest_runs_before_the_files_are_there() {
     if !has_kvm() {
@@ -128,22 +138,19 @@ fn the_guest_runs_before_the_files_are_there() {
     let (api, process) = start(&scratch, 32, "tick -- 0 5", &json!({}));
     process.wait_stdout(|text| (ticks(text) > 1).then_some(()));
     let log = scratch.path("strace.log");
-    // The first write of the copy takes five seconds.
-    let slow = "--inject=pwrite64:delay_enter=5000000:when=1";
-    let strace = attached(process.pid(), "pwrite64", &log, &[slow]);
+    // The copy stands still at its first write.
+    let still = "--inject=pwrite64:signal=STOP:when=1";
+    let strace = attached(process.pid(), "pwrite64", &log, &[still]);
     thread::scope(|scope| {
         let answer = scope.spawn(|| try_save(&api, "x"));
-        wait_for("a copy that writes", || {
-            fs::read_to_string(&log)
-                .is_ok_and(|log| log.contains("pwrite64("))
-                .then_some(())
-        });
+        let copy = wait_for_standstill(&log);
         let now = ticks(&process.stdout());
         process.wait_stdout(|text| (ticks(text) > now + 10).then_some(()));
         let is_there = |name: &str| scratch.path(name).exists();
         assert!(!is_there("x.state") && !is_there("x.mem") && !answer.is_finished());
         // What needs no machine is answered meanwhile.
         assert_eq!(api.get("/")["state"], "Running");
+        kill_process(copy, Signal::CONT).expect("the copy");
         let answer = answer.join().expect("an answer");
         assert_eq!(answer.status, 204, "{answer:?}");
         assert!(is_there("x.state") && is_there("x.mem"));
@@ -228,17 +235,14 @@ fn a_copy_ends_with_its_machine_and_leaves_nothing_half() {
         let (api, process) = start(&scratch, 32, "tick -- 0 5", &json!({}));
         process.wait_stdout(|text| (ticks(text) > 1).then_some(()));
         let log = scratch.path("strace.log");
-        let slow = "--inject=pwrite64:delay_enter=2000000:when=2";
-        let strace = attached(process.pid(), "pwrite64", &log, &[slow]);
+        let still = "--inject=pwrite64:signal=STOP:when=2";
+        let strace = attached(process.pid(), "pwrite64", &log, &[still]);
         thread::scope(|scope| {
             let answer = scope.spawn(|| {
                 let body = json!({"snapshot_path": "s", "mem_file_path": "m", "live": true});
                 api.try_call("PUT", "/snapshot/create", &body.to_string())
             });
-            wait_for("a copy that writes", || {
-                let log = fs::read_to_string(&log).ok()?;
-                (log.matches("pwrite64(").count() > 1).then_some(())
-            });
+            let _ = wait_for_standstill(&log);
             process.signal(signal);
             let _ = process.finish();
             let answer = answer.join().expect("a client");

@@ -36,13 +36,16 @@ fn modes(pid: u32) -> Vec<(String, u32)> {
     found
 }
 
+/// Looks whether all threads have this mode, and are `names`. One that has ended may be listed for some moments.
 #[track_caller]
 fn assert_modes(process: &Process, names: &[&str], mode: u32) {
-    let expected: Vec<_> = names
-        .iter()
-        .map(|name| ((*name).to_owned(), mode))
-        .collect();
-    assert_eq!(modes(process.pid()), expected);
+    wait_for("the threads", || {
+        let found = modes(process.pid());
+        let is_right = found.iter().all(|(_, found)| *found == mode);
+        assert!(is_right, "{found:?}");
+        let found = found.iter().map(|(name, _)| name.as_str());
+        found.eq(names.iter().copied()).then_some(())
+    });
 }
 
 /// The list of `kind` as a file in `scratch`, without the rules for `call` that `is_taken` is true of.

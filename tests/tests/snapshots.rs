@@ -31,11 +31,30 @@ fn save(api: &Api, name: &str, kind: &str) {
     );
 }
 
-/// Lets the machine write for as long as it takes to write something, then pauses it.
-fn work(api: &Api) {
+/// Lets the machine go on until its guest has done something, then pauses it.
+fn work(api: &Api, process: &Process) {
+    /// One that prints nothing has written some pages by then.
+    const WORK_NS: u64 = 20_000_000;
+    let (bytes, ns) = (process.stdout().len(), vcpu_ns(process));
     api.set_state("Resumed");
-    std::thread::sleep(std::time::Duration::from_millis(60));
+    wait_for("a guest that works", || {
+        let has_worked = process.stdout().len() > bytes || vcpu_ns(process) > ns + WORK_NS;
+        has_worked.then_some(())
+    });
     api.set_state("Paused");
+}
+
+/// Time on a processor that the vCPU has had (Documentation/scheduler/sched-stats.rst).
+fn vcpu_ns(process: &Process) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
+    let is_vcpu = |task: &fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.starts_with("vcpu-")
+    };
+    let vcpu = tasks.flatten().find(is_vcpu).expect("a vCPU");
+    let text = fs::read_to_string(vcpu.path().join("schedstat")).expect("a thread");
+    let ns = text.split(' ').next().and_then(|ns| ns.parse().ok());
+    ns.expect("a number")
 }
 
 fn merge(scratch: &Scratch, files: &[&str], out: &str) {
@@ -75,7 +94,7 @@ fn check_merge(mib: u64) {
         "nothing has changed since the full save"
     );
     for name in ["one", "two"] {
-        work(&api);
+        work(&api, &process);
         save(&api, name, "Diff");
         let bytes = allocated(&scratch, &format!("{name}.mem"));
         assert!((1..64 << 10).contains(&bytes), "{name}: {bytes}");
@@ -138,7 +157,7 @@ fn without_tracking_a_difference_holds_all_that_may_have_changed() {
     process.wait_stdout(|text| text.contains("tick 2").then_some(()));
     api.set_state("Paused");
     save(&api, "base", "Full");
-    work(&api);
+    work(&api, &process);
     save(&api, "diff", "Diff");
     save(&api, "full", "Full");
     merge(&scratch, &["base.mem", "diff.mem"], "merged.mem");
@@ -157,7 +176,7 @@ fn without_tracking_a_difference_holds_all_that_may_have_changed() {
     process.wait_stdout(|text| text.contains("tick").then_some(()));
     api.set_state("Paused");
     save(&api, "first", "Diff");
-    work(&api);
+    work(&api, &process);
     save(&api, "second", "Diff");
     save(&api, "whole", "Full");
     assert!(allocated(&scratch, "first.mem") < 256 << 10);
@@ -181,7 +200,7 @@ fn a_guest_that_writes_much_is_saved_in_differences() {
     api.set_state("Paused");
     save(&api, "base", "Full");
     for name in ["one", "two"] {
-        work(&api);
+        work(&api, &process);
         save(&api, name, "Diff");
     }
     save(&api, "full", "Full");
@@ -214,8 +233,7 @@ fn eight_generations_with_a_new_disk_each_keep_all_markers() {
     process.wait_stdout(|text| text.contains("tick 1\n").then_some(()));
     api.set_state("Paused");
     save(&api, "g0", "Full");
-    let mut output = process.stdout();
-    let _ = process.end();
+    let mut output = process.end().stdout;
     for generation in 1..=8 {
         let (before, name) = (format!("g{}", generation - 1), format!("g{generation}"));
         let (api, process) = Api::start(&scratch, "vm", &[]);
@@ -231,8 +249,7 @@ fn eight_generations_with_a_new_disk_each_keep_all_markers() {
         api.set_state("Paused");
         save(&api, &name, "Full");
         assert_eq!(api.get("/vm/config")["drives"][0]["path_on_host"], new);
-        output.push_str(&process.stdout());
-        let _ = process.end();
+        output.push_str(&process.end().stdout);
     }
     // The number is in the guest's memory: one that was lost or came twice would show.
     let ticks: Vec<u64> = output
