@@ -39,62 +39,126 @@ impl InspectError {
     }
 }
 
+/// What a VM's process takes, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Resident memory, the guest's included, in KiB.
+    pub resident_kib: u64,
+    /// Threads, KVM's included.
+    pub threads: usize,
+    /// What root alone is told.
+    pub details: Option<UsageDetails>,
+}
+
+/// What root alone is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsageDetails {
+    /// Whose memory it is.
+    pub memory: Memory,
+    /// Open descriptors.
+    pub open_files: usize,
+}
+
+/// What process `pid` takes. Who is not root sees less of it.
+///
+/// # Errors
+/// [`InspectError`].
+pub fn usage(pid: u32) -> Result<Usage, InspectError> {
+    let process = Inspected::of(pid)?;
+    Ok(Usage {
+        resident_kib: process.resident_kib()?,
+        threads: process.list("task")?.count(),
+        details: process.details()?.map(|(memory, files)| UsageDetails {
+            memory,
+            open_files: files.count(),
+        }),
+    })
+}
+
 /// Looks at process `pid`. Who is not root sees less of it.
 ///
 /// # Errors
 /// [`InspectError`].
 pub fn inspect(pid: u32) -> Result<ProcessDescription, InspectError> {
-    let read = |name: &str| {
-        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
-        fs::read_to_string(&path).map_err(|cause| InspectError::Read { pid, path, cause })
-    };
-    let name = read("comm")?.trim_end().to_owned();
-    if name != "lightv-vmm" {
-        return Err(InspectError::NotAVm { pid, name });
-    }
-    let list = |name: &str| {
-        let path = PathBuf::from(format!("/proc/{pid}/{name}"));
-        let entries =
-            fs::read_dir(&path).map_err(|cause| InspectError::Read { pid, path, cause })?;
-        Ok(entries
-            .flatten()
-            .map(|entry| entry.path())
-            .collect::<Vec<_>>())
-    };
-    let threads = list("task")?
-        .into_iter()
+    let process = Inspected::of(pid)?;
+    let threads = process
+        .list("task")?
         .filter_map(|path| fs::read_to_string(path.join("comm")).ok());
     let threads = threads.map(|name| name.trim_end().to_owned()).collect();
-    let details = match (read("smaps"), list("fd")) {
-        (Ok(smaps), Ok(files)) => {
-            let memory = sum_mappings(&smaps);
-            let files = files
-                .into_iter()
-                .filter_map(|path| fs::read_link(path).ok());
-            Some(ProcessDetails {
-                own_pss_kib: memory.own_pss_kib,
-                guest_pss_kib: memory.guest_pss_kib,
-                guest_private_kib: memory.guest_private_kib,
-                open_files: files.map(|path| path.display().to_string()).collect(),
-            })
+    let details = process.details()?.map(|(memory, files)| {
+        let files = files.filter_map(|path| fs::read_link(path).ok());
+        ProcessDetails {
+            own_pss_kib: memory.own_pss_kib,
+            guest_pss_kib: memory.guest_pss_kib,
+            guest_private_kib: memory.guest_private_kib,
+            open_files: files.map(|path| path.display().to_string()).collect(),
         }
-        (Err(error), _) | (_, Err(error)) if !error.is_denied() => return Err(error),
-        _ => None,
-    };
+    });
     Ok(ProcessDescription {
         pid,
-        // Everybody can read it.
-        resident_kib: kib_of(&read("status")?, "VmRSS:").unwrap_or(0),
+        resident_kib: process.resident_kib()?,
         threads,
         details,
     })
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Memory {
-    own_pss_kib: u64,
-    guest_pss_kib: u64,
-    guest_private_kib: u64,
+/// A VM's process, by its files in proc.
+struct Inspected(u32);
+
+impl Inspected {
+    fn of(pid: u32) -> Result<Self, InspectError> {
+        let process = Self(pid);
+        let name = process.read("comm")?.trim_end().to_owned();
+        if name != "lightv-vmm" {
+            return Err(InspectError::NotAVm { pid, name });
+        }
+        Ok(process)
+    }
+
+    fn read(&self, name: &str) -> Result<String, InspectError> {
+        let path = self.path(name);
+        fs::read_to_string(&path).map_err(|cause| self.unread(path, cause))
+    }
+
+    fn list(&self, name: &str) -> Result<impl Iterator<Item = PathBuf>, InspectError> {
+        let path = self.path(name);
+        let entries = fs::read_dir(&path).map_err(|cause| self.unread(path, cause))?;
+        Ok(entries.flatten().map(|entry| entry.path()))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        format!("/proc/{}/{name}", self.0).into()
+    }
+
+    fn unread(&self, path: PathBuf, cause: io::Error) -> InspectError {
+        let pid = self.0;
+        InspectError::Read { pid, path, cause }
+    }
+
+    /// Everybody can read it.
+    fn resident_kib(&self) -> Result<u64, InspectError> {
+        Ok(kib_of(&self.read("status")?, "VmRSS:").unwrap_or(0))
+    }
+
+    /// Memory, and paths of descriptors; `None` where this user may not know.
+    fn details(&self) -> Result<Option<(Memory, impl Iterator<Item = PathBuf>)>, InspectError> {
+        match (self.read("smaps"), self.list("fd")) {
+            (Ok(smaps), Ok(files)) => Ok(Some((sum_mappings(&smaps), files))),
+            (Err(error), _) | (_, Err(error)) if !error.is_denied() => Err(error),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Whose a process's memory is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// The monitor's own, its share of what several processes have, in KiB.
+    pub own_pss_kib: u64,
+    /// The guest's that the host holds, its share of what clones have together, in KiB.
+    pub guest_pss_kib: u64,
+    /// Of the guest's, what this VM alone has, in KiB.
+    pub guest_private_kib: u64,
 }
 
 /// Sums up `/proc/PID/smaps` (Documentation/filesystems/proc.rst). Guest RAM is what is kept out of core dumps (`dd`)
@@ -102,28 +166,27 @@ struct Memory {
 fn sum_mappings(smaps: &str) -> Memory {
     let mut memory = Memory::default();
     let (mut pss, mut private, mut is_special) = (0, 0, false);
+    let kib = |rest: &str| {
+        let number = rest.trim_start().split(' ').next();
+        number.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0)
+    };
     for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (first, second) = (
-            words.next().unwrap_or_default(),
-            words.next().unwrap_or_default(),
-        );
-        let kib = || second.parse::<u64>().unwrap_or(0);
-        match first {
-            "Pss:" => pss = kib(),
-            "Private_Dirty:" => private = kib(),
+        // The first line of a mapping: `start-end flags offset device inode path`. Names of fields begin with a capital letter.
+        if !line.starts_with(|first: char| first.is_ascii_uppercase()) {
+            let path = line.split_whitespace().nth(5).unwrap_or_default();
+            is_special = path.starts_with('[') || path.starts_with("anon_inode:");
+        } else if let Some(rest) = line.strip_prefix("Pss:") {
+            pss = kib(rest);
+        } else if let Some(rest) = line.strip_prefix("Private_Dirty:") {
+            private = kib(rest);
+        } else if let Some(flags) = line.strip_prefix("VmFlags:") {
             // The last line of a mapping.
-            "VmFlags:" if !is_special && line.split_whitespace().any(|flag| flag == "dd") => {
+            if !is_special && flags.split(' ').any(|flag| flag == "dd") {
                 memory.guest_pss_kib += pss;
                 memory.guest_private_kib += private;
+            } else {
+                memory.own_pss_kib += pss;
             }
-            "VmFlags:" => memory.own_pss_kib += pss,
-            // The first line of a mapping: `start-end flags offset device inode path`.
-            range if range.contains('-') && !range.ends_with(':') => {
-                let path = line.split_whitespace().nth(5).unwrap_or_default();
-                is_special = path.starts_with('[') || path.starts_with("anon_inode:");
-            }
-            _ => {}
         }
     }
     memory

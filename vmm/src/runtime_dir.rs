@@ -3,9 +3,10 @@
 //! The monitor writes its own, when it has nothing better to do, and takes it away at its end. One that was killed leaves
 //! its file; whoever lists the directory takes it away.
 
+use std::collections::HashMap;
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -209,6 +210,15 @@ fn is_our_output(log: &Path) -> bool {
 /// # Errors
 /// The kernel's, when the directory is there and cannot be read; [`ListError::Foreign`].
 pub fn list() -> Result<Vec<VmRecord>, ListError> {
+    list_again(&[])
+}
+
+/// The same, where `known` were found before: what a process has once said of itself is not read again.
+///
+/// # Errors
+/// [`ListError`].
+pub fn list_again(known: &[VmRecord]) -> Result<Vec<VmRecord>, ListError> {
+    let known: HashMap<u32, &VmRecord> = known.iter().map(|record| (record.pid, record)).collect();
     let folder = folder();
     let entries = match fs::read_dir(&folder) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -220,6 +230,11 @@ pub fn list() -> Result<Vec<VmRecord>, ListError> {
     let mut records = Vec::new();
     for entry in entries.flatten().take(limits::RUNTIME_FILES_MAX) {
         let path = entry.path();
+        let known = pid_of(&path).and_then(|pid| known.get(&pid).copied());
+        if let Some(record) = known.filter(|record| is_alive(record)) {
+            records.push(record.clone());
+            continue;
+        }
         let Some(record) = read(&path) else {
             continue;
         };
@@ -258,14 +273,15 @@ pub enum ListError {
     },
 }
 
+/// The process whose record is called so.
+fn pid_of(path: &Path) -> Option<u32> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_suffix(".json")?.parse().ok()
+}
+
 /// A record whose name fits it.
 fn read(path: &Path) -> Option<VmRecord> {
-    let pid: u32 = path
-        .file_name()?
-        .to_str()?
-        .strip_suffix(".json")?
-        .parse()
-        .ok()?;
+    let pid = pid_of(path)?;
     let found = fs::symlink_metadata(path).ok()?;
     if !found.is_file() || found.size() > limits::RUNTIME_FILE_BYTES_MAX {
         return None;
@@ -284,7 +300,11 @@ pub fn is_alive(record: &VmRecord) -> bool {
 /// there, or has ended and is waited for.
 #[must_use]
 pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // One read gives all of it: some 50 numbers.
+    let mut bytes = [0; 1024];
+    let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+    let length = file.read(&mut bytes).ok()?;
+    let stat = String::from_utf8_lossy(bytes.get(..length)?);
     // The name in field 2 may hold anything, parentheses too.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();

@@ -24,6 +24,12 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(600);
 /// Bytes of an answer; the largest is the metrics'.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
+/// What is read and written at a time, by each connection: what is not used need not be filled with zeros. An answer's head must
+/// fit.
+const INPUT_BUFFER_BYTES: usize = 16 << 10;
+/// See [`INPUT_BUFFER_BYTES`].
+const OUTPUT_BUFFER_BYTES: usize = 8 << 10;
+
 /// The API of one machine.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -257,6 +263,8 @@ fn agent_for(socket: &Path, with_patience: impl FnOnce(AgentConfig) -> AgentConf
         .http_status_as_error(false)
         .max_redirects(0)
         .proxy(None)
+        .input_buffer_size(INPUT_BUFFER_BYTES)
+        .output_buffer_size(OUTPUT_BUFFER_BYTES)
         .user_agent(concat!("lightv/", env!("CARGO_PKG_VERSION")));
     let connector = ().chain(UnixConnector::to(socket));
     Agent::with_parts(with_patience(config).build(), connector, NoResolver)

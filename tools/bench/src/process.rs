@@ -5,15 +5,18 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
-/// Processor time that the threads of process `pid` have had so far (Documentation/scheduler/sched-stats.rst).
+use crate::sys;
+
+/// Processor time that process `pid` has had so far, by its own clock: one question for all of its threads.
 ///
 /// # Errors
-/// The kernel's: there is no such process. A thread that ends meanwhile is none.
+/// The kernel's: there is no such process.
 pub fn cpu(pid: u32) -> io::Result<Duration> {
-    Ok(scheduled(pid)?.cpu)
+    sys::cpu_of(pid)
 }
 
-/// The same, of those threads whose name `counts`.
+/// Processor time of those threads of process `pid` whose name `counts` (Documentation/scheduler/sched-stats.rst). A thread that ends
+/// meanwhile is none.
 pub(crate) fn cpu_of_named(pid: u32, counts: impl Fn(&str) -> bool) -> io::Result<Duration> {
     let of_thread = |task: &Path| {
         let name = fs::read_to_string(task.join("comm"));
@@ -31,7 +34,7 @@ pub(crate) struct Scheduled {
     pub(crate) runs: u64,
 }
 
-/// See [`cpu`].
+/// What the threads of process `pid` have had so far.
 pub(crate) fn scheduled(pid: u32) -> io::Result<Scheduled> {
     scheduled_of(pid, |_| true)
 }

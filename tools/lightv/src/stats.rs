@@ -1,9 +1,7 @@
 //! What microVMs take of the host, and what they have moved: read from the kernel, and asked of their monitors.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lightv_api::describe::ProcessDescription;
 use lightv_api::runtime::VmRecord;
 use lightv_api_client::Client;
 use lightv_bench::process;
@@ -11,9 +9,7 @@ use lightv_vmm::inspect;
 use serde::Serialize;
 
 use crate::metrics_text::samples;
-
-/// How long a monitor may take to give its metrics.
-const PATIENCE: Duration = Duration::from_secs(1);
+use crate::vms;
 
 /// A microVM at one moment.
 #[derive(Debug, Clone, Serialize)]
@@ -91,39 +87,33 @@ impl Look {
             id: self.vm.id.clone(),
             pid: self.vm.pid,
             cpu_percent: now.cpu_percent_since(self),
-            taken: Taken::of(&self.vm)?,
+            taken: Taken::of(self.vm.pid, vms::asker(&self.vm).as_ref())?,
         })
     }
 }
 
 impl Taken {
-    /// That of `vm`; `None` when it has ended.
-    pub(crate) fn of(vm: &VmRecord) -> Option<Self> {
-        let ProcessDescription {
-            pid: _,
-            resident_kib,
-            threads,
-            details,
-        } = inspect::inspect(vm.pid).ok()?;
+    /// That of process `pid`, whose monitor `asker` asks; `None` when it has ended.
+    pub(crate) fn of(pid: u32, asker: Option<&Client>) -> Option<Self> {
+        let usage = inspect::usage(pid).ok()?;
         Some(Self {
-            resident_kib,
-            threads: threads.len(),
-            details: details.map(|details| Details {
-                own_kib: details.own_pss_kib,
-                guest_kib: details.guest_pss_kib,
-                guest_private_kib: details.guest_private_kib,
-                open_files: details.open_files.len(),
+            resident_kib: usage.resident_kib,
+            threads: usage.threads,
+            details: usage.details.map(|details| Details {
+                own_kib: details.memory.own_pss_kib,
+                guest_kib: details.memory.guest_pss_kib,
+                guest_private_kib: details.memory.guest_private_kib,
+                open_files: details.open_files,
             }),
-            moved: vm.api_socket.as_deref().and_then(Moved::asked_at),
+            moved: asker.and_then(Moved::asked),
         })
     }
 }
 
 impl Moved {
-    /// What the monitor that serves its API at `socket` says.
-    fn asked_at(socket: &Path) -> Option<Self> {
-        let client = Client::with_patience(socket, PATIENCE);
-        let answer = client.call("GET", "/metrics", None).ok()?;
+    /// What the monitor says.
+    fn asked(asker: &Client) -> Option<Self> {
+        let answer = asker.call("GET", "/metrics", None).ok()?;
         (answer.status == 200).then(|| Self::of(&answer.body))
     }
 

@@ -45,6 +45,11 @@ pub(crate) fn list() -> Result<Vec<VmRecord>, VmError> {
     Ok(runtime_dir::list()?)
 }
 
+/// The same, where `known` were found before.
+pub(crate) fn list_again(known: &[VmRecord]) -> Result<Vec<VmRecord>, VmError> {
+    Ok(runtime_dir::list_again(known)?)
+}
+
 /// The one that `name` means: a process id, an id, or the beginning of just one id.
 pub(crate) fn find(name: &str) -> Result<VmRecord, VmError> {
     choose(&list()?, name)
@@ -101,11 +106,22 @@ impl fmt::Display for State {
 
 /// What `vm` does now.
 pub(crate) fn state(vm: &VmRecord) -> State {
-    let Some(socket) = vm.api_socket.as_deref() else {
+    state_by(asker(vm).as_ref())
+}
+
+/// The same by a client of it.
+pub(crate) fn state_by(asker: Option<&Client>) -> State {
+    let Some(asker) = asker else {
         return State::Known(InstanceState::Running);
     };
-    let asked = Client::with_patience(socket, PATIENCE).get::<InstanceInfo>("/");
+    let asked = asker.get::<InstanceInfo>("/");
     asked.map_or(State::Silent, |info| State::Known(info.state))
+}
+
+/// Who asks `vm` for what is answered at once, however much of it, on one connection. `None`: it serves no API.
+pub(crate) fn asker(vm: &VmRecord) -> Option<Client> {
+    let socket = vm.api_socket.as_deref()?;
+    Some(Client::with_patience(socket, PATIENCE))
 }
 
 /// The API of the one that `name` means.

@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
 pub(crate) use self::uring::{Completion, Ring};
@@ -27,6 +28,28 @@ pub(crate) fn end_with_caller(command: &mut Command) {
     // SAFETY: between fork and exec `bind` makes two system calls, and neither allocates nor takes a lock: an error that it makes is
     // a number or a kind.
     unsafe { command.pre_exec(bind) };
+}
+
+/// Processor time that all threads of process `pid` have had so far, those that have ended too (clock_getcpuclockid(3)).
+pub(crate) fn cpu_of(pid: u32) -> io::Result<Duration> {
+    let pid = libc::pid_t::try_from(pid).map_err(|_| io::Error::from(Errno::SRCH))?;
+    let mut clock = libc::CLOCK_MONOTONIC;
+    // SAFETY: the C library writes the number of a clock into the integer, which is ours.
+    let result = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(result));
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes the time into the struct, which is ours; for a clock that there is not any more it fails.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+    Ok(seconds + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
 /// Processor time, user's and system's, of all children that have ended and were waited for (getrusage(2)).

@@ -137,7 +137,8 @@ struct Vm {
 impl Known {
     fn look(&mut self, focus: u32) -> Sample {
         let mut before = std::mem::take(&mut self.0);
-        let looks = vms::list()?.into_iter().filter_map(Look::at);
+        let known: Vec<VmRecord> = before.values().map(|vm| vm.look.vm.clone()).collect();
+        let looks = vms::list_again(&known)?.into_iter().filter_map(Look::at);
         for look in looks {
             let key = (look.vm.pid, look.vm.start_ticks);
             let vm = match before.remove(&key) {
@@ -183,7 +184,8 @@ impl Vm {
 
     fn ask(&mut self) {
         let moved_before = self.taken.and_then(|taken| taken.moved).zip(self.asked_at);
-        self.state = vms::state(&self.look.vm);
+        let asker = vms::asker(&self.look.vm);
+        self.state = vms::state_by(asker.as_ref());
         // Who does not say what it does is not asked for more.
         let is_silent = self.state == State::Silent;
         self.taken = if is_silent {
@@ -192,7 +194,7 @@ impl Vm {
                 ..taken
             })
         } else {
-            Taken::of(&self.look.vm)
+            Taken::of(self.look.vm.pid, asker.as_ref())
         };
         let now = Instant::now();
         self.asked_at = Some(now);
