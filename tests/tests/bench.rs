@@ -330,8 +330,8 @@ fn idle_machines_and_presets_are_measured() {
     let expected = [
         "startup",
         "performance",
-        "concurrency",
         "concurrency.memory",
+        "concurrency.prefetch",
     ];
     let expected = expected.map(|name| ["preset", "none"].map(|side| format!("{side}.{name}")));
     assert_eq!(case_names(&report), expected.concat());

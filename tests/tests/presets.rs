@@ -203,12 +203,7 @@ fn presets_say_what_they_chose_and_single_settings_stand() {
         (&["--prefetch=false"], &["startup", "prefetch=false"]),
         (
             &["--optimize-concurrency"],
-            &[
-                "concurrency",
-                "halt_poll_us=0",
-                "prefetch=false",
-                "give_back_after_ms=100",
-            ],
+            &["concurrency", "prefetch=false", "give_back_after_ms=100"],
         ),
         (
             &[

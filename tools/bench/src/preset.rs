@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use crate::first_byte;
 use crate::fleet::{Fleet, Recipe};
+use crate::process;
 use crate::report::{self, Case};
 use crate::stats::Sample;
 
 /// After each process: KVM takes a VM apart after its process has ended.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Machines of each side that are asked.
+/// Machines of each side whose memory is looked at.
 const MACHINES: u32 = 8;
-/// Times that each of them is asked in a round.
-const ASKED: u32 = 5;
+/// What a guest is told whose first routine takes longer than it is looked at.
+const LONG: [&str; 2] = ["--", "1000s"];
 /// After the last has started: longer than a machine of many waits until it gives memory back, shorter than others do.
 const YOUNG: Duration = Duration::from_millis(400);
 
@@ -30,10 +31,12 @@ pub struct PresetBench {
     pub image: PathBuf,
     /// The same, built with the preset for startup.
     pub startup_image: PathBuf,
+    /// The same, built with a working set and no preset. Its guest does each routine for as long as it is told.
+    pub warm_image: PathBuf,
     /// An image whose guest sends back what comes to port 7 of its vsock.
     pub vsock_image: PathBuf,
-    /// Folders for sockets, of machines that stay and of such that are young, with the preset and without.
-    pub work: [PathBuf; 4],
+    /// Folders for sockets, with the preset and without.
+    pub work: [PathBuf; 2],
     /// Rounds that count.
     pub rounds: u32,
 }
@@ -75,8 +78,9 @@ pub enum PresetError {
 }
 
 /// Measures each preset and the same without, in turn, after a round that does not count: `preset.startup`, from the spawn to the
-/// first byte; `preset.performance`, from the spawn to the end; both in microseconds. `preset.concurrency`, processor time of the
-/// machine's process for an answer, in microseconds; `….memory`, its process's own share in KiB soon after its start. Each is compared with `none.…`.
+/// first byte; `preset.performance`, from the spawn to the end; both in microseconds. `preset.concurrency.memory`, the process's own share
+/// in KiB soon after its start; `….prefetch`, the same of a guest that has not come to all pages of its working set. Each is compared
+/// with `none.…`.
 ///
 /// # Errors
 /// [`PresetError`].
@@ -87,7 +91,6 @@ pub fn measure(
     let startup = ["--optimize-startup"];
     let performance = ["--optimize-performance"];
     let concurrency = ["--optimize-concurrency"];
-    let mut fleets = start_fleets(bench)?;
     let mut found: [[Vec<f64>; 2]; 4] = Default::default();
     for round in 0..=bench.rounds {
         let each = [
@@ -100,13 +103,10 @@ pub fn measure(
                 until_end(bench, "none.performance", &[])?,
             ],
             [
-                an_answer("preset.concurrency", &mut fleets[0])?,
-                an_answer("none.concurrency", &mut fleets[1])?,
+                young(bench, &concurrency, &bench.work[0])?,
+                young(bench, &[], &bench.work[1])?,
             ],
-            [
-                young(bench, &concurrency, &bench.work[2])?,
-                young(bench, &[], &bench.work[3])?,
-            ],
+            [early(bench, &concurrency)?, early(bench, &[])?],
         ];
         if round > 0 {
             for (found, each) in found.iter_mut().flatten().zip(each.into_iter().flatten()) {
@@ -121,8 +121,8 @@ pub fn measure(
     let names = [
         ("startup", "us"),
         ("performance", "us"),
-        ("concurrency", "us"),
         ("concurrency.memory", "KiB"),
+        ("concurrency.prefetch", "KiB"),
     ];
     for ((name, unit), [with, without]) in names.into_iter().zip(found) {
         let sample = |values| Sample::new(values).ok_or(PresetError::NoRounds);
@@ -184,14 +184,6 @@ fn until_end(
     }
 }
 
-fn start_fleets(bench: &PresetBench) -> Result<[Fleet; 2], PresetError> {
-    let [preset, none, ..] = &bench.work;
-    Ok([
-        start_fleet(bench, &["--optimize-concurrency"], preset)?,
-        start_fleet(bench, &[], none)?,
-    ])
-}
-
 fn start_fleet(bench: &PresetBench, options: &[&str], work: &Path) -> Result<Fleet, PresetError> {
     let recipe = Recipe {
         lightv: &bench.lightv,
@@ -203,7 +195,7 @@ fn start_fleet(bench: &PresetBench, options: &[&str], work: &Path) -> Result<Fle
     match started.failures {
         0 => Ok(started.fleet),
         failures => Err(PresetError::Silent {
-            case: "preset.concurrency",
+            case: "concurrency.memory",
             failures,
         }),
     }
@@ -221,23 +213,23 @@ fn young(bench: &PresetBench, options: &[&str], work: &Path) -> Result<f64, Pres
     Ok(sample.percentile(50))
 }
 
-/// Processor time of an answer.
-fn an_answer(case: &'static str, fleet: &mut Fleet) -> Result<f64, PresetError> {
-    let cpu = |fleet: &Fleet| {
-        fleet.cpu().map_err(|cause| PresetError::Run {
-            program: "/proc".into(),
-            cause,
-        })
-    };
-    let before = cpu(fleet)?;
-    for _ in 0..ASKED {
-        let failures = fleet.silent(0..fleet.len());
-        if failures > 0 {
-            return Err(PresetError::Silent { case, failures });
-        }
-    }
-    // What follows an answer is its, too: the guest goes to sleep.
+/// Memory of a machine whose guest has just begun.
+fn early(bench: &PresetBench, options: &[&str]) -> Result<f64, PresetError> {
+    let mut command = command(bench, options, &bench.warm_image);
+    command
+        .args(LONG)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let mut child = command.spawn().map_err(failed(bench))?;
+    thread::sleep(YOUNG);
+    let pss_kib = process::pss_kib(child.id());
+    // It has no end by itself.
+    let _ = child.kill();
+    let ended = child.wait();
     thread::sleep(PAUSE);
-    let took = cpu(fleet)?.saturating_sub(before);
-    Ok(took.as_secs_f64() * 1e6 / f64::from(MACHINES * ASKED))
+    ended.map_err(failed(bench))?;
+    pss_kib.map_err(|cause| PresetError::Run {
+        program: "/proc".into(),
+        cause,
+    })
 }

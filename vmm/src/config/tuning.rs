@@ -68,7 +68,6 @@ pub fn of_preset(preset: Preset) -> (TuningSpec, HugePages) {
         ),
         Preset::Concurrency => (
             TuningSpec {
-                halt_poll_us: Some(0),
                 prefetch: Some(false),
                 give_back_after_ms: Some(CONCURRENCY_GIVE_BACK_MS),
                 ..single
@@ -306,10 +305,7 @@ mod tests {
         assert_eq!(plain.give_back_after, Duration::from_secs(1));
         assert_eq!(plain.describe(), None);
         let many = proved(r#"{"tuning":{"optimize":"Concurrency"}}"#).unwrap();
-        assert_eq!(
-            (many.halt_poll_us, many.prefetch),
-            (Some(0), Prefetch::None)
-        );
+        assert_eq!((many.halt_poll_us, many.prefetch), (None, Prefetch::None));
         let own = r#"{"tuning":{"optimize":"Concurrency","halt_poll_us":7,"prefetch":true}}"#;
         let own = proved(own).unwrap();
         assert_eq!(

@@ -23,8 +23,9 @@ const VSOCK_APP: &str = "vsock";
 /// What each preset brings (docs/presets.md), next to the same without one
 ///
 /// In each round: `preset.startup`, from the spawn to the first byte of a guest that writes much memory first; `preset.performance`,
-/// the same guest to its end; `preset.concurrency`, processor time that a machine takes to answer on its vsock, and `….memory`, its
-/// process's own share of memory soon after its start. Each next to `none.…`, without a preset. The first round does not count.
+/// the same guest to its end; `preset.concurrency.memory`, the own share of memory of processes that have just started, eight at a
+/// time; `….prefetch`, of one whose guest has not come to its working set. Each next to `none.…`, without a preset. The first round does not
+/// count.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -50,14 +51,18 @@ pub(super) fn run(args: &PresetBenchArgs) -> Result<ExitCode, Failure> {
 
 fn measure(args: &PresetBenchArgs) -> Result<Vec<Case>, BenchError> {
     let work = temporary_folder()?;
-    let [image, startup_image] = ["plain.lv", "startup.lv"].map(|name| work.path().join(name));
+    let [image, startup_image, warm_image] =
+        ["plain.lv", "startup.lv", "warm.lv"].map(|name| work.path().join(name));
     let memory = args.memory.to_string();
     let options = ["--memory", &memory];
     build_image(APP, &[options, ARGUMENTS].concat(), &image)?;
-    let warm = [&options[..], &["--optimize-startup"], &ARGUMENTS].concat();
-    build_image(APP, &warm, &startup_image)?;
-    let sockets =
-        ["preset", "none", "young.preset", "young.none"].map(|name| work.path().join(name));
+    for (how, image) in [
+        ("--optimize-startup", &startup_image),
+        ("--warm", &warm_image),
+    ] {
+        build_image(APP, &[&options[..], &[how], &ARGUMENTS].concat(), image)?;
+    }
+    let sockets = ["preset", "none"].map(|name| work.path().join(name));
     for folder in &sockets {
         fs::create_dir(folder).map_err(|cause| BenchError::File {
             path: folder.clone(),
@@ -69,6 +74,7 @@ fn measure(args: &PresetBenchArgs) -> Result<Vec<Case>, BenchError> {
         lightv: own_program(),
         image,
         startup_image,
+        warm_image,
         vsock_image: image_of(VSOCK_APP, work.path().join("vsock.lv"), &socket)?,
         work: sockets,
         rounds: args.count,
