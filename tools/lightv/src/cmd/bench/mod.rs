@@ -229,12 +229,15 @@ fn report(bench: &str, cases: Vec<Case>) -> Result<Report, BenchError> {
 fn show_cases(report: &Report) -> Result<ExitCode, Failure> {
     let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);
     for case in &report.cases {
+        // A file for every hundredth start is much.
+        let digits = if case.unit.ends_with("/start") { 3 } else { 1 };
+        let number = |value: f64| format!("{value:.digits$}");
         table.row([
             case.name.clone(),
             case.n.to_string(),
-            format!("{:.1}", case.min),
-            format!("{:.1}", case.p50),
-            format!("{:.1}", case.p99),
+            number(case.min),
+            number(case.p50),
+            number(case.p99),
             case.unit.clone(),
             format!("{:.3} × {}", case.ratio, case.reference),
         ]);
