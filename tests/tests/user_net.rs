@@ -1,7 +1,7 @@
 //! Networks without privileges: `--net user`, by passt.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
@@ -44,17 +44,25 @@ fn children(process: &Process) -> Vec<u32> {
         .collect()
 }
 
+/// Sends `data` to the guest, which sends it back. A guest that still has the connections of those who gave it up may refuse one more,
+/// and passt has taken it by then.
 fn echo(netns: &Netns, port: u16, data: &[u8]) -> Vec<u8> {
-    let mut stream = netns.connect(SocketAddr::from(([127, 0, 0, 1], port)));
-    let mut writer = stream.try_clone().expect("the same stream");
+    wait_for("all that was sent", || {
+        let stream = netns.try_connect(SocketAddr::from(([127, 0, 0, 1], port)));
+        try_echo(stream.ok()?, data).ok()
+    })
+}
+
+fn try_echo(mut stream: TcpStream, data: &[u8]) -> io::Result<Vec<u8>> {
+    let mut writer = stream.try_clone()?;
     thread::scope(|scope| {
-        scope.spawn(move || {
-            writer.write_all(data).expect("all is taken");
-            writer.shutdown(Shutdown::Write).expect("the end of it");
+        let sent = scope.spawn(move || {
+            writer.write_all(data)?;
+            writer.shutdown(Shutdown::Write)
         });
         let mut back = Vec::new();
-        stream.read_to_end(&mut back).expect("all comes back");
-        back
+        let read = stream.read_to_end(&mut back);
+        sent.join().expect("a writer").and(read).map(|_| back)
     })
 }
 
