@@ -11,7 +11,7 @@
 set -eu
 
 source_package=linux-source-6.1
-packages="$source_package bc binutils bison cpio flex gcc libc6-dev libelf-dev make patch xz-utils"
+packages="$source_package bc binutils bison cpio flex gcc libc6-dev libelf-dev lz4 make patch xz-utils"
 here=$(cd "$(dirname "$0")" && pwd)
 
 say() { echo "linux: $*" >&2; }

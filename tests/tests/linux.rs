@@ -355,7 +355,7 @@ fn an_initrd_comes_whole_without_acpi() {
     check_initrd("quiet acpi=off reboot=k -- hash reboot", |guest| guest);
 }
 
-/// It unpacks itself first, for a minute and more.
+/// It unpacks itself first.
 #[test]
 fn an_initrd_comes_whole_to_a_bzimage() {
     check_initrd("quiet -- hash", |guest| {
