@@ -106,6 +106,7 @@ fn all_benches_give_the_same_shape() {
     let names = case_names(&report);
     assert_eq!(names[0], "disk.seq.read.cached.qd1");
     assert!(names.contains(&"disk.rand.write.cached.qd32.p99"));
+    assert!(names.contains(&"disk.doorbell"));
     let _ = assert_exits(&report, "disk.rand.read.cached.qd1");
     let left = scratch.folder().join("tmp");
     assert_eq!(std::fs::read_dir(left).map_or(0, |left| left.count()), 0);

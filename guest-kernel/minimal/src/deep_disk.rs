@@ -153,6 +153,11 @@ impl DeepDisk {
         }
     }
 
+    /// Tells the device though nothing was begun.
+    pub fn ring_doorbell(&mut self) {
+        self.transport.notify(0);
+    }
+
     /// Whether a request is done.
     pub fn is_done(&self) -> bool {
         self.queue.can_pop()

@@ -18,6 +18,9 @@ const SEED: u64 = 1;
 /// What direct I/O needs of addresses at most.
 const ALIGN: usize = 4096;
 
+/// How often the doorbell is rung in a round.
+const DOORBELLS: u32 = 2000;
+
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct DiskBench {
@@ -114,7 +117,8 @@ struct Measured {
 }
 
 /// Measures every way in the guest and here, in turn. The unit is MB/s; `….p50` and `….p99` are the latencies of requests,
-/// `….cpu` processor time, `….exits` and `….exits.user` exits for each request. `progress` is told after each round of a way.
+/// `….cpu` processor time, `….exits` and `….exits.user` exits for each request. `disk.doorbell` is what the guest's write to
+/// QueueNotify takes by itself: no request can be quicker. `progress` is told after each round of a way.
 ///
 /// # Errors
 /// [`DiskBenchError`].
@@ -144,7 +148,20 @@ pub fn measure(
         }
         cases.extend(summed_up(&way.name(), &sides));
     }
+    cases.extend(doorbell(bench)?);
     Ok(cases)
+}
+
+/// The exit that a request cannot do without where the device sleeps.
+fn doorbell(bench: &DiskBench) -> Result<Vec<Case>, GuestError> {
+    let mut us = Vec::new();
+    for _ in 0..bench.rounds {
+        let printed = bench.cached.run(&["doorbell", &DOORBELLS.to_string()])?;
+        let record = printed.records().next().unwrap_or_default();
+        us.push(printed.number(&record, "p50_ns")? / 1000.0);
+    }
+    let sample = Sample::new(us).map(|sample| ("disk.doorbell", sample));
+    Ok(report::cases("us", sample.as_slice()))
 }
 
 fn summed_up(name: &str, [guest, host]: &[Vec<Measured>; 2]) -> Vec<Case> {

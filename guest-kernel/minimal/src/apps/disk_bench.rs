@@ -13,9 +13,17 @@ use crate::deep_disk::{DEPTH_MAX, DeepDisk, Direction, Slot};
 use crate::machine::{BadNumber, Machine};
 use crate::{eprintln, println, time};
 
-const USAGE: &str = "disk-bench read|write seq|rand REQUEST_BYTES DEPTH COUNT SEED";
+const USAGE: &str =
+    "disk-bench read|write seq|rand REQUEST_BYTES DEPTH COUNT SEED, or disk-bench doorbell COUNT";
 /// What direct I/O of a host needs of addresses at most.
 const ALIGN: usize = 4096;
+
+/// What is to be measured.
+enum Job {
+    Requests(Run),
+    /// So many writes to QueueNotify that announce nothing: what a request pays at least.
+    Doorbell(u64),
+}
 
 struct Run {
     direction: Direction,
@@ -31,10 +39,17 @@ struct Measured {
     latencies_ns: Vec<u32>,
 }
 
+impl Measured {
+    fn new(ns: u64, mut latencies_ns: Vec<u32>) -> Self {
+        latencies_ns.sort_unstable();
+        Self { ns, latencies_ns }
+    }
+}
+
 pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
     time::init();
     machine.ready();
-    let mut run = read_args(machine)?;
+    let job = read_args(machine)?;
     let place = machine.devices.disk_places.first().copied();
     let place = place.ok_or(Refusal::NoDevice("block"))?;
     // SAFETY: the driver of `Devices` was found there, and nothing calls it in this app.
@@ -42,25 +57,40 @@ pub fn run(machine: &mut Machine) -> Result<u8, Refusal> {
     let Some(Ok(mut disk)) = taken else {
         return Err(Refusal::NoDevice("block"));
     };
-    run.plan.disk_bytes = disk.capacity_bytes();
-    match measure(&run, &mut disk) {
-        Ok(measured) => {
-            print(&run, &measured);
+    match job {
+        Job::Doorbell(count) => {
+            print(count, 0, &ring(count, &mut disk));
             Ok(STATUS_OK)
+        }
+        Job::Requests(run) => Ok(run_requests(run, &mut disk)),
+    }
+}
+
+fn run_requests(mut run: Run, disk: &mut DeepDisk) -> u8 {
+    run.plan.disk_bytes = disk.capacity_bytes();
+    match measure(&run, disk) {
+        Ok(measured) => {
+            print(run.count, run.plan.request_bytes, &measured);
+            STATUS_OK
         }
         Err(error) => {
             eprintln!("disk-bench error: {error}");
-            Ok(STATUS_FAILED)
+            STATUS_FAILED
         }
     }
 }
 
-fn read_args(machine: &Machine) -> Result<Run, Refusal> {
+fn read_args(machine: &Machine) -> Result<Job, Refusal> {
     let mut args = machine.args();
     let usage = || Refusal::Usage(USAGE);
     let direction = match args.next() {
         Some("read") => Direction::Read,
         Some("write") => Direction::Write,
+        Some("doorbell") => {
+            let count = args.next().ok_or_else(usage)?;
+            let count: u64 = count.parse().map_err(|_| BadNumber(count))?;
+            return Ok(Job::Doorbell(count.max(1)));
+        }
         _ => return Err(usage()),
     };
     let order = args.next().ok_or_else(usage)?;
@@ -83,12 +113,12 @@ fn read_args(machine: &Machine) -> Result<Run, Refusal> {
         disk_bytes: 0,
         order,
     };
-    Ok(Run {
+    Ok(Job::Requests(Run {
         direction,
         plan,
         depth: to_usize(depth),
         count,
-    })
+    }))
 }
 
 fn slots(run: &Run) -> Vec<&'static mut Slot> {
@@ -127,21 +157,28 @@ fn measure(run: &Run, disk: &mut DeepDisk) -> Result<Measured, Error> {
             done += 1;
         }
     }
-    let ns = time::now_ns() - start_ns;
-    latencies_ns.sort_unstable();
-    Ok(Measured { ns, latencies_ns })
+    Ok(Measured::new(time::now_ns() - start_ns, latencies_ns))
 }
 
-fn print(run: &Run, measured: &Measured) {
+fn ring(count: u64, disk: &mut DeepDisk) -> Measured {
+    let mut latencies_ns = Vec::with_capacity(to_usize(count));
+    let start_ns = time::now_ns();
+    for _ in 0..count {
+        let began_ns = time::now_ns();
+        disk.ring_doorbell();
+        let ns = time::now_ns() - began_ns;
+        latencies_ns.push(u32::try_from(ns).unwrap_or(u32::MAX));
+    }
+    Measured::new(time::now_ns() - start_ns, latencies_ns)
+}
+
+fn print(count: u64, request_bytes: u64, measured: &Measured) {
     let Measured { ns, latencies_ns } = measured;
-    let bytes = run.count * run.plan.request_bytes;
+    let bytes = count * request_bytes;
     let at = |percent: usize| {
         let rank = (latencies_ns.len() * percent).div_ceil(100);
         latencies_ns[rank.saturating_sub(1)]
     };
     let (p50, p99) = (at(50), at(99));
-    println!(
-        "requests={} bytes={bytes} ns={ns} p50_ns={p50} p99_ns={p99}",
-        run.count
-    );
+    println!("requests={count} bytes={bytes} ns={ns} p50_ns={p50} p99_ns={p99}");
 }

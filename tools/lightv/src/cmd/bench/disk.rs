@@ -25,7 +25,8 @@ const APP: &str = "disk-bench";
 /// Requests are of 1 MiB (sequential) and 4 KiB (random). The guest reads and writes from its user code; the host reads and
 /// writes the same file by the same plan: by calls that wait, or, for direct requests at depth, by io_uring. Cached drives have
 /// the engine `sync`, direct ones `async`. Writes are not synced. Exits are KVM's own
-/// counts, less those of a run of one request (Linux 5.14 and later; `-` where KVM does not tell them). The first round of each case does not count.
+/// counts, less those of a run of one request (Linux 5.14 and later; `-` where KVM does not tell them). The doorbell is the guest's
+/// write that tells the device of requests: none can be quicker where the device sleeps. The first round of each case does not count.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -144,8 +145,10 @@ fn show_table(report: &Report) -> Result<ExitCode, Failure> {
             value(&format!("{name}.exits.user"), 2),
         ]);
     }
+    let doorbell = value("disk.doorbell", 1);
     show(|out| {
         table.write(out)?;
+        writeln!(out, "the doorbell alone: {doorbell} µs")?;
         let about = "medians of rounds; exits are for each request, in all and to user space";
         writeln!(out, "{}; {about}", host_line(report))
     })
