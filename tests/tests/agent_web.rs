@@ -253,13 +253,15 @@ fn the_page_shows_and_stops_a_machine_over_tls() {
     let _ = plain.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     agent.end();
-    if let Some(folder) = env::var_os("LIGHTV_PICTURES") {
-        take_picture(Path::new(&folder));
-    }
 }
 
-/// Writes agent-page.png into `folder`: the page in front of machines that come and go, as headless Chromium shows it.
-fn take_picture(folder: &Path) {
+/// The page in front of machines that come and go, in headless Chromium, which writes agent-page.png into the folder
+/// LIGHTV_PICTURES, if that is set, after a minute.
+#[test]
+fn a_browser_shows_machines_that_come_and_go_and_stops_one() {
+    if !has_kvm() {
+        return;
+    }
     let scratch = Scratch::new();
     let (agent, url) = start(&scratch, &["--insecure-loopback"]);
     let long = scratch.build("tick", &["--", "0", "20"]);
@@ -280,12 +282,16 @@ fn take_picture(folder: &Path) {
         }
     }
     let program = env::var("LIGHTV_CHROMIUM").unwrap_or("chromium-headless-shell".to_owned());
-    let picture = folder.join("agent-page.png").display().to_string();
-    let args = [&program, &url, TOKEN, "shop-web-2", &picture];
     let mut command = scratch.command("node", &[]);
-    command
-        .arg(repository("tests/browser/pictures.mjs"))
-        .args(args);
+    command.arg(repository("tests/browser/use_page.mjs")).args([
+        &program,
+        &url,
+        TOKEN,
+        "shop-web-2",
+    ]);
+    if let Some(folder) = env::var_os("LIGHTV_PICTURES") {
+        command.arg(Path::new(&folder).join("agent-page.png"));
+    }
     let mut browser = Process::start(&mut command);
     let mut number = 0_u32;
     while browser.is_alive() {
@@ -300,6 +306,11 @@ fn take_picture(folder: &Path) {
         thread::sleep(Duration::from_millis(u64::from(50 + number * 37 % 400)));
     }
     let _ = browser.finish().with_code(0);
+    let stopped = agent.list();
+    let stopped = stopped
+        .iter()
+        .find(|sandbox| sandbox.name.as_deref() == Some("shop-web-2"));
+    assert_eq!(stopped.and_then(|sandbox| sandbox.exit_code), Some(143));
     delete_all(&agent);
     agent.end();
 }

@@ -26,7 +26,7 @@ pub(crate) fn pictures() -> Result<(), TaskError> {
     by_test(
         (&bin, &docs),
         "agent_web",
-        "the_page_shows_and_stops_a_machine_over_tls",
+        "a_browser_shows_machines_that_come_and_go_and_stops_one",
     )?;
     // The screen of `lightv top`, as the test of it sees it.
     by_test(

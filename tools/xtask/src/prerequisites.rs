@@ -75,6 +75,11 @@ const PREREQUISITES: &[Prerequisite] = &[
         is_present: || is_installed("node"),
     },
     Prerequisite {
+        what: "chromium-headless-shell (shows the agent's web page, in tests)",
+        package: "chromium-headless-shell",
+        is_present: || is_installed("chromium-headless-shell"),
+    },
+    Prerequisite {
         what: "openssl (makes certificates, in tests)",
         package: "openssl",
         is_present: || is_installed("openssl"),
