@@ -63,7 +63,7 @@ b=/bin/busybox
 network() {
     host=$($b ip route | $b sed -n 's/^default via \([0-9.]*\).*/\1/p')
     echo "$1: ping of $host: $(/bin/ping -q -i 0.001 -c 200 $host | $b grep loss)"
-    /usr/bin/iperf3 -c $host -t 3 --bidir > /tmp/out 2>&1
+    /usr/bin/iperf3 -c $host -t 2 --bidir > /tmp/out 2>&1
     echo "$1: iperf3 ended with $?, ways: $($b grep receiver /tmp/out | $b grep -vc ' 0.00 Bytes')"
     $b nc $host 9000 < /dev/null > /tmp/file
     echo "$1: sha256 $($b sha256sum < /tmp/file)"
@@ -85,14 +85,14 @@ const JOBS: &str = "
 filename=${DISK}
 rw=randwrite
 bs=64k
-size=2m
+size=1m
 verify=crc32c
 verify_fatal=1
 [buffered]
 ioengine=psync
 [direct]
 stonewall
-offset=2m
+offset=1m
 direct=1
 ioengine=libaio
 iodepth=16
