@@ -1,12 +1,14 @@
 //! MicroVMs in the background by the command line: started, listed, paused, saved, restored, stopped.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use lightv_tests::host::has_kvm;
+use lightv_tests::machine;
 use lightv_tests::process::{Finished, Process, wait_for};
 use lightv_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn listed(scratch: &Scratch) -> Vec<Value> {
     let finished = scratch.run(&["ps", "--json"]).with_code(0);
@@ -316,6 +318,55 @@ fn one_that_does_not_answer_holds_nobody_up() {
     wait_for_state(&scratch, "Not answering");
     let _ = run(&scratch, &["stop", "--time", "1", "stuck"]);
     assert!(listed(&scratch).is_empty());
+}
+
+#[test]
+fn one_that_stop_kills_leaves_no_socket_and_nothing_of_others_is_touched() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let folder = scratch.path("run");
+    let base = machine::config(&scratch.guest_kernel(), "idle");
+    let start = |name: &str| {
+        let vsock = json!({"guest_cid": 3, "uds_path": format!("run/{name}.vsock")});
+        let config = machine::with(&base, &json!({"vsock": vsock}));
+        let config = scratch.config(&format!("{name}.json"), &config);
+        let socket = format!("run/{name}.sock");
+        let args = ["--api-sock", &socket, "--id", name, "--config", &config];
+        let process = Process::start(&mut scratch.vmm(&args));
+        let api = folder.join(format!("{name}.sock"));
+        let is_listed = || {
+            let vms = listed(&scratch);
+            let is_it = |vm: &Value| vm["api_socket"].as_str() == api.to_str();
+            vms.iter().any(is_it).then_some(())
+        };
+        wait_for("its record", is_listed);
+        process
+    };
+    let of = |name: &str| ["sock", "vsock"].map(|end| folder.join(format!("{name}.{end}")));
+    let (other, first) = (start("other"), start("first"));
+    assert!(of("first").iter().all(|path| path.exists()));
+    let _ = run(&scratch, &["stop", "--kill", "first"]);
+    assert!(first.finish().was_killed);
+    assert!(!of("first").iter().any(|path| path.exists()));
+    assert!(of("other").iter().all(|path| path.exists()));
+
+    // In the place of its own: a link to another's, and a file.
+    let second = start("second");
+    let [api, vsock] = of("second");
+    fs::remove_file(&api).expect("a socket");
+    symlink(&of("other")[0], &api).expect("a link");
+    fs::remove_file(&vsock).expect("a socket");
+    fs::write(&vsock, "text").expect("a file");
+    let _ = run(&scratch, &["stop", "--kill", "second"]);
+    assert!(second.finish().was_killed);
+    assert!(fs::symlink_metadata(&api).is_ok(), "the link");
+    assert_eq!(fs::read(&vsock).expect("the file"), b"text");
+    assert!(of("other").iter().all(|path| path.exists()));
+    let _ = run(&scratch, &["stop", "other"]);
+    assert_eq!(other.finish().code, 143);
+    assert!(!of("other").iter().any(|path| path.exists()));
 }
 
 #[test]

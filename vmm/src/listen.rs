@@ -153,8 +153,11 @@ fn bind(path: &Path, purpose: Purpose) -> Result<UnixListener, Errno> {
     Ok(UnixListener::from(socket))
 }
 
-/// Removes the socket at `path` if nobody listens on it.
-fn remove_stale(path: &Path, purpose: Purpose) -> Result<(), ListenError> {
+/// Removes the socket at `path` if nobody listens on it; anything else is left alone. Not followed.
+///
+/// # Errors
+/// [`ListenError`]: why it is still there, or that there is none.
+pub fn remove_stale(path: &Path, purpose: Purpose) -> Result<(), ListenError> {
     let in_use = |found| ListenError::InUse {
         purpose,
         path: path.into(),

@@ -15,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lightv_api::runtime::VmRecord;
 use rustix::process::geteuid;
 
+use crate::listen::{Purpose, remove_stale};
 use crate::lock::lock;
 use crate::publish::{NewFile, PublishError};
 use crate::{at_end, limits, report};
@@ -277,6 +278,33 @@ pub enum ListError {
 fn pid_of(path: &Path) -> Option<u32> {
     let name = path.file_name()?.to_str()?;
     name.strip_suffix(".json")?.parse().ok()
+}
+
+/// Takes away what the monitor of `record`, which was killed, has left in the directory: the record, and the sockets that it names
+/// and on which nobody listens. Does nothing while it runs.
+pub fn forget(record: &VmRecord) {
+    let folder = folder();
+    if record.pid_namespace != pid_namespace() || is_alive(record) || !is_ours(&folder) {
+        return;
+    }
+    let folder = std::path::absolute(&folder).unwrap_or(folder);
+    let own_vsock = Some(folder.join(vsock_name(record.pid)));
+    let sockets = [
+        (&record.api_socket, Purpose::Api),
+        (&record.vsock_socket, Purpose::Vsock),
+        (&own_vsock, Purpose::Vsock),
+    ];
+    for (path, purpose) in sockets {
+        let is_here = |path: &&PathBuf| path.parent() == Some(&folder);
+        if let Some(path) = path.as_ref().filter(is_here) {
+            // It ended in order, or another one of that name is there.
+            let _ = remove_stale(path, purpose);
+        }
+    }
+    let path = folder.join(format!("{}.json", record.pid));
+    if read(&path).as_ref() == Some(record) {
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// A record whose name fits it.

@@ -127,6 +127,8 @@ fn serve(
         // Networks in user space may be asked for, by a thread that must not start programs.
         starter::start().map_err(ServeError::Thread)?;
     }
+    // Before there is a machine, whose vsock is announced with it.
+    runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     let mut monitor = Monitor::new(control, &id);
     if let Some(metadata) = &metadata {
         monitor.put_metadata(metadata);
@@ -154,7 +156,6 @@ fn serve(
     let (door, wait) = door();
     server::spawn(listener, service, settings(&api), wait, fail).map_err(ServeError::Thread)?;
     note_startup_cpu(&api);
-    runtime_dir::announce(&id, source.as_deref(), Some(&api.socket));
     runtime_dir::register_announced();
     if !jail::is_inside() {
         service_manager::tell_ready();

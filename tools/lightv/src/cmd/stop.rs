@@ -73,8 +73,15 @@ pub(crate) fn run(args: &StopArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stops `vm`: it is asked to end, and killed after `patience`; without, at once.
+/// Stops `vm`: it is asked to end, and killed after `patience`; without, at once. What one that was killed leaves in the runtime
+/// directory is taken away.
 pub(crate) fn stop(vm: &VmRecord, patience: Option<Duration>) -> Result<(), Failure> {
+    end(vm, patience)?;
+    runtime_dir::forget(vm);
+    Ok(())
+}
+
+fn end(vm: &VmRecord, patience: Option<Duration>) -> Result<(), Failure> {
     let failed = |cause| StopError::Signal {
         id: vm.id.clone(),
         pid: vm.pid,
