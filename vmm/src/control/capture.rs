@@ -211,7 +211,7 @@ impl Control {
                 ..
             } => {
                 if let Err(failure) = result {
-                    self.abandon_live(devices, &save, failure);
+                    self.abandon_live(devices, save, failure);
                 }
                 None
             }

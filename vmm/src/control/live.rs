@@ -33,10 +33,20 @@ impl Side {
     }
 }
 
+impl LiveSave {
+    /// Tells who has asked, when a socket that was made for it is gone.
+    fn fail(self, failure: SaveFailure) {
+        drop(self.target);
+        let _ = self.reply.send(Err(OrderError::new(failure)));
+    }
+}
+
 impl Control {
     /// Has a machine that runs stand still, to be saved or forked as `target`; one that stands still is forked as it is.
     pub(super) fn begin_live(&mut self, target: LiveTarget, reply: OrderReply) {
         if let Err(refusal) = self.admit_live(&target) {
+            // Its socket goes before anybody is told.
+            drop(target);
             let _ = reply.send(Err(OrderError::new(refusal)));
             return;
         }
@@ -101,10 +111,7 @@ impl Control {
         });
         match told {
             Ok(process) => self.await_side(process, save.target, save.reply),
-            Err(error) => {
-                let failure = SaveFailure::Save(error);
-                let _ = save.reply.send(Err(OrderError::new(failure)));
-            }
+            Err(error) => save.fail(SaveFailure::Save(error)),
         }
     }
 
@@ -112,11 +119,11 @@ impl Control {
     pub(super) fn abandon_live(
         &mut self,
         devices: SavedDevices,
-        save: &LiveSave,
+        save: LiveSave,
         failure: SaveFailure,
     ) {
-        self.go_on_after_live(devices, save);
-        let _ = save.reply.send(Err(OrderError::new(failure)));
+        self.go_on_after_live(devices, &save);
+        save.fail(failure);
     }
 
     /// As it was before: running, or standing still.
@@ -139,6 +146,7 @@ impl Control {
             }),
             Err(error) => {
                 process.end();
+                drop(target);
                 let _ = reply.send(Err(OrderError::new(error)));
             }
         }
