@@ -23,6 +23,8 @@ pub const TRIPLE_FAULT: u8 = 160;
 pub const KVM_ERROR: u8 = 161;
 /// The guest panicked: it rang the `PANIC` doorbell, or said so by pvpanic.
 pub const GUEST_PANIC: u8 = 162;
+/// The process that served the guest's memory has ended before all of it had come.
+pub const MEMORY_LOST: u8 = 163;
 /// Ended by SIGINT or SIGTERM: 128 plus the signal's number, as shells have it.
 #[must_use]
 pub const fn by_signal(signal: u8) -> u8 {

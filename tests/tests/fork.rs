@@ -12,7 +12,7 @@ use lightv_tests::machine;
 use lightv_tests::process::{Process, wait_for};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::usage::Curve;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 fn start(scratch: &Scratch, mib: u64, app: &str) -> (Api, Process) {
@@ -59,18 +59,40 @@ fn next_round(process: &Process) -> u64 {
 }
 
 /// Processes that the monitor has made and that it has not reaped.
-fn children(process: &Process) -> usize {
+fn children(process: &Process) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
     let children = tasks
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    children.map(|text| text.split_whitespace().count()).sum()
+    let pids = |text: String| -> Vec<Pid> {
+        let words = text.split_whitespace();
+        let numbers = words.map(|word| word.parse().expect("a number"));
+        numbers.filter_map(Pid::from_raw).collect()
+    };
+    children.flat_map(pids).collect()
+}
+
+/// The memory of its one fork.
+#[track_caller]
+fn only_child(process: &Process) -> Pid {
+    let pids = children(process);
+    let [pid] = pids.as_slice() else {
+        panic!("{pids:?}")
+    };
+    *pid
 }
 
 fn wait_for_no_child(process: &Process) {
     wait_for("the end of frozen memory", || {
-        (children(process) == 0).then_some(())
+        children(process).is_empty().then_some(())
     });
+}
+
+/// What it says when its memory does not come any more, and how it ends.
+#[track_caller]
+fn assert_lost(process: Process) {
+    let ended = process.finish().with_code(163);
+    assert!(ended.stderr.contains("lightv-fork"), "{ended:?}");
 }
 
 #[test]
@@ -204,28 +226,11 @@ fn frozen_memory_outlives_its_machine_and_what_kills_it_is_told() {
     wait_for("the end of frozen memory", || {
         (processes_in(scratch.folder()).len() == 1).then_some(())
     });
-    // A clone is saved like any other machine, but not while it runs: its memory came from elsewhere.
-    let answer = clone_api.call("PUT", "/fork", &fork(1));
-    assert!(answer.fault().contains("userfaultfd"), "{answer:?}");
     let _ = clone.end();
 
     let (api, process) = start(&scratch, 32, "tick -- 0 5");
     api.put("/fork", &fork(1));
-    let children = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
-    let pids: Vec<String> = children
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-        .flat_map(|text| {
-            text.split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .collect();
-    let [pid] = pids.as_slice() else {
-        panic!("{pids:?}")
-    };
-    let pid = rustix::process::Pid::from_raw(pid.parse().expect("a number")).expect("a pid");
-    rustix::process::kill_process(pid, Signal::KILL).expect("a signal");
+    kill_process(only_child(&process), Signal::KILL).expect("a signal");
     process.wait_stderr(|text| text.contains("ended by signal 9").then_some(()));
     wait_for_no_child(&process);
     assert!(!scratch.path("f.sock").exists());
@@ -249,4 +254,109 @@ fn frozen_memory_outlives_its_machine_and_what_kills_it_is_told() {
         assert!(!scratch.path("g.sock").exists(), "{body}");
     }
     let _ = process.end();
+}
+
+#[test]
+fn a_clone_is_forked_once_it_has_all_of_its_memory() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 64, "dirty -- 8 20");
+    let _ = wait_for_round(&process, 2);
+    api.put("/fork", &fork(1));
+    let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+    clone_api.put("/snapshot/load", &load());
+    wait_for_no_child(&process);
+    let _ = process.end();
+    // It is told by another thread than the one that is asked.
+    wait_for("a fork", || {
+        let answer = clone_api.call("PUT", "/fork", &fork(1));
+        (answer.status == 204).then_some(())
+    });
+    let now = next_round(&clone);
+    let (second_api, second) = Api::start(&scratch, "second", &[]);
+    second_api.put("/snapshot/load", &load());
+    wait_for_no_child(&clone);
+    let _ = wait_for_round(&second, now + 2);
+    let _ = clone.end();
+    let _ = second.end();
+}
+
+#[test]
+fn a_clone_ends_with_the_process_that_has_its_memory_and_its_parent_goes_on() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 64, "dirty -- 8 20");
+    let before = wait_for_round(&process, 2);
+    // It stands still, so nothing comes: the machine cannot even be built.
+    api.put("/fork", &fork(1));
+    let memory = only_child(&process);
+    kill_process(memory, Signal::STOP).expect("a signal");
+    let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+    thread::scope(|scope| {
+        // No answer: it ends first.
+        scope.spawn(|| clone_api.try_call("PUT", "/snapshot/load", &load().to_string()));
+        wait_for("a clone that waits for a page", || {
+            waits_for_page(&clone, None).then_some(())
+        });
+        kill_process(memory, Signal::KILL).expect("a signal");
+        assert_lost(clone);
+    });
+    process.wait_stderr(|text| text.contains("ended by signal 9").then_some(()));
+    wait_for_no_child(&process);
+    let _ = wait_for_round(&process, before + 2);
+    let _ = process.end();
+    assert!(!scratch.path("clone.sock").exists());
+}
+
+/// Whether the thread `name`, or any, waits for a page of guest memory.
+fn waits_for_page(process: &Process, name: Option<&str>) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).expect("a process");
+    tasks.flatten().any(|task| {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let is_it = name.is_none_or(|name| read("comm").trim() == name);
+        is_it && read("wchan").contains("userfault")
+    })
+}
+
+#[test]
+fn a_loop_that_waits_for_a_page_itself_does_not_hide_the_end_of_its_memory() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (api, process) = start(&scratch, 64, "tick -- 0 5");
+    process.wait_stdout(|text| text.contains("tick 1\n").then_some(()));
+    api.set_state("Paused");
+    let target = json!({"snapshot_path": "f.state", "mem_file_path": "s.mem"});
+    api.put("/snapshot/create", &target);
+    let _ = process.end();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/uffd_handler.py");
+    let args = [script, "f.sock", "s.mem", "greets"];
+    let handler = Process::start(&mut scratch.command("python3", &args));
+    handler.wait_stdout(|text| text.contains("listening").then_some(()));
+    let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+    clone_api.put("/snapshot/load", &load());
+    clone.wait_stdout(|text| text.contains("tick").then_some(()));
+    let fork = json!({"snapshot_path": "g.state", "mem_socket_path": "g.sock"});
+    let refused = clone_api.call("PUT", "/fork", &fork);
+    assert!(refused.fault().contains("once it has all"), "{refused:?}");
+    clone_api.set_state("Paused");
+    handler.signal(Signal::STOP);
+    thread::scope(|scope| {
+        // It reads all pages.
+        let target = json!({"snapshot_path": "g.state", "mem_file_path": "g.mem"});
+        let body = target.to_string();
+        let clone_api = &clone_api;
+        scope.spawn(move || clone_api.try_call("PUT", "/snapshot/create", &body));
+        wait_for("a loop that waits for a page", || {
+            waits_for_page(&clone, Some("control")).then_some(())
+        });
+        handler.signal(Signal::KILL);
+        assert_lost(clone);
+    });
+    assert!(!scratch.path("clone.sock").exists());
 }

@@ -1,4 +1,5 @@
-"""uffd_handler.py SOCKET MEMORY: serves guest memory page by page, as Firecracker's clients do, and says how much."""
+"""uffd_handler.py SOCKET MEMORY [greets]: serves guest memory page by page, as Firecracker's clients do, and says how much. With
+`greets` it says first that it tells when all has come, as a fork's memory does, and never does."""
 import array
 import ctypes
 import fcntl
@@ -19,6 +20,8 @@ def main():
     listener.listen()
     print("listening", flush=True)
     client, _ = listener.accept()
+    if "greets" in sys.argv:
+        client.send(b"\x01")
     data, ancillary, _, _ = client.recvmsg(65536, socket.CMSG_LEN(4))
     regions = json.loads(data)
     fds = array.array("i")

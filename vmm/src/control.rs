@@ -36,6 +36,7 @@ use crate::feed;
 use crate::foreground::Leash;
 use crate::limits;
 use crate::machine::{Machine, Running};
+use crate::memory_watch;
 use crate::metrics;
 use crate::orders::{Order, OrderReply};
 use crate::poller::{PollError, Poller, Token};
@@ -88,6 +89,8 @@ pub enum Ending {
     Signal(u8),
     /// A thread has made a system call that its filter does not allow.
     Forbidden,
+    /// Memory that another process served will not come.
+    MemoryLost,
     /// It was to be saved and could not be.
     SaveFailed(SaveFailure),
 }
@@ -97,6 +100,15 @@ impl Ending {
     #[must_use]
     pub fn by_signal(signal: libc::c_int) -> Self {
         Self::Signal(u8::try_from(signal).unwrap_or(0))
+    }
+
+    /// A thread has said that the process cannot go on. By a signal, which means nothing from somebody else.
+    #[must_use]
+    pub fn by_own_thread() -> Option<Self> {
+        if violation::count() > 0 {
+            return Some(Self::Forbidden);
+        }
+        memory_watch::is_lost().then_some(Self::MemoryLost)
     }
 }
 
@@ -460,10 +472,7 @@ impl Control {
                     .is_some()
                     .then(|| Ending::by_signal(libc::SIGHUP)),
                 libc::SIGTERM => self.serve_sigterm(),
-                // From somebody else it means nothing.
-                number if number == signal::violation() => {
-                    (violation::count() > 0).then_some(Ending::Forbidden)
-                }
+                number if number == signal::cannot_go_on() => Ending::by_own_thread(),
                 other => (!self.tell_agent(other)).then(|| Ending::by_signal(other)),
             };
             if ending.is_some() {

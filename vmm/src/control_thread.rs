@@ -24,7 +24,7 @@ use crate::lock::lock;
 use crate::machine::{Machine, Running};
 use crate::poller::{Poller, Token};
 use crate::report;
-use crate::sandbox::{self, ConfineError, Rules, ThreadKind, violation};
+use crate::sandbox::{self, ConfineError, Rules, ThreadKind};
 use crate::seat::{PoolLink, Seat, Work};
 use crate::sys::process;
 use crate::sys::signal::{self, SignalFd};
@@ -280,9 +280,7 @@ impl Waiting {
             // The size is asked for when there is a machine.
             libc::SIGWINCH => None,
             gone if gone == signal::parent_gone() => Some(Ending::by_signal(libc::SIGHUP)),
-            number if number == signal::violation() => {
-                (violation::count() > 0).then_some(Ending::Forbidden)
-            }
+            number if number == signal::cannot_go_on() => Ending::by_own_thread(),
             signal => Some(Ending::by_signal(signal)),
         }
     }

@@ -1,9 +1,9 @@
 //! Guest memory as it was at one moment, given out to machines that begin from there: the other end of
 //! [`crate::snapshot::served`], in a process beside the machine's (docs/adr/0022-live-snapshots.md).
 //!
-//! A machine that connects sends where its memory lies, and a userfaultfd. Who closes a connection without a word says that one
-//! less will come. What it touches comes at once; all else that was ever
-//! written comes in between, from the lowest address up. Then the machine is told of no fault any more, and needs nobody.
+//! A machine that connects is greeted, and sends where its memory lies, and a userfaultfd. Who closes a connection without a word
+//! says that one less will come. What it touches comes at once, with what lies around it; all else that was ever written follows when
+//! it has become quiet, from the lowest address up. Then the machine is told that it has all and of no fault any more, and needs nobody.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -12,13 +12,16 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, accept_with, recvmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, accept_with,
+    recvmsg, send,
 };
 use serde::Deserialize;
 
 use crate::limits;
 use crate::memory::GuestRam;
+use crate::memory_watch::{SERVES, WHOLE};
 use crate::snapshot::page_map::{Page, PageKinds};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::uffd::ForeignFaults;
@@ -47,8 +50,29 @@ struct Region {
 struct Clone {
     faults: ForeignFaults,
     regions: Vec<Region>,
+    /// The connection: it ends with the machine's process.
+    stream: OwnedFd,
+    came: Instant,
+    /// When it was last sent what it has touched.
+    touched: Instant,
     /// Up to here, in the memory file, it has all.
     filled: u64,
+}
+
+/// Who has something to say.
+#[derive(Debug)]
+struct Heard {
+    listener: bool,
+    clones: Vec<CloneSays>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CloneSays {
+    Nothing,
+    /// It waits for a page.
+    Touches,
+    /// Its process has ended.
+    Gone,
 }
 
 /// Who has connected.
@@ -91,16 +115,17 @@ impl FrozenMemory<'_> {
         let mut clones: Vec<Clone> = Vec::new();
         let (mut to_come, mut until) = (count, Instant::now() + wait);
         while to_come > 0 || !clones.is_empty() {
-            let patience = match clones.is_empty() {
-                true => until.saturating_duration_since(Instant::now()),
-                // There is something to do in any case.
-                false => Duration::ZERO,
-            };
-            let has_come = wait_for(listener, patience)?;
-            if !has_come && clones.is_empty() {
+            let next = clones.iter().map(Clone::fills_at).min();
+            let heard = listen(listener, &clones, next.unwrap_or(until))?;
+            if clones.is_empty() && !heard.listener && Instant::now() >= until {
                 return Ok(());
             }
-            match has_come.then(|| self.accept(listener)) {
+            let mut says = heard.clones.into_iter();
+            clones.retain_mut(|clone| {
+                let says = says.next().unwrap_or(CloneSays::Nothing);
+                self.serve(clone, says) == Progress::More
+            });
+            match heard.listener.then(|| self.accept(listener)) {
                 Some(Guest::Clone(clone)) => {
                     clones.push(clone);
                     to_come = to_come.saturating_sub(1);
@@ -109,7 +134,6 @@ impl FrozenMemory<'_> {
                 Some(Guest::Cancels) => to_come = to_come.saturating_sub(1),
                 Some(Guest::Stranger) | None => {}
             }
-            clones.retain_mut(|clone| self.serve(clone) == Progress::More);
         }
         Ok(())
     }
@@ -118,6 +142,8 @@ impl FrozenMemory<'_> {
         let Ok(stream) = accept_with(listener, SocketFlags::CLOEXEC) else {
             return Guest::Stranger;
         };
+        // First of all: a machine that was not greeted does not know whose end is its own.
+        say(&stream, SERVES);
         let patience = Timespec {
             tv_sec: limits::FROZEN_HELLO_S,
             tv_nsec: 0,
@@ -139,37 +165,71 @@ impl FrozenMemory<'_> {
         if !regions.iter().all(is_inside) {
             return Guest::Stranger;
         }
+        let now = Instant::now();
         Guest::Clone(Clone {
             faults: ForeignFaults::new(fd),
             regions,
+            stream,
+            came: now,
+            touched: now,
             filled: 0,
         })
     }
 
-    /// What it waits for, then a piece of the rest.
-    fn serve(&self, clone: &mut Clone) -> Progress {
+    /// What it waits for; when it is time for that, a piece of the rest.
+    fn serve(&self, clone: &mut Clone, says: CloneSays) -> Progress {
+        let served = match says {
+            CloneSays::Nothing => Ok(()),
+            CloneSays::Touches => self.serve_faults(clone),
+            CloneSays::Gone => return Progress::Gone,
+        };
+        match served {
+            Ok(()) if Instant::now() >= clone.fills_at() => self.fill_more(clone),
+            Ok(()) => Progress::More,
+            Err(_) => Progress::Gone,
+        }
+    }
+
+    fn serve_faults(&self, clone: &mut Clone) -> io::Result<()> {
         for _ in 0..limits::FROZEN_FAULTS_PER_TURN {
-            match clone.faults.next() {
-                Ok(Some(address)) => {
-                    let Some(offset) = clone.offset_of(address) else {
-                        continue;
-                    };
-                    if self.fill(clone, offset, PAGE).is_err() {
-                        return Progress::Gone;
-                    }
+            let Some(address) = clone.faults.next()? else {
+                break;
+            };
+            let Some(offset) = clone.offset_of(address) else {
+                continue;
+            };
+            self.fill(clone, offset, PAGE)?;
+            self.fill_around(clone, offset)?;
+            clone.touched = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// What lies beside a page that is there now: it will be touched soon, and would follow anyway.
+    fn fill_around(&self, clone: &Clone, offset: u64) -> io::Result<()> {
+        let begin = offset - offset % limits::FROZEN_AROUND_BYTES;
+        let end = begin + limits::FROZEN_AROUND_BYTES;
+        for (mut at, end) in [(offset + PAGE, end), (begin, offset)] {
+            while let Some((first, count)) = self.pages.next_held(at / PAGE) {
+                let first = first * PAGE;
+                if first >= end {
+                    break;
                 }
-                Ok(None) => break,
-                Err(_) => return Progress::Gone,
+                let done = self.fill(clone, first, (count * PAGE).min(end - first))?;
+                at = first + done.max(PAGE);
             }
         }
-        self.fill_more(clone)
+        Ok(())
     }
 
     fn fill_more(&self, clone: &mut Clone) -> Progress {
         let rest = self.pages.next_held(clone.filled / PAGE);
         let Some((first, count)) = rest else {
             return match clone.let_go() {
-                Ok(()) => Progress::Whole,
+                Ok(()) => {
+                    say(&clone.stream, WHOLE);
+                    Progress::Whole
+                }
                 Err(_) => Progress::Gone,
             };
         };
@@ -228,6 +288,12 @@ fn is_there(error: &io::Error) -> bool {
 }
 
 impl Clone {
+    /// From when on it is sent what it has not asked for. Until then it needs the processors itself, to come to run.
+    fn fills_at(&self) -> Instant {
+        let quiet = self.touched + Duration::from_millis(limits::FROZEN_QUIET_MS);
+        quiet.min(self.came + Duration::from_millis(limits::FROZEN_HOLD_MS))
+    }
+
     /// Where in the memory file the page of `address` there is.
     fn offset_of(&self, address: u64) -> Option<u64> {
         let found = self.regions.iter().find_map(|region| {
@@ -255,14 +321,36 @@ impl Clone {
     }
 }
 
-fn wait_for(listener: &UnixListener, patience: Duration) -> io::Result<bool> {
+/// Says a word to a machine. One that is gone does not hear it.
+fn say(stream: &OwnedFd, word: u8) {
+    let _ = send(stream, &[word], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+/// Waits until somebody has something to say, or until `until`.
+fn listen(listener: &UnixListener, clones: &[Clone], until: Instant) -> io::Result<Heard> {
+    let patience = until.saturating_duration_since(Instant::now());
     let patience = Timespec {
         tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: patience.subsec_nanos().into(),
     };
-    let mut ready = [PollFd::new(listener, PollFlags::IN)];
-    let count = rustix::io::retry_on_intr(|| poll(&mut ready, Some(&patience)))?;
-    Ok(count > 0)
+    let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+    for clone in clones {
+        fds.push(PollFd::new(&clone.faults, PollFlags::IN));
+        // Its end is told in any case.
+        fds.push(PollFd::new(&clone.stream, PollFlags::empty()));
+    }
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&patience)))?;
+    let mut results = fds.iter().map(PollFd::revents);
+    let listener = results.next().is_some_and(|found| !found.is_empty());
+    let mut clones = Vec::with_capacity(clones.len());
+    while let (Some(faults), Some(stream)) = (results.next(), results.next()) {
+        clones.push(match (faults.is_empty(), stream.is_empty()) {
+            (_, false) => CloneSays::Gone,
+            (false, true) => CloneSays::Touches,
+            (true, true) => CloneSays::Nothing,
+        });
+    }
+    Ok(Heard { listener, clones })
 }
 
 /// The hand-shake.
@@ -272,8 +360,11 @@ fn receive(stream: &OwnedFd) -> Hello {
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut text)];
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let Ok(message) = recvmsg(stream.as_fd(), &mut parts, &mut ancillary, flags) else {
-        return Hello::Nonsense;
+    let message = match recvmsg(stream.as_fd(), &mut parts, &mut ancillary, flags) {
+        Ok(message) => message,
+        // Closed before the greeting was read.
+        Err(Errno::CONNRESET) => return Hello::Nothing,
+        Err(_) => return Hello::Nonsense,
     };
     if message.bytes == 0 {
         return Hello::Nothing;

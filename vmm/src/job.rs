@@ -24,6 +24,7 @@ use crate::jail::Inhabitant;
 use crate::jail_plan::JailPlan;
 use crate::machine::StartError;
 use crate::memory::GuestRam;
+use crate::memory_watch::MemoryLost;
 use crate::metadata::{MetadataError, MetadataFile};
 use crate::sandbox::{self, ConfineError, SandboxError, violation};
 use crate::stamps::{Stamps, TimingsSink};
@@ -305,6 +306,7 @@ fn reason_of(ending: &Ending) -> String {
         Ending::OutputLost(reason) => format!("{}; some of its output is lost", stopped(reason)),
         Ending::Signal(number) => format!("ended by signal {number}"),
         Ending::Forbidden => violation::last().unwrap_or_default(),
+        Ending::MemoryLost => report::text_of(&MemoryLost),
         Ending::SaveFailed(failure) => report::text_of(failure),
     }
 }
@@ -323,6 +325,10 @@ fn exit_status(ending: &Ending) -> u8 {
         Ending::Forbidden => {
             tracing::error!("{}", violation::last().unwrap_or_default());
             exit::FORBIDDEN_CALL
+        }
+        Ending::MemoryLost => {
+            report::warn(&MemoryLost);
+            exit::MEMORY_LOST
         }
         Ending::SaveFailed(failure) => match failure.interrupted_by() {
             Some(signal) => exit::by_signal(signal),

@@ -43,6 +43,7 @@ pub mod lock;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod memory_watch;
 pub mod metadata;
 pub mod metrics;
 pub mod net_override;

@@ -89,6 +89,14 @@ pub const FROZEN_HELLO_S: i64 = 2;
 pub const FROZEN_HELLO_BYTES: usize = 4096;
 /// Bytes that a machine is sent before it is looked whether others wait: some 100 µs.
 pub const FROZEN_CHUNK_BYTES: u64 = 128 << 10;
+/// Bytes around a page that a machine has touched which it is sent at once, a power of two: some 10 µs, less than its next
+/// fault takes.
+pub const FROZEN_AROUND_BYTES: u64 = 64 << 10;
+/// How long a machine has touched nothing that it has not, before it is sent what it has not asked for: until then it needs the
+/// processors to come to run.
+pub const FROZEN_QUIET_MS: u64 = 10;
+/// It is sent that too when it was not quiet for so long.
+pub const FROZEN_HOLD_MS: u64 = 50;
 /// Faults of a machine that are served before others have their turn.
 pub const FROZEN_FAULTS_PER_TURN: u32 = 64;
 /// Frozen memories of a machine at a time: each keeps a copy of what the machine has written since.
@@ -116,6 +124,9 @@ pub const BOOT_TIMES_TOLD: u32 = 10;
 pub const END_TOLD_MS: u64 = 500;
 /// How long a thread that has made a forbidden system call waits for the loop to end the process in good order.
 pub const VIOLATION_SERVED_MS: u32 = 1000;
+/// How long who watches the process that serves guest memory waits for the loop to end this one in good order: the loop may
+/// itself wait for a page that does not come.
+pub const LOST_MEMORY_SERVED_MS: u64 = 1000;
 /// Bytes of a file of system-call filters: LightV's own lists together have some 40 KiB.
 pub const FILTER_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Addresses at which a guest's exits are told apart in a profile: a guest that uses more has something else in mind.

@@ -7,7 +7,9 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use lightv_devices::memory::GuestMem;
@@ -30,12 +32,39 @@ pub struct GuestRam {
     mem: Arc<GuestMem>,
     overlays: Vec<RamRun>,
     pages: Pages,
-    /// By which pages are served that were never touched.
-    userfault: Option<Arc<Userfault>>,
+    /// Pages that were never touched come, or have come, from another process.
+    served: Option<Arc<Served>>,
     /// Contents of files were copied, not mapped: which pages they are is not known any more.
     has_copies: bool,
     /// Pages that were given back and have zeroes under them since.
     given_back: Arc<Mutex<PageSet>>,
+}
+
+/// Memory that another process serves.
+#[derive(Debug)]
+pub struct Served {
+    /// Its end, for as long as pages are missing.
+    userfault: Mutex<Option<Userfault>>,
+    /// The connection to the process.
+    stream: UnixStream,
+}
+
+impl Served {
+    /// All pages have come: what is not there is zero, and nobody is asked any more.
+    pub fn end(&self) {
+        *lock(&self.userfault) = None;
+    }
+
+    fn is_missing(&self) -> bool {
+        lock(&self.userfault).is_some()
+    }
+}
+
+impl Drop for Served {
+    /// Of a machine that could not be built: whoever serves it has nothing more to do.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
 }
 
 /// RAM on one side of the hole.
@@ -132,7 +161,7 @@ impl GuestRam {
             mem: Arc::new(mem),
             overlays: Vec::new(),
             pages,
-            userfault: None,
+            served: None,
             has_copies: false,
             given_back: Arc::default(),
         })
@@ -154,15 +183,23 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Pages that were never touched are not zero, but served by another process through `userfault`.
-    pub fn serve_by(&mut self, userfault: Userfault) {
-        self.userfault = Some(Arc::new(userfault));
+    /// Pages that were never touched are not zero, but served by another process, which is behind `stream`, through
+    /// `userfault`, until what is returned is told that all have come.
+    pub fn serve_by(&mut self, userfault: Userfault, stream: UnixStream) -> Arc<Served> {
+        let served = Arc::new(Served {
+            userfault: Mutex::new(Some(userfault)),
+            stream,
+        });
+        self.served = Some(Arc::clone(&served));
+        served
     }
 
     /// Whether another process serves pages that were never touched.
     #[must_use]
-    pub const fn is_served(&self) -> bool {
-        self.userfault.is_some()
+    pub fn is_served(&self) -> bool {
+        self.served
+            .as_ref()
+            .is_some_and(|served| served.is_missing())
     }
 
     /// Lays `runs` of `file` over RAM: as private views, or copied, when they are more than
@@ -222,7 +259,7 @@ impl GuestRam {
     /// Whether the page at `address` was zero for sure before the machine ran.
     #[must_use]
     pub fn began_as_zero(&self, address: u64) -> bool {
-        !self.has_copies && !self.is_view(address)
+        !self.has_copies && self.served.is_none() && !self.is_view(address)
     }
 
     /// Gives `address..+bytes` its own pages now; see [`Mapping::populate_for_write`].

@@ -155,8 +155,7 @@ fn map_ram(
             }
         }
         MemorySource::Served(socket) => {
-            let userfault = served::hand_over(&ram, socket).map_err(BuildError::Served)?;
-            ram.serve_by(userfault);
+            served::hand_over(&mut ram, socket).map_err(BuildError::Served)?;
         }
     }
     let known = match tuning.prefetch {

@@ -80,7 +80,7 @@ pub enum SaveError {
     },
     /// Another process serves memory.
     #[error(
-        "Guest memory is served by another process (userfaultfd), of which a copy of the monitor would get nothing: pause the machine to save it"
+        "Some of guest memory is still with the process that serves it (userfaultfd), where a copy of the monitor cannot get it: a clone can be forked or saved live once it has all of its memory, a moment after its start; memory of another server than a fork's stays there, and such a machine is paused to be saved"
     )]
     Served,
     /// Only some of the memory was asked for.

@@ -54,6 +54,17 @@ pub(super) fn catch() -> std::io::Result<()> {
     sigsys::catch(end)
 }
 
+/// Has the loop look whether the process can go on. May be called in a signal handler. False when it is the caller's to end the
+/// process: it is the loop, or there is none yet.
+pub fn tell_loop() -> bool {
+    let is_loop = matches!(THREAD.get(), Some((ThreadKind::Control, _)));
+    let target = LOOP.get().filter(|_| !is_loop);
+    if let Some(target) = target {
+        target.send(signal::cannot_go_on());
+    }
+    target.is_some()
+}
+
 /// How many forbidden calls there were.
 #[must_use]
 pub fn count() -> u64 {
@@ -80,9 +91,7 @@ fn end(call: ForbiddenCall) -> ! {
     let _ = write!(line, "lightv-vmm: {violation}");
     let _ = StandardStream::Stderr.write_all(line.text());
     let _ = StandardStream::Stderr.write_all(b"\r\n");
-    let is_loop = matches!(violation.thread, Some((ThreadKind::Control, _)));
-    if let (false, Some(target)) = (is_loop, LOOP.get()) {
-        target.send(signal::violation());
+    if tell_loop() {
         sigsys::sleep_in_handler(limits::VIOLATION_SERVED_MS);
     }
     process::exit_now(exit::FORBIDDEN_CALL)

@@ -1,8 +1,8 @@
 //! Guest memory that another process serves page by page: Firecracker's hand-shake (`mem_backend` of the type `Uffd`).
 //!
 //! One message to the socket: where in this process which part of the memory file belongs, as JSON, and the descriptor by
-//! which faults are told. Nothing more is said. A process that serves no more leaves a guest, and whoever touches its memory
-//! here, waiting.
+//! which faults are told. Nothing more is said from here, and the connection stays. A process that serves no more leaves a guest, and
+//! whoever touches its memory here, waiting, unless it is one of ours ([`crate::memory_watch`]).
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::memory_file::file_offset;
 use crate::memory::GuestRam;
+use crate::memory_watch;
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::uffd::Userfault;
 
@@ -56,13 +57,16 @@ pub enum ServeMemoryError {
         #[source]
         cause: io::Error,
     },
+    /// Nobody would see that it has ended.
+    #[error("Cannot watch the process that serves guest memory")]
+    Watch(#[source] io::Error),
 }
 
-/// Has all of `ram`, which is untouched, served by the process behind `socket`. What is returned is to be kept.
+/// Has all of `ram`, which is untouched, served by the process behind `socket`.
 ///
 /// # Errors
 /// [`ServeMemoryError`].
-pub fn hand_over(ram: &GuestRam, socket: &Path) -> Result<Userfault, ServeMemoryError> {
+pub fn hand_over(ram: &mut GuestRam, socket: &Path) -> Result<(), ServeMemoryError> {
     let path = socket.display().to_string();
     let connect = |cause| ServeMemoryError::Connect {
         path: path.clone(),
@@ -76,7 +80,9 @@ pub fn hand_over(ram: &GuestRam, socket: &Path) -> Result<Userfault, ServeMemory
     }
     let sent = send(&stream, &userfault, &message(ram));
     sent.map_err(|cause| ServeMemoryError::Send { path, cause })?;
-    Ok(userfault)
+    let other = stream.try_clone().map_err(ServeMemoryError::Watch)?;
+    let served = ram.serve_by(userfault, stream);
+    memory_watch::start(other, &served).map_err(ServeMemoryError::Watch)
 }
 
 fn message(ram: &GuestRam) -> Vec<u8> {

@@ -30,9 +30,9 @@ pub fn parent_gone() -> libc::c_int {
     libc::SIGRTMIN() + 1
 }
 
-/// The signal by which a thread that has made a forbidden system call tells the loop. Served too.
+/// The signal by which a thread tells the loop that the process cannot go on. Served too.
 #[must_use]
-pub fn violation() -> libc::c_int {
+pub fn cannot_go_on() -> libc::c_int {
     libc::SIGRTMIN() + 2
 }
 
@@ -77,7 +77,7 @@ fn served_set() -> libc::sigset_t {
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: the line above has initialised it.
     let mut set = unsafe { set.assume_init() };
-    for signal in SERVED.into_iter().chain([parent_gone(), violation()]) {
+    for signal in SERVED.into_iter().chain([parent_gone(), cannot_go_on()]) {
         // SAFETY: `set` is initialised and `signal` is a valid number.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
