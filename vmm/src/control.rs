@@ -280,6 +280,7 @@ impl Drop for Control {
             leash.terminal().restore();
         }
         self.machine.devices.settle();
+        self.tell_sides();
         self.sides.drain(..).for_each(Side::leave);
     }
 }
@@ -291,10 +292,12 @@ impl Control {
                 .poller
                 .wait(self.timeout())
                 .map_err(ControlError::Poll)?;
+            self.settle_sides();
             metrics::flush_if_due();
             self.machine.devices.wake_due();
             self.settle_if_due(tokens.is_empty());
             for token in tokens {
+                self.settle_sides();
                 if let Some(ending) = self.serve(token) {
                     return Ok(ending);
                 }
@@ -381,6 +384,7 @@ impl Control {
         self.machine.receiver.clear();
         for _ in 0..limits::EVENTS_PER_TURN {
             let event = self.machine.receiver.next()?;
+            self.settle_sides();
             let ending = match event {
                 Event::Device(device, call) => {
                     self.serve_device_call(device, call);

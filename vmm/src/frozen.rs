@@ -209,21 +209,19 @@ impl FrozenMemory<'_> {
     fn fill_around(&self, clone: &Clone, offset: u64) -> io::Result<()> {
         let begin = offset - offset % limits::FROZEN_AROUND_BYTES;
         let end = begin + limits::FROZEN_AROUND_BYTES;
+        let most = limits::FROZEN_AROUND_BYTES / PAGE;
         for (mut at, end) in [(offset + PAGE, end), (begin, offset)] {
-            while let Some((first, count)) = self.pages.next_held(at / PAGE) {
-                let first = first * PAGE;
-                if first >= end {
-                    break;
-                }
-                let done = self.fill(clone, first, (count * PAGE).min(end - first))?;
-                at = first + done.max(PAGE);
+            while let Some((first, count)) = self.pages.next_held(at / PAGE..end / PAGE, most) {
+                let done = self.fill(clone, first * PAGE, count * PAGE)?;
+                at = first * PAGE + done.max(PAGE);
             }
         }
         Ok(())
     }
 
     fn fill_more(&self, clone: &mut Clone) -> Progress {
-        let rest = self.pages.next_held(clone.filled / PAGE);
+        let most = limits::FROZEN_CHUNK_BYTES / PAGE;
+        let rest = self.pages.next_held(clone.filled / PAGE..u64::MAX, most);
         let Some((first, count)) = rest else {
             return match clone.let_go() {
                 Ok(()) => {
@@ -233,8 +231,7 @@ impl FrozenMemory<'_> {
                 Err(_) => Progress::Gone,
             };
         };
-        let bytes = (count * PAGE).min(limits::FROZEN_CHUNK_BYTES);
-        match self.fill(clone, first * PAGE, bytes) {
+        match self.fill(clone, first * PAGE, count * PAGE) {
             Ok(done) => {
                 clone.filled = first * PAGE + done.max(PAGE);
                 Progress::More

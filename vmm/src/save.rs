@@ -276,11 +276,13 @@ pub fn freeze(
         // Without the memory that is given out it means nothing: after a crash of the host, nobody wants it.
         let written = write_image_unsynced(&target.state, contents, source);
         written.map_err(SaveError::Write)?;
-        let pages = parent.hear().map_err(SaveError::Tell)?;
+        // Who asked can be answered: until the first machine comes, the pages are known too.
         parent.ready();
+        let heard = parent.hear().map(|pages| PageKinds::from_bytes(&pages));
         let memory = FrozenMemory {
             ram: &machine.ram,
-            pages: &PageKinds::from_bytes(&pages),
+            // A machine that is gone tells nothing any more: that costs memory, and no more.
+            pages: &heard.unwrap_or_else(|_| PageKinds::all_held(&machine.ram)),
         };
         let given = memory.give_out(&target.listener, target.clones);
         target.socket.remove();
@@ -290,8 +292,8 @@ pub fn freeze(
 }
 
 /// Tells a process of [`save_live`] or [`freeze`] what it waits for: which pages there are, as of now, when the machine may go on
-/// already. Pages that it has come to touch since are told of too, and hold in the other what they held before; none is given
-/// back meanwhile, for the loop does that, and is here.
+/// already. Pages that it has come to touch since are told of too, and hold in the other what they held before; none must have been
+/// given back meanwhile: the loop does that, and this before.
 ///
 /// # Errors
 /// [`SaveError`]; the process is of no use then.

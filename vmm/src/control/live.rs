@@ -22,6 +22,8 @@ pub(super) struct Side {
     target: LiveTarget,
     /// Who waits for it; of frozen memory nobody does, once it can be had.
     reply: Option<OrderReply>,
+    /// It is still to be told which pages there are.
+    awaits_pages: bool,
 }
 
 impl Side {
@@ -102,16 +104,38 @@ impl Control {
             LiveTarget::Fork(target) => freeze(&self.machine, &states, &devices, target),
         };
         self.go_on_after_live(devices, &save);
-        let told = started.and_then(|process| match tell_pages(&self.machine, &process) {
-            Ok(()) => Ok(process),
-            Err(error) => {
-                process.end();
-                Err(error)
-            }
-        });
-        match told {
+        match started {
             Ok(process) => self.await_side(process, save.target, save.reply),
             Err(error) => save.fail(SaveFailure::Save(error)),
+        }
+        let is_save = |side: &Side| matches!(side.target, LiveTarget::Save(_));
+        if self.sides.last().is_some_and(is_save) {
+            self.tell_sides();
+        }
+    }
+
+    /// Tells processes beside this one which pages there are.
+    pub(super) fn tell_sides(&mut self) {
+        while let Some(place) = self.sides.iter().position(|side| side.awaits_pages) {
+            let Some(side) = self.sides.get_mut(place) else {
+                return;
+            };
+            side.awaits_pages = false;
+            if let Err(error) = tell_pages(&self.machine, &side.process) {
+                let mut side = self.sides.swap_remove(place);
+                side.process.end();
+                let _ = self.poller.unwatch(side.process.fd());
+                answer(&mut side, Err(error));
+            }
+        }
+    }
+
+    /// To be called before anything is done that could give a page back: which pages there are, processes beside this one are told
+    /// before. Not sooner, for a fork is answered without, and has a use for this CPU until then.
+    pub(super) fn settle_sides(&mut self) {
+        if self.sides.iter().any(|side| side.awaits_pages) {
+            self.serve_sides();
+            self.tell_sides();
         }
     }
 
@@ -143,6 +167,7 @@ impl Control {
                 process,
                 target,
                 reply: Some(reply),
+                awaits_pages: true,
             }),
             Err(error) => {
                 process.end();

@@ -67,6 +67,7 @@ impl Control {
             let Some((order, reply)) = self.waiting.pop_front() else {
                 return;
             };
+            self.settle_sides();
             self.serve_order(order, reply);
         }
     }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
@@ -54,6 +55,13 @@ impl PageKinds {
         Ok(Self(kinds))
     }
 
+    /// As if all pages of `ram` were written: what is not known to be zero is looked at.
+    #[must_use]
+    pub fn all_held(ram: &GuestRam) -> Self {
+        let pages = usize::try_from(ram.bytes()).unwrap_or(usize::MAX) / PAGE_BYTES;
+        Self(vec![Page::Own; pages])
+    }
+
     /// What the page with this number is, counted in the memory file.
     #[must_use]
     pub fn kind(&self, number: u64) -> Page {
@@ -61,19 +69,22 @@ impl PageKinds {
         self.0.get(number).copied().unwrap_or(Page::Absent)
     }
 
-    /// The next pages from `number` on that hold something: the first, and how many follow each other.
+    /// The next of the pages `numbers` that hold something: the first, and how many follow each other, `most` at most. No more of
+    /// them are looked at than that takes.
     #[must_use]
-    pub fn next_held(&self, number: u64) -> Option<(u64, u64)> {
-        let begin = usize::try_from(number).unwrap_or(usize::MAX);
-        let rest = self.0.get(begin..)?;
+    pub fn next_held(&self, numbers: Range<u64>, most: u64) -> Option<(u64, u64)> {
+        let place = |number| usize::try_from(number).unwrap_or(usize::MAX);
+        let end = place(numbers.end).min(self.0.len());
+        let rest = self.0.get(place(numbers.start)..end)?;
         let holds = |page: &Page| matches!(page, Page::Own | Page::View);
         let skipped = rest.iter().position(holds)?;
         let count = rest
             .iter()
             .skip(skipped)
+            .take(place(most))
             .take_while(|page| holds(page))
             .count();
-        Some((number + skipped as u64, count as u64))
+        Some((numbers.start + skipped as u64, count as u64))
     }
 
     /// A byte for each, in order.
@@ -184,5 +195,34 @@ fn kind((ram, given_back): (&GuestRam, &PageSet), address: u64, entry: u64) -> P
         Page::View
     } else {
         Page::Absent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_pages_that_hold_something_are_found_in_a_range_and_no_more_than_asked_for() {
+        let all = [Page::Absent, Page::Own, Page::View, Page::GivenBack];
+        let kinds = [0, 1, 2, 1, 3, 0, 2].map(|place: usize| all[place]);
+        let kinds = PageKinds(kinds.to_vec());
+        for (range, most, found) in [
+            (0..u64::MAX, 9, Some((1, 3))),
+            (0..u64::MAX, 2, Some((1, 2))),
+            (3..7, 9, Some((3, 1))),
+            (0..3, 9, Some((1, 2))),
+            (4..6, 9, None),
+            (4..7, 9, Some((6, 1))),
+            (7..u64::MAX, 9, None),
+            (8..u64::MAX, 9, None),
+            (5..5, 9, None),
+        ] {
+            assert_eq!(
+                kinds.next_held(range.clone(), most),
+                found,
+                "{range:?} {most}"
+            );
+        }
     }
 }
