@@ -52,7 +52,9 @@ pub struct Served {
 impl Served {
     /// All pages have come: what is not there is zero, and nobody is asked any more.
     pub fn end(&self) {
-        *lock(&self.userfault) = None;
+        let ended = lock(&self.userfault).take();
+        // Its end takes a while, for which nobody should wait.
+        drop(ended);
     }
 
     fn is_missing(&self) -> bool {

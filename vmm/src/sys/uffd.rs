@@ -172,18 +172,15 @@ impl ForeignFaults {
     /// The kernel's.
     pub fn next(&self) -> io::Result<Option<u64>> {
         let mut message = [0; MESSAGE_BYTES];
-        loop {
-            match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut message)) {
-                Ok(MESSAGE_BYTES) if message.first() == Some(&EVENT_FAULT) => {
-                    let address = message.get(ADDRESS_AT..).and_then(<[u8]>::first_chunk);
-                    return Ok(address.map(|bytes| u64::from_ne_bytes(*bytes)));
-                }
-                // Another event: none was asked for.
-                Ok(MESSAGE_BYTES) => {}
-                Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(rustix::io::Errno::AGAIN) => return Ok(None),
-                Err(cause) => return Err(cause.into()),
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut message)) {
+            Ok(MESSAGE_BYTES) if message.first() == Some(&EVENT_FAULT) => {
+                let address = message.get(ADDRESS_AT..).and_then(<[u8]>::first_chunk);
+                Ok(address.map(|bytes| u64::from_ne_bytes(*bytes)))
             }
+            // Another event, of which none was asked for: it is no userfaultfd.
+            Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(cause) => Err(cause.into()),
         }
     }
 
