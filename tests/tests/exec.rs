@@ -27,11 +27,19 @@ fn exec(scratch: &Scratch, options: &[&str], script: &str) -> Finished {
     start(scratch, options, script, b"").finish()
 }
 
+/// `one.lv`: a guest in which nothing happens but what is started there.
+fn build_one(scratch: &Scratch, more: &[&str]) {
+    let _ = busybox(scratch, "root");
+    let options = ["--rootfs", "root", "--exec", "-e", "BASE=1"];
+    let command = ["--cmd", "sleep 100000"];
+    let _ = build(scratch, "one.lv", &[&options[..], more, &command].concat());
+}
+
 fn check_streams(scratch: &Scratch) {
     let finished = exec(scratch, &[], "echo out; echo err >&2; exit 7").with_code(7);
     assert_eq!((&*finished.stdout, &*finished.stderr), ("out\n", "err\n"));
     // Input that is more than may be under way, and back again.
-    let input: String = (0..25_000).map(|number| format!("{number}\n")).collect();
+    let input: String = (0..15_000).map(|number| format!("{number}\n")).collect();
     let finished = start(scratch, &["-i"], "cat", input.as_bytes()).finish();
     assert!(finished.with_code(OK).stdout == input, "other bytes");
     // Without -i there is none.
@@ -145,21 +153,7 @@ fn programs_of_the_host_run_in_a_running_guest() {
         return;
     }
     let scratch = Scratch::new();
-    let _ = busybox(&scratch, "root");
-    let options = [
-        "--rootfs",
-        "root",
-        "--exec",
-        "-e",
-        "BASE=1",
-        "-e",
-        "MORE=2",
-        "--workdir",
-        "/srv",
-        "--cmd",
-        "while :; do sleep 1; done",
-    ];
-    let _ = build(&scratch, "one.lv", &options);
+    build_one(&scratch, &["-e", "MORE=2", "--workdir", "/srv"]);
     for name in ["one", "two"] {
         let run = ["run", "-d", "--name", name, "one.lv"];
         let _ = scratch.run(&run).with_code(OK);
@@ -212,7 +206,7 @@ fn check_by_agent(agent: &Agent, id: &str) {
     let (none, script) = (json!({}), "echo out; echo err >&2; exit 7");
     assert_eq!(sh(script, &none), text("out\n", "err\n", ended(7)));
     // Input that is more than may be under way, and back again.
-    let input: String = (0..30_000).map(|number| format!("{number}\n")).collect();
+    let input: String = (0..15_000).map(|number| format!("{number}\n")).collect();
     let (stdout, _, last) = sh("cat", &json!({"stdin": input}));
     assert!((stdout == input) && last == ended(0), "{last:?}");
     assert_eq!(sh("cat", &none), text("", "", ended(0)));
@@ -242,17 +236,7 @@ fn clients_of_the_host_agent_run_programs_in_cold_warm_and_forked_sandboxes() {
         return;
     }
     let scratch = Scratch::new();
-    let _ = busybox(&scratch, "root");
-    let options = [
-        "--rootfs",
-        "root",
-        "--exec",
-        "-e",
-        "BASE=1",
-        "--cmd",
-        "sleep 100000",
-    ];
-    let _ = build(&scratch, "one.lv", &options);
+    build_one(&scratch, &[]);
     let agent = Agent::start(&scratch, &[]).with_deadline(PATIENCE);
     let stored = agent.put_image(&scratch, "one", "one.lv");
     assert!(stored.vsock, "{stored:?}");
