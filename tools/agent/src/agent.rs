@@ -85,15 +85,6 @@ pub struct Place {
     count: fn(&Agent) -> &Cell<u64>,
 }
 
-impl Place {
-    /// One more of those that `count` counts.
-    fn take(agent: &Rc<Agent>, count: fn(&Agent) -> &Cell<u64>) -> Self {
-        count(agent).set(count(agent).get() + 1);
-        let agent = Rc::clone(agent);
-        Self { agent, count }
-    }
-}
-
 impl Drop for Place {
     fn drop(&mut self) {
         let count = (self.count)(&self.agent);
@@ -131,15 +122,11 @@ impl Agent {
     /// 503: there are as many as there may be, or the agent ends.
     pub fn take_place(self: &Rc<Self>) -> Result<Place, Refusal> {
         let max = self.settings.requests_max;
-        if self.is_ending.get() {
-            return Err(Refusal::unavailable("The agent is ending."));
-        }
-        if self.requests.get() >= max {
-            return Err(Refusal::unavailable(format!(
+        self.take(|agent| &agent.requests, max, || {
+            Refusal::unavailable(format!(
                 "{max} requests are being carried out; no more are allowed (--max-requests). Try again."
-            )));
-        }
-        Ok(Place::take(self, |agent| &agent.requests))
+            ))
+        })
     }
 
     /// A place among the programs that run in guests.
@@ -148,15 +135,30 @@ impl Agent {
     /// 429: there are as many as there may be. 503: the agent ends.
     pub fn take_program(self: &Rc<Self>) -> Result<Place, Refusal> {
         let max = self.settings.programs_max;
+        self.take(|agent| &agent.programs, max, || {
+            Refusal::too_many(format!(
+                "{max} programs of the agent run in guests; no more are allowed. Wait for the end of one."
+            ))
+        })
+    }
+
+    /// One more of those that `count` counts, of whom there may be `max`; with all of them taken, `full`.
+    fn take(
+        self: &Rc<Self>,
+        count: fn(&Self) -> &Cell<u64>,
+        max: u64,
+        full: impl FnOnce() -> Refusal,
+    ) -> Result<Place, Refusal> {
         if self.is_ending.get() {
             return Err(Refusal::unavailable("The agent is ending."));
         }
-        if self.programs.get() >= max {
-            return Err(Refusal::too_many(format!(
-                "{max} programs of the agent run in guests; no more are allowed. Wait for the end of one."
-            )));
+        let taken = count(self);
+        if taken.get() >= max {
+            return Err(full());
         }
-        Ok(Place::take(self, |agent| &agent.programs))
+        taken.set(taken.get() + 1);
+        let agent = Rc::clone(self);
+        Ok(Place { agent, count })
     }
 
     /// Whether starts wait for a processor: nothing else is to be begun.
