@@ -1,7 +1,7 @@
 //! `lightv bench fork`: how long a machine that writes stands still while another begins from it, how soon that one answers, and
 //! for how long its own program does not come to run.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad};
-use serde::Serialize;
+use lightv_api_client::{Client, ClientError};
 
 use crate::report::{self, Case};
 use crate::stats::Sample;
@@ -49,23 +49,9 @@ pub enum ForkBenchError {
         #[source]
         cause: io::Error,
     },
-    /// It cannot be asked.
-    #[error("Cannot ask the monitor for {path}")]
-    Ask {
-        /// For what.
-        path: &'static str,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// It refuses.
-    #[error("The monitor answers to {path}: {answer}")]
-    Refused {
-        /// What was asked for.
-        path: &'static str,
-        /// Its answer.
-        answer: String,
-    },
+    /// It cannot be asked, or refuses.
+    #[error(transparent)]
+    Ask(#[from] ClientError),
     /// It does not serve, or its guest says nothing.
     #[error("Nothing was heard of {what} for {} s", PATIENCE.as_secs())]
     Silent {
@@ -138,8 +124,8 @@ fn fork(bench: &ForkBench, source: &Monitor) -> Result<[f64; 3], ForkBenchError>
         mem_socket_path: memory.clone(),
         clones: 1,
     };
-    source.put("/fork", &spec)?;
-    clone.put(
+    source.client.put("/fork", &spec)?;
+    clone.client.put(
         "/snapshot/load",
         &SnapshotLoad::of_fork(state, memory.clone()),
     )?;
@@ -168,7 +154,7 @@ fn wait_for(what: &'static str, is_there: impl Fn() -> bool) -> Result<(), ForkB
 /// A monitor with its API; killed when it is dropped.
 struct Monitor {
     child: Child,
-    socket: PathBuf,
+    client: Client,
     lines: Receiver<String>,
 }
 
@@ -199,40 +185,12 @@ impl Monitor {
         });
         let monitor = Self {
             child,
-            socket,
+            client: Client::with_patience(&socket, PATIENCE),
             lines,
         };
-        let is_served = || UnixStream::connect(&monitor.socket).is_ok();
+        let is_served = || UnixStream::connect(&socket).is_ok();
         wait_for("a monitor", is_served)?;
         Ok(monitor)
-    }
-
-    fn put(&self, path: &'static str, body: &impl Serialize) -> Result<(), ForkBenchError> {
-        let body = serde_json::to_string(body).map_err(|cause| ForkBenchError::Ask {
-            path,
-            cause: cause.into(),
-        })?;
-        let answer = self.ask("PUT", path, &body)?;
-        match answer.starts_with("HTTP/1.1 204") {
-            true => Ok(()),
-            false => Err(ForkBenchError::Refused { path, answer }),
-        }
-    }
-
-    /// The whole answer, head and body.
-    fn ask(&self, method: &str, path: &'static str, body: &str) -> Result<String, ForkBenchError> {
-        let failed = |cause| ForkBenchError::Ask { path, cause };
-        let mut stream = UnixStream::connect(&self.socket).map_err(failed)?;
-        let length = match body.len() {
-            0 => String::new(),
-            bytes => format!("Content-Length: {bytes}\r\n"),
-        };
-        let head = "Host: localhost\r\nConnection: close\r\n";
-        let request = format!("{method} {path} HTTP/1.1\r\n{head}{length}\r\n{body}");
-        stream.write_all(request.as_bytes()).map_err(failed)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map_err(failed)?;
-        Ok(answer)
     }
 
     fn line(&self) -> Result<String, ForkBenchError> {
@@ -270,8 +228,8 @@ impl Monitor {
     fn paused_us(&self) -> Result<f64, ForkBenchError> {
         const SUM: &str =
             "lightv_operation_duration_seconds_sum{operation=\"snapshot_live_pause\"} ";
-        let text = self.ask("GET", "/metrics", "")?;
-        let sum = text.lines().find_map(|line| line.strip_prefix(SUM));
+        let answer = self.client.call("GET", "/metrics", None)?;
+        let sum = answer.body.lines().find_map(|line| line.strip_prefix(SUM));
         let seconds: Option<f64> = sum.and_then(|text| text.parse().ok());
         Ok(seconds.ok_or(ForkBenchError::NoPause)? * 1e6)
     }

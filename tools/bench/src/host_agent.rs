@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,12 +12,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lightv_api::agent::SOCKET_NAME;
+use lightv_api::agent::host::AgentInfo;
 use lightv_api::agent::image::ImageSpec;
 use lightv_api::agent::pool::{Pool, PoolSpec};
 use lightv_api::agent::run::{RUN_SOCKET_NAME, RunAnswer, RunRequest};
+use lightv_api_client::{Client, ClientError};
 use lightv_packet::{Packet, PacketSocket, ReceiveError, SendError};
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
 
 use crate::sys;
 
@@ -58,23 +58,9 @@ pub enum HostAgentError {
         /// What it has said.
         said: String,
     },
-    /// It cannot be asked.
-    #[error("Cannot ask the host agent for {path}")]
-    Ask {
-        /// For what.
-        path: String,
-        /// Why.
-        #[source]
-        cause: io::Error,
-    },
-    /// It refuses.
-    #[error("The host agent answers to {path}: {answer}")]
-    Refused {
-        /// What was asked for.
-        path: String,
-        /// Its answer.
-        answer: String,
-    },
+    /// It cannot be asked, or refuses.
+    #[error(transparent)]
+    Ask(#[from] ClientError),
     /// Machines do not get ready.
     #[error("{ready} of {wanted} machines of the host agent's pool are ready after {} s{}", PATIENCE.as_secs(), said(fault.as_ref()))]
     NotReady {
@@ -128,6 +114,7 @@ pub(crate) struct Programs<'a> {
 #[derive(Debug)]
 pub(crate) struct HostAgent {
     child: Child,
+    client: Client,
     /// Its sockets.
     runtime: PathBuf,
     /// What it says.
@@ -167,19 +154,20 @@ impl HostAgent {
         })?;
         let mut agent = Self {
             child,
+            client: Client::with_patience(&runtime.join(SOCKET_NAME), PATIENCE),
             runtime,
             log,
             image: String::new(),
         };
         let began = Instant::now();
-        while let Err(error) = agent.ask("GET", "/", "") {
+        while let Err(error) = agent.client.get::<AgentInfo>("/") {
             if agent.has_ended() || began.elapsed() > PATIENCE {
                 let said = fs::read_to_string(&agent.log).unwrap_or_default();
                 return Err(match agent.has_ended() {
                     true => HostAgentError::Ended {
                         said: said.trim().to_owned(),
                     },
-                    false => error,
+                    false => error.into(),
                 });
             }
             thread::sleep(POLL_INTERVAL);
@@ -202,13 +190,14 @@ impl HostAgent {
             cause,
         })?;
         self.image = path.to_string_lossy().into_owned();
-        self.put(&format!("/images/{IMAGE}"), &ImageSpec { path })?;
+        self.client
+            .put(&format!("/images/{IMAGE}"), &ImageSpec { path })?;
         let spec = PoolSpec {
             min: count,
             max: count,
             ..PoolSpec::default()
         };
-        self.put(&format!("/pools/{IMAGE}"), &spec)
+        Ok(self.client.put(&format!("/pools/{IMAGE}"), &spec)?)
     }
 
     /// Waits until `count` are.
@@ -218,12 +207,7 @@ impl HostAgent {
     pub(crate) fn wait_ready(&self, count: u32) -> Result<(), HostAgentError> {
         let began = Instant::now();
         loop {
-            let path = format!("/pools/{IMAGE}");
-            let body = self.ask("GET", &path, "")?;
-            let pool: Pool = serde_json::from_str(&body).map_err(|cause| HostAgentError::Ask {
-                path,
-                cause: cause.into(),
-            })?;
+            let pool: Pool = self.client.get(&format!("/pools/{IMAGE}"))?;
             if pool.ready >= count {
                 return Ok(());
             }
@@ -285,44 +269,6 @@ impl HostAgent {
         }
     }
 
-    fn put(&self, path: &str, body: &impl Serialize) -> Result<(), HostAgentError> {
-        let body = serde_json::to_string(body).map_err(|cause| HostAgentError::Ask {
-            path: path.into(),
-            cause: cause.into(),
-        })?;
-        self.ask("PUT", path, &body).map(drop)
-    }
-
-    /// The body of the answer to what must be granted.
-    fn ask(&self, method: &str, path: &str, body: &str) -> Result<String, HostAgentError> {
-        let answer = self.exchange(&format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        ));
-        let answer = answer.map_err(|cause| HostAgentError::Ask {
-            path: path.into(),
-            cause,
-        })?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        match head.starts_with("HTTP/1.1 2") {
-            true => Ok(body.to_owned()),
-            false => Err(HostAgentError::Refused {
-                path: path.into(),
-                answer: body.to_owned(),
-            }),
-        }
-    }
-
-    fn exchange(&self, request: &str) -> io::Result<String> {
-        let mut stream = UnixStream::connect(self.runtime.join(SOCKET_NAME))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    }
-
     /// Whether it has processes: a template, machines.
     fn has_children(&self) -> bool {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
@@ -345,7 +291,7 @@ impl HostAgent {
 impl Drop for HostAgent {
     fn drop(&mut self) {
         // Its machines have ended when it has waited for them. An agent that is gone has left that to the kernel.
-        if self.ask("DELETE", &format!("/pools/{IMAGE}"), "").is_ok() {
+        if self.client.delete(&format!("/pools/{IMAGE}")).is_ok() {
             self.wait_while(|agent| agent.has_children());
         }
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);

@@ -41,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "lightv-bench",
         &[
             "lightv-api",
+            "lightv-api-client",
             "lightv-packet",
             "lightv-pool",
             "lightv-workloads",
