@@ -14,6 +14,7 @@
 //! the vCPUs.
 
 mod capture;
+mod linger;
 mod live;
 mod orders;
 mod phase;
@@ -26,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
 
+use self::linger::Linger;
 use self::live::Side;
 use self::phase::{Phase, Purpose};
 
@@ -231,6 +233,7 @@ pub fn run(
         told_to_end: None,
         waiting: VecDeque::new(),
         sides: Vec::new(),
+        linger: Linger::default(),
     };
     if is_paused {
         control.park_all(Purpose::Pause(None));
@@ -271,6 +274,8 @@ struct Control {
     waiting: VecDeque<(Order, OrderReply)>,
     /// Processes beside this one, for live snapshots and forks.
     sides: Vec<Side>,
+    /// How long is looked before the loop waits.
+    linger: Linger,
 }
 
 impl Drop for Control {
@@ -288,10 +293,7 @@ impl Drop for Control {
 impl Control {
     fn run_until_end(mut self) -> Result<Ending, ControlError> {
         loop {
-            let tokens = self
-                .poller
-                .wait(self.timeout())
-                .map_err(ControlError::Poll)?;
+            let tokens = self.next_tokens().map_err(ControlError::Poll)?;
             self.settle_sides();
             metrics::flush_if_due();
             self.machine.devices.wake_due();

@@ -154,6 +154,11 @@ impl<T> Uring<T> {
         let _ = rustix::io::read(&self.completed, &mut [0; 8]);
     }
 
+    /// Whether [`next_complete`](Self::next_complete) has something.
+    pub(crate) fn has_complete(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// An operation that is complete, and how many bytes it moved.
     pub(crate) fn next_complete(&mut self) -> Option<(Flight<T>, io::Result<usize>)> {
         let entry = self.ring.completion().next()?;

@@ -115,6 +115,15 @@ pub enum Progress {
     More,
 }
 
+/// What a device has that can be seen without a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Buffers in a queue, for [`VirtioDevice::process_queue`].
+    Queue(usize),
+    /// What the host has done, for [`VirtioDevice::process_backend`].
+    Backend,
+}
+
 /// A virtio device behind any transport.
 ///
 /// ```text
@@ -194,6 +203,18 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn wake_at(&self) -> Option<Instant> {
         None
     }
+
+    /// The caller is going to [`look`](Self::look) instead of waiting to be notified: the driver need not do so. False for a device
+    /// at which there is nothing to look.
+    fn begin_looking(&mut self) -> bool {
+        false
+    }
+
+    /// Tells `found` of all that could be served now, by what is in memory alone.
+    fn look(&mut self, _found: &mut dyn FnMut(Sight)) {}
+
+    /// The caller is going to wait: asks the driver to notify again. The caller looks once more, for what has come meanwhile.
+    fn end_looking(&mut self) {}
 
     /// What a snapshot keeps of the device, its queues apart. Called while idle.
     fn save(&self) -> DeviceState;

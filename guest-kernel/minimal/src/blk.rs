@@ -4,43 +4,46 @@ use virtio_drivers::Error;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
 use virtio_drivers::transport::mmio::MmioTransport;
 
+use crate::patience::Patience;
 use crate::shim;
-use crate::time;
 use crate::virtio::Identity;
 
 /// Bytes of a sector, the unit of addresses (virtio 1.2 §5.2.4).
 pub const SECTOR_BYTES: usize = 512;
-/// How long a request is polled for before the CPU sleeps, in time stamp counter ticks: about 40 µs. Going to sleep and
-/// waking costs 20 µs on software KVM.
-const POLL_TICKS: u64 = 100_000;
 
 /// The device and its driver.
-pub struct Disk(VirtIOBlk<Identity, MmioTransport<'static>>);
+pub struct Disk {
+    driver: VirtIOBlk<Identity, MmioTransport<'static>>,
+    patience: Patience,
+}
 
 impl Disk {
     /// Sets up the device.
     pub fn new(transport: MmioTransport<'static>) -> Result<Self, Error> {
-        VirtIOBlk::new(transport).map(Self)
+        Ok(Self {
+            driver: VirtIOBlk::new(transport)?,
+            patience: Patience::new(),
+        })
     }
 
     /// Size in sectors.
     pub fn capacity_sectors(&self) -> u64 {
-        self.0.capacity()
+        self.driver.capacity()
     }
 
     /// The device says that it cannot be written.
     pub fn read_only(&self) -> bool {
-        self.0.readonly()
+        self.driver.readonly()
     }
 
     /// Name of the device.
     pub fn id(&mut self, id: &mut [u8; 20]) -> Result<usize, Error> {
-        self.0.device_id(id)
+        self.driver.device_id(id)
     }
 
     /// Waits until everything written before is on the disk.
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.0.flush()
+        self.driver.flush()
     }
 
     /// Reads whole sectors from `sector` on.
@@ -48,13 +51,13 @@ impl Disk {
         let (mut request, mut response) = (BlkReq::default(), BlkResp::default());
         // SAFETY: request, data and response are not touched until complete_read_blocks below, before they go away.
         let token = unsafe {
-            self.0
+            self.driver
                 .read_blocks_nb(sector, &mut request, data, &mut response)
         }?;
         self.wait();
         // SAFETY: the buffers of this token.
         unsafe {
-            self.0
+            self.driver
                 .complete_read_blocks(token, &request, data, &mut response)
         }
     }
@@ -64,29 +67,26 @@ impl Disk {
         let (mut request, mut response) = (BlkReq::default(), BlkResp::default());
         // SAFETY: request, data and response are not touched until complete_write_blocks below, before they go away.
         let token = unsafe {
-            self.0
+            self.driver
                 .write_blocks_nb(sector, &mut request, data, &mut response)
         }?;
         self.wait();
         // SAFETY: the buffers of this token.
         unsafe {
-            self.0
+            self.driver
                 .complete_write_blocks(token, &request, data, &mut response)
         }
     }
 
     /// Until the one request in flight is done.
     fn wait(&mut self) {
-        let start = time::ticks();
-        while self.0.peek_used().is_none() {
-            if time::ticks().saturating_sub(start) < POLL_TICKS {
-                core::hint::spin_loop();
-                continue;
-            }
+        let driver = &mut self.driver;
+        while !self.patience.look(|| driver.peek_used().is_some()) {
             // Acknowledge before looking once more: an interrupt from now on ends the sleep.
-            self.0.ack_interrupt();
-            if self.0.peek_used().is_none() {
+            driver.ack_interrupt();
+            if driver.peek_used().is_none() {
                 shim::wait();
+                self.patience.note_sleep();
             }
         }
     }

@@ -9,6 +9,7 @@ use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::patience::Patience;
 use crate::shim;
 use crate::time;
 use crate::virtio::Identity;
@@ -20,8 +21,6 @@ pub const DEPTH_MAX: usize = QUEUE_SIZE / 3;
 /// `VIRTIO_F_VERSION_1` (virtio 1.2 §6). Not `VIRTIO_F_EVENT_IDX`: with it this queue's driver notifies for each request,
 /// whatever the device wants, and cannot do without interrupts while it polls.
 const FEATURES: u64 = 1 << 32;
-/// As for [`blk`](crate::blk): how long is polled before the CPU sleeps.
-const POLL_TICKS: u64 = 100_000;
 
 /// What a request does with the disk (virtio 1.2 §5.2.6).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -79,6 +78,7 @@ pub struct DeepDisk {
     /// Those under way, by the token of their request.
     busy: [Option<&'static mut Slot>; QUEUE_SIZE],
     capacity_bytes: u64,
+    patience: Patience,
 }
 
 impl DeepDisk {
@@ -113,6 +113,7 @@ impl DeepDisk {
             queue,
             busy: [const { None }; QUEUE_SIZE],
             capacity_bytes: sectors * 512,
+            patience: Patience::new(),
         })
     }
 
@@ -158,26 +159,18 @@ impl DeepDisk {
         self.transport.notify(0);
     }
 
-    /// Whether a request is done.
-    pub fn is_done(&self) -> bool {
-        self.queue.can_pop()
-    }
-
     /// Until a request is done.
     pub fn wait(&mut self) {
-        let start = time::ticks();
-        while !self.is_done() {
-            if time::ticks().saturating_sub(start) < POLL_TICKS {
-                core::hint::spin_loop();
-                continue;
-            }
+        let queue = &mut self.queue;
+        while !self.patience.look(|| queue.can_pop()) {
             // Ask and acknowledge before looking once more: an interrupt from now on ends the sleep.
-            self.queue.set_dev_notify(true);
+            queue.set_dev_notify(true);
             self.transport.ack_interrupt();
-            if !self.is_done() {
+            if !queue.can_pop() {
                 shim::wait();
+                self.patience.note_sleep();
             }
-            self.queue.set_dev_notify(false);
+            queue.set_dev_notify(false);
         }
     }
 

@@ -23,6 +23,7 @@ mod mmio;
 mod network;
 mod nic;
 mod offload;
+mod patience;
 mod port;
 mod shim;
 mod time;

@@ -16,12 +16,10 @@ use smoltcp::wire::{
 
 use crate::control;
 use crate::nic::Nic;
+use crate::patience::Patience;
 use crate::shim;
 use crate::time;
 
-/// How long the device is polled for before the CPU sleeps, in time stamp counter ticks: about 40 µs, twice what
-/// going to sleep and waking costs on software KVM.
-const POLL_TICKS: u64 = 100_000;
 const ACK_DELAY: Duration = Duration::from_millis(2);
 const NS_PER_US: u64 = 1000;
 /// Ethernet header and ARP packet for IPv4 (RFC 826).
@@ -35,6 +33,7 @@ pub struct Network {
     interface: Interface,
     /// The sockets.
     pub sockets: SocketSet<'static>,
+    patience: Patience,
 }
 
 fn now() -> Instant {
@@ -65,6 +64,7 @@ impl Network {
             nic,
             interface,
             sockets: SocketSet::new(vec![]),
+            patience: Patience::new(),
         }
     }
 
@@ -175,12 +175,8 @@ impl Network {
 
     /// The same, for `most_ns` at most.
     pub fn sleep_at_most(&mut self, most_ns: u64) {
-        let start = time::ticks();
-        while time::ticks().saturating_sub(start) < POLL_TICKS {
-            if self.nic.has_frame() {
-                return;
-            }
-            core::hint::spin_loop();
+        if self.patience.look(|| self.nic.has_frame()) {
+            return;
         }
         // Acknowledge before looking once more: an interrupt from now on ends the sleep.
         self.nic.acknowledge();
@@ -193,5 +189,6 @@ impl Network {
             u64::MAX => shim::wait(),
             delay_ns => time::wait_until(time::now_ns().saturating_add(delay_ns)),
         }
+        self.patience.note_sleep();
     }
 }

@@ -25,7 +25,7 @@ use lightv_devices::mmds::Mmds;
 use lightv_devices::state::DeviceState;
 use lightv_devices::virtio::block::Disk;
 use lightv_devices::virtio::console::Console;
-use lightv_devices::virtio::device::{DeviceKind, Progress, VirtioDevice as _};
+use lightv_devices::virtio::device::{DeviceKind, Progress, Sight, VirtioDevice as _};
 use lightv_devices::virtio::mmio::{MmioFront, ResumePoint};
 use virtio_queue::Queue;
 
@@ -306,6 +306,44 @@ impl DeviceSet {
         if let Err(fault) = place.device.process_backend() {
             place.report(&fault);
         }
+    }
+
+    /// Whether device `device` is one of those that are looked at.
+    #[must_use]
+    pub fn is_looked_at(&self, device: usize) -> bool {
+        let place = self.places.get(device);
+        place.is_some_and(|place| matches!(place.device, Held::Block(_)))
+    }
+
+    /// Has drivers not notify devices that can be looked at instead; false when there is none at work.
+    pub fn begin_looking(&mut self) -> bool {
+        let mut can_look = false;
+        for place in &mut self.places {
+            can_look |= place.device.begin_looking();
+        }
+        can_look
+    }
+
+    /// What can be served now, as far as memory tells.
+    pub fn look(&mut self) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for (device, place) in self.places.iter_mut().enumerate() {
+            place.device.look(&mut |sight| {
+                tokens.push(match sight {
+                    Sight::Queue(queue) => Token::Queue { device, queue },
+                    Sight::Backend => Token::Backend { device },
+                });
+            });
+        }
+        tokens
+    }
+
+    /// Asks drivers to notify again. What has come meanwhile is to be served before anything is waited for.
+    pub fn end_looking(&mut self) -> Vec<Token> {
+        for place in &mut self.places {
+            place.device.end_looking();
+        }
+        self.look()
     }
 
     /// Starts a device at its driver's DRIVER_OK; false when it does not start.

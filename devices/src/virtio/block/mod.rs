@@ -40,7 +40,7 @@ use crate::limits::{
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::sys::uring::Uring;
-use crate::virtio::device::{Activation, DeviceKind, Progress, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceKind, Progress, Sight, VirtioDevice};
 use crate::virtio::ring::{Popped, Ring};
 
 /// How the host reads and writes.
@@ -93,6 +93,8 @@ struct Active {
     rings: Vec<Ring>,
     /// Of requests that are not under way: one for each that has been, so that none is made twice.
     spare: Vec<GuestBuffers>,
+    /// The caller looks at the rings: the driver need not notify.
+    is_looked_at: bool,
     /// The driver did not accept flush, so a write is only done when it has reached the disk (virtio 1.2 §5.2.6.2).
     is_write_through: bool,
 }
@@ -234,6 +236,7 @@ impl Block {
         let Active {
             rings,
             spare,
+            is_looked_at,
             is_write_through,
         } = self.active.as_mut()?;
         let worker = Worker {
@@ -247,6 +250,7 @@ impl Block {
         let desks = Desks {
             rings,
             spare,
+            is_looked_at: *is_looked_at,
             uring: self.uring.as_mut(),
         };
         let done = work(&worker, desks, &mut self.limiter);
@@ -308,7 +312,7 @@ fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limite
             }
             Popped::Malformed => {}
             Popped::Empty => {
-                if !desk.ring.resume_kicks() {
+                if desk.is_looked_at || !desk.ring.resume_kicks() {
                     return Progress::Done;
                 }
             }
@@ -350,6 +354,7 @@ impl VirtioDevice for Block {
         self.active = Some(Active {
             rings,
             spare: Vec::new(),
+            is_looked_at: false,
             is_write_through,
         });
         Ok(())
@@ -397,6 +402,55 @@ impl VirtioDevice for Block {
     fn wake_at(&self) -> Option<Instant> {
         let waits = [self.limiter.blocked_until(), self.again_at];
         waits.into_iter().flatten().min()
+    }
+
+    fn begin_looking(&mut self) -> bool {
+        let Some(active) = &mut self.active else {
+            return false;
+        };
+        if !active.is_looked_at {
+            active.is_looked_at = true;
+            active.rings.iter_mut().for_each(Ring::pause_kicks);
+        }
+        true
+    }
+
+    fn look(&mut self, found: &mut dyn FnMut(Sight)) {
+        let Some(active) = &self.active else {
+            return;
+        };
+        if let Some(uring) = &mut self.uring {
+            if uring.has_complete() {
+                // It serves the queues too.
+                found(Sight::Backend);
+                return;
+            }
+            if !uring.has_room() {
+                return;
+            }
+        }
+        // What a limiter holds up comes by `wake_at`.
+        if self.limiter.blocked_until().is_some() {
+            return;
+        }
+        for (queue, ring) in active.rings.iter().enumerate() {
+            if ring.has_waiting() {
+                found(Sight::Queue(queue));
+            }
+        }
+    }
+
+    fn end_looking(&mut self) {
+        let is_held_up = self.limiter.blocked_until().is_some();
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        active.is_looked_at = false;
+        if !is_held_up {
+            for ring in &mut active.rings {
+                let _the_caller_looks = ring.resume_kicks();
+            }
+        }
     }
 
     fn save(&self) -> DeviceState {

@@ -64,6 +64,8 @@ pub(super) struct Desks<'a> {
     pub(super) rings: &'a mut [Ring],
     /// Lists of buffers that no request uses.
     pub(super) spare: &'a mut Vec<GuestBuffers>,
+    /// The rings are looked at: drivers need not notify.
+    pub(super) is_looked_at: bool,
     /// Of the asynchronous engine.
     pub(super) uring: Option<&'a mut Uring<Pending>>,
 }
@@ -75,6 +77,7 @@ impl Desks<'_> {
             ring: self.rings.get_mut(queue)?,
             queue,
             spare: self.spare,
+            is_looked_at: self.is_looked_at,
             uring: self.uring.as_deref_mut(),
         })
     }
@@ -86,6 +89,8 @@ pub(super) struct Desk<'a> {
     queue: usize,
     /// Lists of buffers that no request uses.
     pub(super) spare: &'a mut Vec<GuestBuffers>,
+    /// The ring is looked at: the driver need not notify.
+    pub(super) is_looked_at: bool,
     /// Of the asynchronous engine.
     pub(super) uring: Option<&'a mut Uring<Pending>>,
 }
