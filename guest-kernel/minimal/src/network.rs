@@ -178,11 +178,16 @@ impl Network {
         if self.patience.look(|| self.nic.has_frame()) {
             return;
         }
-        // Acknowledge before looking once more: an interrupt from now on ends the sleep.
-        self.nic.acknowledge();
-        if self.nic.has_frame() {
-            return;
+        // Ask before looking once more: an interrupt from now on ends the sleep.
+        self.nic.ask_for_interrupts();
+        if !self.nic.has_frame() {
+            self.sleep_until_interrupt(most_ns);
         }
+        self.nic.refuse_interrupts();
+    }
+
+    /// Sleeps until an interrupt, or until a socket's time has come, for `most_ns` at most.
+    fn sleep_until_interrupt(&mut self, most_ns: u64) {
         let delay = self.interface.poll_delay(now(), &self.sockets);
         let delay_ns = delay.map_or(u64::MAX, |delay| delay.total_micros() * NS_PER_US);
         match delay_ns.min(most_ns) {

@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::sync::atomic::{Ordering, fence};
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
@@ -101,6 +102,7 @@ impl Nic {
             inner.lend(buffer);
         }
         inner.doorbell.ring();
+        inner.driver.disable_interrupts();
         Ok(Self(RefCell::new(inner)))
     }
 
@@ -125,9 +127,19 @@ impl Nic {
         self.0.borrow().doorbell.ring();
     }
 
-    /// Acknowledges interrupts. Look for frames once more before going to sleep.
-    pub fn acknowledge(&self) {
-        self.0.borrow_mut().driver.ack_interrupt();
+    /// Has the device interrupt from now on, and acknowledges what it has said before. Look for frames once more before going to
+    /// sleep.
+    pub fn ask_for_interrupts(&self) {
+        let mut inner = self.0.borrow_mut();
+        inner.driver.enable_interrupts();
+        // The device sees the wish, or what it has done before is seen after this.
+        fence(Ordering::SeqCst);
+        inner.driver.ack_interrupt();
+    }
+
+    /// Has the device interrupt no more: who is awake looks. An interrupt takes both sides many times what a look does.
+    pub fn refuse_interrupts(&self) {
+        self.0.borrow_mut().driver.disable_interrupts();
     }
 
     /// A frame has come, or a buffer has been sent and can be used again while all are in use.
