@@ -175,7 +175,8 @@ impl Network {
 
     /// The same, for `most_ns` at most.
     pub fn sleep_at_most(&mut self, most_ns: u64) {
-        if self.patience.look(|| self.nic.has_frame()) {
+        let delay = self.socket_delay();
+        if delay == Some(Duration::ZERO) || self.patience.look(|| self.nic.has_frame()) {
             return;
         }
         // Ask before looking once more: an interrupt from now on ends the sleep.
@@ -186,9 +187,15 @@ impl Network {
         self.nic.refuse_interrupts();
     }
 
+    /// Until a socket's time comes. That of one that can only wait for the device is none.
+    fn socket_delay(&mut self) -> Option<Duration> {
+        let delay = self.interface.poll_delay(now(), &self.sockets);
+        delay.filter(|&delay| delay != Duration::ZERO || !self.nic.is_full())
+    }
+
     /// Sleeps until an interrupt, or until a socket's time has come, for `most_ns` at most.
     fn sleep_until_interrupt(&mut self, most_ns: u64) {
-        let delay = self.interface.poll_delay(now(), &self.sockets);
+        let delay = self.socket_delay();
         let delay_ns = delay.map_or(u64::MAX, |delay| delay.total_micros() * NS_PER_US);
         match delay_ns.min(most_ns) {
             u64::MAX => shim::wait(),

@@ -4,36 +4,40 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::sync::atomic::{Ordering, fence};
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use virtio_drivers::Error;
-use virtio_drivers::device::net::VirtIONetRaw;
-use virtio_drivers::transport::Transport as _;
+use virtio_drivers::transport::mmio::MmioTransport;
+use virtio_drivers::transport::{DeviceStatus, Transport};
 
-use crate::batched::{Batched, Doorbell};
+use crate::frame_queue::{Buffer, FrameQueue, Way};
 use crate::offload;
-use crate::virtio::Identity;
 
-/// Buffers in each direction.
-const QUEUE_SIZE: usize = 32;
+/// Buffers for frames to come. Those of a device that cuts are 64 KiB each, and are filled in turn: more would be out of the caches
+/// by the time that they are read.
+const RECEIVE_BUFFERS: usize = 32;
+/// Frames that are sent and not yet taken. With more, a guest that sends datagrams only has more of them lost where they arrive.
+const SEND_BUFFERS: usize = 32;
+/// Of [`SEND_BUFFERS`]: so many have been taken before who waits for that goes on, so that it is not woken for each.
+const SEND_AGAIN: usize = SEND_BUFFERS / 2;
 /// `virtio_net_hdr` with `num_buffers` (virtio 1.2 §5.1.6).
 const HEADER_BYTES: usize = 12;
 const ETHERNET_HEADER_BYTES: usize = 14;
 /// Where the device tells none.
 const MTU_DEFAULT: u16 = 1500;
-/// `VIRTIO_NET_F_MTU` (virtio 1.2 §5.1.3).
+/// `VIRTIO_F_VERSION_1` (virtio 1.2 §6).
+const FEATURE_VERSION_1: u64 = 1 << 32;
+/// `VIRTIO_NET_F_MTU` and `VIRTIO_NET_F_MAC` (virtio 1.2 §5.1.3).
 const FEATURE_MTU: u64 = 1 << 3;
-/// `mtu` in the configuration (virtio 1.2 §5.1.4).
+const FEATURE_MAC: u64 = 1 << 5;
+/// `mac` and `mtu` in the configuration (virtio 1.2 §5.1.4).
+const MAC_AT: usize = 0;
 const MTU_AT: usize = 10;
 /// Of a peer that says less (RFC 9293 §3.7.1, for IPv4).
 const SEGMENT_BYTES_MIN: u16 = 536;
 /// Of buffers: a frame of the usual size with its header fits, and two of them fill a page.
 const BUFFER_BYTES_MIN: usize = 2048;
-
-type Buffer = [u8];
-type Driver = VirtIONetRaw<Identity, Batched, QUEUE_SIZE>;
 
 /// Who computes checksums and cuts TCP into segments.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,13 +52,14 @@ pub enum Work {
 pub struct Nic(RefCell<Inner>);
 
 struct Inner {
-    driver: Driver,
-    doorbell: Doorbell,
-    /// Buffers lent to the device, by the token of their request.
-    receiving: [Option<Box<Buffer>>; QUEUE_SIZE],
-    sending: [Option<Box<Buffer>>; QUEUE_SIZE],
+    transport: MmioTransport<'static>,
+    mac: [u8; 6],
+    receiving: FrameQueue<RECEIVE_BUFFERS>,
+    sending: FrameQueue<SEND_BUFFERS>,
+    /// Buffers that the device does not have.
     spare: Vec<Box<Buffer>>,
-    dropped: u64,
+    /// There was no room for a frame to be sent.
+    is_full: bool,
     /// Of the largest frame on the network, without the device's header.
     mtu_frame_bytes: usize,
     /// Of what is to be cut.
@@ -67,14 +72,28 @@ struct Inner {
 
 impl Nic {
     /// Sets up the device and lends it buffers for receiving.
-    pub fn new(mut transport: Batched, work: Work) -> Result<Self, Error> {
-        let doorbell = transport.doorbell();
-        let mtu = match transport.accept(FEATURE_MTU) {
+    pub fn new(mut transport: MmioTransport<'static>, work: Work) -> Result<Self, Error> {
+        let started = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        transport.set_status(DeviceStatus::empty());
+        transport.set_status(started);
+        let offered = transport.read_device_features();
+        let offers = |features| offered & features == features;
+        let is_offloaded = work == Work::Offloaded && offers(offload::FEATURES);
+        let cuts_datagrams = is_offloaded && offers(offload::DATAGRAMS);
+        let mut features = offered & (FEATURE_VERSION_1 | FEATURE_MAC | FEATURE_MTU);
+        if is_offloaded {
+            features |= offload::FEATURES;
+        }
+        if cuts_datagrams {
+            features |= offload::DATAGRAMS;
+        }
+        transport.write_driver_features(features);
+        transport.set_status(started | DeviceStatus::FEATURES_OK);
+        let mac = transport.read_config_space(MAC_AT)?;
+        let mtu = match offers(FEATURE_MTU) {
             true => transport.read_config_space(MTU_AT)?,
             false => MTU_DEFAULT,
         };
-        let is_offloaded = work == Work::Offloaded && transport.accept(offload::FEATURES);
-        let cuts_datagrams = is_offloaded && transport.accept(offload::DATAGRAMS);
         let cut = offload::Cut {
             segment_bytes: mtu.saturating_sub(offload::SEGMENT_HEADERS_BYTES),
             datagram_bytes: cuts_datagrams
@@ -85,30 +104,32 @@ impl Nic {
             true => offload::FRAME_BYTES_MAX,
             false => mtu_frame_bytes,
         };
+        let receiving = FrameQueue::new(&mut transport, Way::Receive)?;
+        let sending = FrameQueue::new(&mut transport, Way::Send)?;
+        transport.finish_init();
         let mut inner = Inner {
-            driver: Driver::new(transport)?,
-            doorbell,
-            receiving: [const { None }; QUEUE_SIZE],
-            sending: [const { None }; QUEUE_SIZE],
+            transport,
+            mac,
+            receiving,
+            sending,
             spare: Vec::new(),
-            dropped: 0,
+            is_full: false,
             mtu_frame_bytes,
             cut,
             is_offloaded,
             buffer_bytes: BUFFER_BYTES_MIN.max(HEADER_BYTES + frame_bytes),
         };
-        for _ in 0..QUEUE_SIZE {
+        for _ in 0..RECEIVE_BUFFERS {
             let buffer = inner.fresh_buffer();
             inner.lend(buffer);
         }
-        inner.doorbell.ring();
-        inner.driver.disable_interrupts();
+        inner.ring();
         Ok(Self(RefCell::new(inner)))
     }
 
     /// The device's hardware address.
     pub fn mac(&self) -> [u8; 6] {
-        self.0.borrow().driver.mac_address()
+        self.0.borrow().mac
     }
 
     /// Data of a datagram of UDP that can be sent: of a frame, or of many if the device cuts.
@@ -122,31 +143,36 @@ impl Nic {
         frame_bytes.saturating_sub(headers)
     }
 
-    /// Tells the device of all frames sent and buffers lent since the last time.
-    pub fn notify(&self) {
-        self.0.borrow().doorbell.ring();
+    /// Tells the device of all frames sent and buffers lent since the last time, unless it looks by itself.
+    pub fn notify(&mut self) {
+        self.0.get_mut().ring();
     }
 
-    /// Has the device interrupt from now on, and acknowledges what it has said before. Look for frames once more before going to
-    /// sleep.
-    pub fn ask_for_interrupts(&self) {
-        let mut inner = self.0.borrow_mut();
-        inner.driver.enable_interrupts();
-        // The device sees the wish, or what it has done before is seen after this.
-        fence(Ordering::SeqCst);
-        inner.driver.ack_interrupt();
+    /// Has the device interrupt when there is something to go on with. Look once more before going to sleep.
+    pub fn ask_for_interrupts(&mut self) {
+        let inner = self.0.get_mut();
+        inner.receiving.set_interrupts(true);
+        // Of frames that have been sent nobody wants to know as long as more can be.
+        inner.sending.set_interrupts(inner.is_full);
+        inner.transport.ack_interrupt();
     }
 
-    /// Has the device interrupt no more: who is awake looks. An interrupt takes both sides many times what a look does.
-    pub fn refuse_interrupts(&self) {
-        self.0.borrow_mut().driver.disable_interrupts();
+    /// Has the device interrupt no more: who is awake looks. An interrupt costs both sides many times what a look does.
+    pub fn refuse_interrupts(&mut self) {
+        let inner = self.0.get_mut();
+        inner.receiving.set_interrupts(false);
+        inner.sending.set_interrupts(false);
     }
 
-    /// A frame has come, or a buffer has been sent and can be used again while all are in use.
-    pub fn has_frame(&self) -> bool {
-        let mut inner = self.0.borrow_mut();
-        let can_go_on = !inner.driver.can_send() && inner.driver.poll_transmit().is_some();
-        can_go_on || inner.driver.poll_receive().is_some()
+    /// There was no room for a frame to be sent: the device has many to take first.
+    pub fn is_full(&self) -> bool {
+        self.0.borrow().is_full
+    }
+
+    /// A frame has come, or frames can be sent again after there was no room.
+    pub fn has_frame(&mut self) -> bool {
+        let inner = self.0.get_mut();
+        inner.receiving.has_done() || inner.has_room_again()
     }
 }
 
@@ -157,35 +183,28 @@ impl Inner {
     }
 
     /// Lends the device a buffer for receiving.
-    fn lend(&mut self, mut buffer: Box<Buffer>) {
-        // SAFETY: the buffer is kept in `receiving` until the device gives the token back.
-        match unsafe { self.driver.receive_begin(&mut buffer[..]) } {
-            Ok(token) => self.receiving[usize::from(token)] = Some(buffer),
-            Err(_) => self.spare.push(buffer),
+    fn lend(&mut self, buffer: Box<Buffer>) {
+        let len = buffer.len();
+        if let Err(buffer) = self.receiving.lend(buffer, len) {
+            self.spare.push(buffer);
         }
     }
 
-    /// A received frame: the buffer, and the length of the frame after the header.
+    /// Rings for the queues of which the device does not know all.
+    fn ring(&mut self) {
+        self.receiving.ring(&mut self.transport);
+        self.sending.ring(&mut self.transport);
+    }
+
+    /// A received frame: the buffer, and the length of the frame after the header. A damaged one is none.
     fn received(&mut self) -> Option<(Box<Buffer>, usize)> {
-        let token = self.driver.poll_receive()?;
-        let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
-        // SAFETY: the buffer of this token.
-        match unsafe { self.driver.receive_complete(token, &mut buffer[..]) } {
-            Ok((_, len)) => {
-                let len = len.min(buffer.len() - HEADER_BYTES);
-                if self.is_offloaded && !self.look_at(&mut buffer[..HEADER_BYTES + len]) {
-                    self.dropped += 1;
-                    self.lend(buffer);
-                    return None;
-                }
-                Some((buffer, len))
-            }
-            Err(_) => {
-                self.dropped += 1;
-                self.lend(buffer);
-                None
-            }
+        let (mut buffer, written) = self.receiving.take()?;
+        let frame_bytes = written.checked_sub(HEADER_BYTES);
+        if frame_bytes.is_some() && (!self.is_offloaded || self.look_at(&mut buffer[..written])) {
+            return Some(buffer).zip(frame_bytes);
         }
+        self.lend(buffer);
+        None
     }
 
     /// Does for a received frame what the stack does not do any more. False if it is damaged.
@@ -202,18 +221,7 @@ impl Inner {
 
     /// Takes back the buffers that have been sent.
     fn reclaim(&mut self) {
-        while let Some(token) = self.driver.poll_transmit() {
-            let Some(buffer) = self
-                .sending
-                .get_mut(usize::from(token))
-                .and_then(Option::take)
-            else {
-                return;
-            };
-            // SAFETY: the buffer of this token.
-            if unsafe { self.driver.transmit_complete(token, &buffer[..]) }.is_err() {
-                self.dropped += 1;
-            }
+        while let Some((buffer, _)) = self.sending.take() {
             self.spare.push(buffer);
         }
     }
@@ -221,18 +229,24 @@ impl Inner {
     /// A buffer can be sent now.
     fn can_send(&mut self) -> bool {
         self.reclaim();
-        self.driver.can_send()
+        self.is_full = self.sending.room() == 0;
+        !self.is_full
     }
 
-    /// Sends `len` bytes after the header. The driver copies only descriptors, so the buffer stays where it is.
+    /// Many can be sent now, after none could.
+    fn has_room_again(&mut self) -> bool {
+        if self.is_full {
+            self.reclaim();
+            self.is_full = self.sending.room() < SEND_AGAIN;
+            return !self.is_full;
+        }
+        false
+    }
+
+    /// Sends `len` bytes after the header. The buffer stays where it is.
     fn send(&mut self, buffer: Box<Buffer>, len: usize) {
-        // SAFETY: the buffer is kept in `sending` until the device gives the token back.
-        match unsafe { self.driver.transmit_begin(&buffer[..HEADER_BYTES + len]) } {
-            Ok(token) => self.sending[usize::from(token)] = Some(buffer),
-            Err(_) => {
-                self.dropped += 1;
-                self.spare.push(buffer);
-            }
+        if let Err(buffer) = self.sending.lend(buffer, HEADER_BYTES + len) {
+            self.spare.push(buffer);
         }
     }
 }
@@ -304,7 +318,7 @@ impl Device for Nic {
         if inner.is_offloaded {
             offload::declare(&mut capabilities);
         }
-        capabilities.max_burst_size = Some(QUEUE_SIZE);
+        capabilities.max_burst_size = Some(RECEIVE_BUFFERS);
         capabilities
     }
 }

@@ -14,7 +14,6 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use crate::apic;
 use crate::balloon::Balloon;
-use crate::batched::Batched;
 use crate::blk::Disk;
 use crate::boot::to_usize;
 use crate::eprintln;
@@ -107,7 +106,6 @@ impl Devices {
                 self.disk_places.push(place);
             }
             DeviceType::Network if self.nic.is_none() => {
-                let transport = Batched::new(transport, registers);
                 let work = match cmdline.value("net.offload") {
                     Some("on") => Work::Offloaded,
                     _ => Work::Own,

@@ -4,8 +4,8 @@ use virtio_drivers::Error;
 use virtio_drivers::device::socket::VirtIOSocket;
 use virtio_drivers::transport::mmio::MmioTransport;
 
-use crate::batched::{Batched, Nap};
 use crate::mmio::Window;
+use crate::napping::{Nap, Napping};
 use crate::virtio::Identity;
 
 /// Bytes of a receive buffer, header included: the host fills each with one packet, of as much as it has, and each costs a turn
@@ -18,7 +18,7 @@ const INTERRUPT_ACK: usize = 0x064;
 const TRANSMIT: u16 = 1;
 
 /// The driver. It has eight buffers, and knows nothing of the queue of events.
-pub type Driver = VirtIOSocket<Identity, Batched, BUFFER_BYTES>;
+pub type Driver = VirtIOSocket<Identity, Napping, BUFFER_BYTES>;
 
 /// The device and its driver.
 pub struct Sockets {
@@ -31,7 +31,7 @@ pub struct Sockets {
 impl Sockets {
     /// Sets up the device whose registers are at `registers`.
     pub fn new(transport: MmioTransport<'static>, registers: Window) -> Result<Self, Error> {
-        let (transport, nap) = Batched::waiting(transport, registers, TRANSMIT);
+        let (transport, nap) = Napping::new(transport, TRANSMIT);
         let driver = Driver::new(transport)?;
         Ok(Self {
             driver,

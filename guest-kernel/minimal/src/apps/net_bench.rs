@@ -309,7 +309,8 @@ impl Datagrams {
                 has_moved = true;
                 sent += 1;
             }
-            self.network.poll();
+            // What has been sent makes room for more.
+            has_moved |= self.network.poll();
             if !has_moved {
                 self.network.sleep();
             }
