@@ -1,4 +1,100 @@
 //! Guest RAM as devices see it.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vm_memory::{
+    ByteValued, Bytes as _, GuestAddress, GuestMemoryBackend as _, VolatileMemory as _,
+};
+
 /// Guest RAM: shared with the guest's CPUs, so its contents may change at any moment.
 pub type GuestMem = vm_memory::GuestMemoryMmap<()>;
+
+/// Some of it does not lie in RAM.
+#[derive(Debug)]
+pub(crate) struct NotRam;
+
+// What a queue does with each request. The general way of vm-memory goes through an iterator over the mappings that a value may be
+// spread over, and takes several times as long; nearly always there is one.
+
+/// Reads `T` at `address` once.
+///
+/// # Errors
+/// [`NotRam`].
+pub(crate) fn read<T: ByteValued>(mem: &GuestMem, address: u64) -> Result<T, NotRam> {
+    let address = GuestAddress(address);
+    if let Ok(slice) = mem.get_slice(address, size_of::<T>())
+        && let Ok(place) = slice.get_ref(0)
+    {
+        return Ok(place.load());
+    }
+    mem.read_obj(address).map_err(|_| NotRam)
+}
+
+/// Writes `value` to `address`.
+///
+/// # Errors
+/// [`NotRam`].
+pub(crate) fn write<T: ByteValued>(mem: &GuestMem, address: u64, value: T) -> Result<(), NotRam> {
+    let address = GuestAddress(address);
+    if let Ok(slice) = mem.get_slice(address, size_of::<T>())
+        && let Ok(place) = slice.get_ref(0)
+    {
+        place.store(value);
+        return Ok(());
+    }
+    mem.write_obj(value, address).map_err(|_| NotRam)
+}
+
+/// Fills `target` from `address` on.
+///
+/// # Errors
+/// [`NotRam`]; `target` is then undefined.
+pub(crate) fn read_bytes(mem: &GuestMem, address: u64, target: &mut [u8]) -> Result<(), NotRam> {
+    let address = GuestAddress(address);
+    if let Ok(slice) = mem.get_slice(address, target.len()) {
+        slice.copy_to(target);
+        return Ok(());
+    }
+    mem.read_slice(target, address).map_err(|_| NotRam)
+}
+
+/// Puts `source` to `address` and on.
+///
+/// # Errors
+/// [`NotRam`]; a part may then have been written.
+pub(crate) fn write_bytes(mem: &GuestMem, address: u64, source: &[u8]) -> Result<(), NotRam> {
+    let address = GuestAddress(address);
+    if let Ok(slice) = mem.get_slice(address, source.len()) {
+        slice.copy_from(source);
+        return Ok(());
+    }
+    mem.write_slice(source, address).map_err(|_| NotRam)
+}
+
+/// Loads a little-endian 16-bit field, of which the driver writes nothing but the whole.
+///
+/// # Errors
+/// [`NotRam`]: also where it is not aligned.
+pub(crate) fn load(mem: &GuestMem, address: u64, ordering: Ordering) -> Result<u16, NotRam> {
+    let slice = mem.get_slice(GuestAddress(address), size_of::<u16>());
+    let slice = slice.map_err(|_| NotRam)?;
+    let place: &AtomicU16 = slice.get_atomic_ref(0).map_err(|_| NotRam)?;
+    Ok(u16::from_le(place.load(ordering)))
+}
+
+/// Stores a little-endian 16-bit field, of which the driver sees nothing but the whole.
+///
+/// # Errors
+/// [`NotRam`]: also where it is not aligned.
+pub(crate) fn store(
+    mem: &GuestMem,
+    address: u64,
+    value: u16,
+    ordering: Ordering,
+) -> Result<(), NotRam> {
+    let slice = mem.get_slice(GuestAddress(address), size_of::<u16>());
+    let slice = slice.map_err(|_| NotRam)?;
+    let place: &AtomicU16 = slice.get_atomic_ref(0).map_err(|_| NotRam)?;
+    place.store(value.to_le(), ordering);
+    Ok(())
+}

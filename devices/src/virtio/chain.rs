@@ -1,9 +1,9 @@
 //! Owned descriptor chains, and access to the guest memory that they name.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::fault::GuestFault;
-use crate::memory::GuestMem;
+use crate::memory::{self, GuestMem};
 
 /// One buffer of a chain, as its descriptor was read: not checked against RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +119,7 @@ pub(crate) fn read_at(
     for part in parts(segments, skip, rest.len() as u64) {
         let taken = rest.len().min(part.bytes as usize);
         let (now, later) = rest.split_at_mut(taken);
-        mem.read_slice(now, GuestAddress(part.address))
-            .map_err(|_| part.out_of_ram())?;
+        memory::read_bytes(mem, part.address, now).map_err(|_| part.out_of_ram())?;
         rest = later;
     }
     if rest.is_empty() {
@@ -144,8 +143,7 @@ pub(crate) fn write_at(
     for part in parts(segments, skip, rest.len() as u64) {
         let taken = rest.len().min(part.bytes as usize);
         let (now, later) = rest.split_at(taken);
-        mem.write_slice(now, GuestAddress(part.address))
-            .map_err(|_| part.out_of_ram())?;
+        memory::write_bytes(mem, part.address, now).map_err(|_| part.out_of_ram())?;
         rest = later;
     }
     if rest.is_empty() {

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use vm_memory::Bytes;
+
 use super::*;
 
 fn segments(list: &[(u64, u32)]) -> Vec<Segment> {

@@ -1,4 +1,4 @@
-//! A queue at work: take chains, give them back, notify. The only user of virtio-queue's iteration.
+//! A queue at work: take chains, give them back, notify.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,13 +7,12 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::counters::Counters;
 use crate::fault::GuestFault;
 use crate::interrupt::Interrupt;
 use crate::limits::{CHAIN_DESCRIPTORS_MAX, SPARE_CHAINS_MAX};
-use crate::memory::GuestMem;
+use crate::memory::{self, GuestMem};
 use crate::virtio::chain::{Chain, Segment};
 use crate::virtio::feature;
 
@@ -21,6 +20,10 @@ use crate::virtio::feature;
 const DESCRIPTOR_BYTES: u32 = 16;
 /// Bytes of the available ring before its entries (virtio 1.2 §2.7.6).
 const AVAILABLE_HEADER_BYTES: u64 = 4;
+/// Where its index is.
+const AVAILABLE_INDEX_AT: u64 = 2;
+/// Bytes of an entry of it.
+const AVAILABLE_ELEMENT_BYTES: u64 = 2;
 /// Bytes of the used ring before its entries (virtio 1.2 §2.7.8).
 const USED_HEADER_BYTES: u64 = 4;
 /// Bytes of an entry of the used ring.
@@ -117,19 +120,22 @@ impl Ring {
             return Ok(None);
         }
         let (next_avail, queue_size) = (self.queue.next_avail(), self.queue.size());
-        // The iterator refuses an index that is too far ahead, whatever the driver made of it meanwhile.
-        let mem: &GuestMem = &self.context.mem;
-        let Ok(mut heads) = self.queue.iter(mem) else {
-            let avail_index = self.avail_index();
+        let avail_index = self.avail_index();
+        let waiting = avail_index.wrapping_sub(next_avail);
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting > queue_size {
             return Err(GuestFault::AvailIndexJump {
                 avail_index,
                 next_avail,
                 queue_size,
             });
-        };
-        let Some(head) = heads.next().map(|chain| chain.head_index()) else {
-            return Ok(None);
-        };
+        }
+        // The queue size is a power of two; the ring lies in RAM.
+        let slot = u64::from(next_avail.checked_rem(queue_size).unwrap_or(0));
+        let head = self.read_available(AVAILABLE_HEADER_BYTES + slot * AVAILABLE_ELEMENT_BYTES);
+        self.queue.set_next_avail(next_avail.wrapping_add(1));
         if head >= queue_size {
             return Err(GuestFault::HeadOutOfTable { head, queue_size });
         }
@@ -191,10 +197,7 @@ impl Ring {
             .address
             .checked_add(offset)
             .ok_or(GuestFault::BadChain)?;
-        self.context
-            .mem
-            .read_obj(GuestAddress(address))
-            .map_err(|_| GuestFault::BadChain)
+        memory::read(&self.context.mem, address).map_err(|_| GuestFault::BadChain)
     }
 
     /// Virtio 1.2 §2.7.5.3: one level, not combined with NEXT, only if accepted.
@@ -229,17 +232,13 @@ impl Ring {
             let slot = u64::from(next_used.checked_rem(self.queue.size()).unwrap_or(0));
             let address = used_ring.wrapping_add(USED_HEADER_BYTES + slot * USED_ELEMENT_BYTES);
             let element = u64::from(chain.head()) | (u64::from(used_bytes) << 32);
-            is_written &= mem
-                .write_obj(element.to_le(), GuestAddress(address))
-                .is_ok();
+            is_written &= memory::write(mem, address, element.to_le()).is_ok();
             next_used = next_used.wrapping_add(1);
             keep(&mut self.spare, chain);
         }
-        let index_at = GuestAddress(used_ring.wrapping_add(2));
+        let index_at = used_ring.wrapping_add(2);
         // Release: a driver that sees the index sees the elements, and the data before them.
-        is_written &= mem
-            .store(next_used.to_le(), index_at, Ordering::Release)
-            .is_ok();
+        is_written &= memory::store(mem, index_at, next_used, Ordering::Release).is_ok();
         self.queue.set_next_used(next_used);
         if !is_written {
             self.break_off(GuestFault::BadChain);
@@ -316,20 +315,15 @@ impl Ring {
 
     /// A 16-bit field of the available ring, which lies in RAM.
     fn read_available(&self, offset: u64) -> u16 {
-        let address = GuestAddress(self.queue.avail_ring().wrapping_add(offset));
-        let field: u16 = self
-            .context
-            .mem
-            .load(address, Ordering::Relaxed)
-            .unwrap_or(0);
-        u16::from_le(field)
+        let address = self.queue.avail_ring().wrapping_add(offset);
+        memory::load(&self.context.mem, address, Ordering::Relaxed).unwrap_or(0)
     }
 
+    /// Acquire: what the driver wrote before it moved the index is seen.
     fn avail_index(&self) -> u16 {
-        let mem: &GuestMem = &self.context.mem;
-        self.queue
-            .avail_idx(mem, Ordering::Acquire)
-            .map_or(self.queue.next_avail(), |index| index.0)
+        let address = self.queue.avail_ring().wrapping_add(AVAILABLE_INDEX_AT);
+        let index = memory::load(&self.context.mem, address, Ordering::Acquire);
+        index.unwrap_or(self.queue.next_avail())
     }
 
     /// The ring cannot be trusted any more: the device needs a reset (virtio 1.2 §2.1.2).

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::*;
 use crate::test_support::{Desc, HIGH_RAM, INDIRECT, LOW_RAM, NEXT, WRITE, guest_mem};
 use crate::virtio::queue_state::QueueStateV1;
