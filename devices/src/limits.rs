@@ -38,6 +38,9 @@ pub const OVERLAY_SAMPLES: u64 = 64;
 pub const DISK_LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Disk requests served before other devices have their turn.
 pub const BLOCK_REQUESTS_PER_TURN: usize = 64;
+/// Disk requests that are begun together: more wait for each other, and a disk that is given all at once has nothing to do while they are
+/// looked at. A system call for each of them, and on a disk of a host that is a guest itself an exit.
+pub const BLOCK_REQUESTS_PER_SUBMIT: usize = 8;
 /// Data bytes after which a disk lets other devices have their turn: some 10 ms of copying. What is discarded or made zero counts
 /// too.
 pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;

@@ -49,7 +49,8 @@ impl Linger {
             (false, _) => Duration::ZERO,
             (true, true) if waited > self.window => (2 * self.window).clamp(BEGIN, MOST),
             (true, true) => self.window,
-            (true, false) => self.window / 2,
+            (true, false) if self.window >= 2 * BEGIN => self.window / 2,
+            (true, false) => Duration::ZERO,
         };
     }
 
@@ -113,5 +114,57 @@ impl Control {
             }
             last = now;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_micros(60);
+
+    #[test]
+    fn short_waits_for_a_disk_are_looked_through_and_no_others() {
+        let now = Instant::now();
+        let mut linger = Linger::default();
+        assert_eq!(linger.window(now), None);
+        linger.note(SHORT, false);
+        assert_eq!(linger.window(now), None);
+        linger.note(SHORT, true);
+        assert_eq!(linger.window(now), Some(BEGIN));
+        linger.note(SHORT, true);
+        linger.note(SHORT, true);
+        let long_enough = linger.window(now).unwrap();
+        assert!(long_enough >= SHORT);
+        linger.note(SHORT, true);
+        assert_eq!(linger.window(now), Some(long_enough));
+        for _ in 0..20 {
+            linger.note(MOST, true);
+        }
+        assert_eq!(linger.window(now), Some(MOST));
+        linger.note(SHORT, false);
+        assert_eq!(linger.window(now), Some(MOST / 2));
+        linger.note(MOST + SHORT, true);
+        assert_eq!(linger.window(now), None);
+    }
+
+    #[test]
+    fn waits_that_something_else_ends_let_it_end() {
+        let mut linger = Linger::default();
+        (0..20).for_each(|_| linger.note(MOST, true));
+        (0..4).for_each(|_| linger.note(SHORT, false));
+        assert_eq!(linger.window(Instant::now()), None);
+    }
+
+    #[test]
+    fn who_is_put_off_the_cpu_does_not_look_for_a_while() {
+        let now = Instant::now();
+        let mut linger = Linger::default();
+        linger.note(SHORT, true);
+        linger.rest(now);
+        assert_eq!(linger.window(now), None);
+        linger.note(SHORT, true);
+        assert_eq!(linger.window(now + REST / 2), None);
+        assert!(linger.window(now + REST).is_some());
     }
 }

@@ -35,7 +35,7 @@ use crate::fault::{ActivateError, HostFault, HostOperation, RestoreDeviceError};
 use crate::limiter::{Limiter, LimiterOptions};
 use crate::limits::{
     BLOCK_BYTES_PER_TURN, BLOCK_BYTES_UNDER_WAY_MAX, BLOCK_QUEUE_SIZE, BLOCK_QUEUES_MAX,
-    BLOCK_REQUESTS_PER_TURN,
+    BLOCK_REQUESTS_PER_SUBMIT, BLOCK_REQUESTS_PER_TURN,
 };
 use crate::state::DeviceState;
 use crate::sys::guest_buffers::GuestBuffers;
@@ -291,7 +291,7 @@ impl Block {
 /// Serves what waits in the queue, up to the limits of a turn.
 fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limiter) -> Progress {
     let mut bytes_left = BLOCK_BYTES_PER_TURN;
-    for _ in 0..BLOCK_REQUESTS_PER_TURN {
+    for request in 1..=BLOCK_REQUESTS_PER_TURN {
         if bytes_left == 0 {
             break;
         }
@@ -309,6 +309,10 @@ fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limite
                 let cost = worker.serve(chain, desk);
                 limiter.charge(cost.data_bytes);
                 bytes_left = bytes_left.saturating_sub(cost.turn_bytes);
+                if request.is_multiple_of(BLOCK_REQUESTS_PER_SUBMIT) {
+                    // What fails is tried again at the end of the turn.
+                    worker.submit(desk.uring.as_deref());
+                }
             }
             Popped::Malformed => {}
             Popped::Empty => {

@@ -636,3 +636,6 @@ fn a_disk_in_an_image_needs_a_sector_and_all_its_checksums() {
 
 #[path = "ways_tests.rs"]
 mod ways;
+
+#[path = "look_tests.rs"]
+mod look;
