@@ -135,26 +135,30 @@ fn slots(run: &Run) -> Vec<&'static mut Slot> {
 }
 
 fn measure(run: &Run, disk: &mut DeepDisk) -> Result<Measured, Error> {
-    let mut free = slots(run);
+    let slots = slots(run);
     let mut latencies_ns = Vec::with_capacity(to_usize(run.count));
     let mut places = run.plan.places();
-    let (mut begun, mut done) = (0, 0);
+    let mut left = run.count;
+    let mut begin = |disk: &mut DeepDisk, slot| {
+        let Some(others) = left.checked_sub(1) else {
+            return Ok(());
+        };
+        left = others;
+        disk.begin(slot, places.next().ok_or(Error::InvalidParam)?)
+    };
     let start_ns = time::now_ns();
-    while done < run.count {
-        while begun < run.count {
-            let Some(slot) = free.pop() else { break };
-            let place = places.next().ok_or(Error::InvalidParam)?;
-            disk.begin(slot, place)?;
-            begun += 1;
-        }
+    for slot in slots {
+        begin(disk, slot)?;
+    }
+    while latencies_ns.len() < to_usize(run.count) {
+        // One notification for all that have begun, if the device wants any.
         disk.notify();
         disk.wait();
-        // All that is done, before others begin: one notification for all of them.
         while let Some(finished) = disk.finish() {
             let (slot, ns) = finished?;
             latencies_ns.push(u32::try_from(ns).unwrap_or(u32::MAX));
-            free.push(slot);
-            done += 1;
+            // At once: a device that looks has something to do while the others are finished.
+            begin(disk, slot)?;
         }
     }
     Ok(Measured::new(time::now_ns() - start_ns, latencies_ns))
