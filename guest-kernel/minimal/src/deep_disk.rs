@@ -1,6 +1,7 @@
 //! A disk with many requests under way: for measurements. The driver of [`blk`](crate::blk) has one.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 
 use guest_text::cmdline::MmioDevice;
 use virtio_drivers::queue::VirtQueue;
@@ -149,6 +150,8 @@ impl DeepDisk {
 
     /// Tells the device of the requests that were begun, unless it looks by itself.
     pub fn notify(&mut self) {
+        // The device sees what was begun, or its wish is seen here: that of a device that is about to wait. The queue has no such fence.
+        fence(Ordering::SeqCst);
         if self.queue.should_notify() {
             self.transport.notify(0);
         }
