@@ -6,10 +6,10 @@ use alloc::boxed::Box;
 
 use virtio_drivers::Error;
 use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{DeviceStatus, Transport};
 
-use crate::virtio::Identity;
+use crate::virtio::{Identity, negotiate, ring};
 
 /// Bytes of a page of the balloon.
 pub const PAGE_BYTES: usize = 4096;
@@ -69,12 +69,7 @@ struct Stats {
 impl Balloon {
     /// Sets up the device with all that it offers.
     pub fn new(mut transport: MmioTransport<'static>) -> Result<Self, Error> {
-        transport.set_status(DeviceStatus::empty());
-        let begun = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(begun);
-        let features = transport.read_device_features() & feature::ALL;
-        transport.write_driver_features(features);
-        transport.set_status(begun | DeviceStatus::FEATURES_OK);
+        let features = negotiate(&mut transport, |offered| offered & feature::ALL);
         // Numbered as Linux does: only those that there are.
         let mut index = 0;
         let mut next = |is_there: bool| -> Result<Option<Queue>, Error> {
@@ -192,9 +187,7 @@ impl Balloon {
         }
         // SAFETY: the buffer is kept and not touched until the token is popped above.
         stats.token = Some(unsafe { stats.queue.add(&[&stats.buffer[..]], &mut []) }?);
-        if stats.queue.should_notify() {
-            self.transport.notify(2);
-        }
+        ring(&stats.queue, &mut self.transport, 2);
         Ok(true)
     }
 

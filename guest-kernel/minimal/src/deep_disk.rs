@@ -1,19 +1,18 @@
 //! A disk with many requests under way: for measurements. The driver of [`blk`](crate::blk) has one.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{Ordering, fence};
 
 use guest_text::cmdline::MmioDevice;
 use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_drivers::{Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::patience::Patience;
 use crate::shim;
 use crate::time;
-use crate::virtio::Identity;
+use crate::virtio::{Identity, negotiate, ring};
 
 /// Entries of the queue: a request takes three.
 const QUEUE_SIZE: usize = 128;
@@ -95,12 +94,7 @@ impl DeepDisk {
     }
 
     fn new(mut transport: MmioTransport<'static>) -> Result<Self> {
-        let started = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(started);
-        let features = transport.read_device_features() & FEATURES;
-        transport.write_driver_features(features);
-        transport.set_status(started | DeviceStatus::FEATURES_OK);
+        negotiate(&mut transport, |offered| offered & FEATURES);
         let (low, high): (u32, u32) = (
             transport.read_config_space(0)?,
             transport.read_config_space(4)?,
@@ -150,11 +144,7 @@ impl DeepDisk {
 
     /// Tells the device of the requests that were begun, unless it looks by itself.
     pub fn notify(&mut self) {
-        // The device sees what was begun, or its wish is seen here: that of a device that is about to wait. The queue has no such fence.
-        fence(Ordering::SeqCst);
-        if self.queue.should_notify() {
-            self.transport.notify(0);
-        }
+        ring(&self.queue, &mut self.transport, 0);
     }
 
     /// Tells the device though nothing was begun.

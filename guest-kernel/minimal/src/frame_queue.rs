@@ -10,7 +10,7 @@ use virtio_drivers::Error;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::Transport;
 
-use crate::virtio::Identity;
+use crate::virtio::{Identity, ring};
 
 /// Of a frame, with its header.
 pub type Buffer = [u8];
@@ -105,13 +105,8 @@ impl<const SIZE: usize> FrameQueue<SIZE> {
 
     /// Tells the device of what was lent since the last time, unless it looks by itself.
     pub fn ring(&mut self, transport: &mut impl Transport) {
-        if !core::mem::take(&mut self.has_news) {
-            return;
-        }
-        // The device sees what was lent, or its wish is seen here: that of a device that is about to wait.
-        fence(Ordering::SeqCst);
-        if self.queue.should_notify() {
-            transport.notify(self.way.index());
+        if core::mem::take(&mut self.has_news) {
+            ring(&self.queue, transport, self.way.index());
         }
     }
 

@@ -8,11 +8,12 @@ use core::cell::RefCell;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use virtio_drivers::Error;
+use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{DeviceStatus, Transport};
 
 use crate::frame_queue::{Buffer, FrameQueue, Way};
 use crate::offload;
+use crate::virtio::negotiate;
 
 /// Buffers for frames to come. Those of a device that cuts are 64 KiB each, and are filled in turn: more would be out of the caches
 /// by the time that they are read.
@@ -73,24 +74,26 @@ struct Inner {
 impl Nic {
     /// Sets up the device and lends it buffers for receiving.
     pub fn new(mut transport: MmioTransport<'static>, work: Work) -> Result<Self, Error> {
-        let started = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(started);
-        let offered = transport.read_device_features();
-        let offers = |features| offered & features == features;
-        let is_offloaded = work == Work::Offloaded && offers(offload::FEATURES);
-        let cuts_datagrams = is_offloaded && offers(offload::DATAGRAMS);
-        let mut features = offered & (FEATURE_VERSION_1 | FEATURE_MAC | FEATURE_MTU);
-        if is_offloaded {
-            features |= offload::FEATURES;
-        }
-        if cuts_datagrams {
-            features |= offload::DATAGRAMS;
-        }
-        transport.write_driver_features(features);
-        transport.set_status(started | DeviceStatus::FEATURES_OK);
+        let features = negotiate(&mut transport, |offered| {
+            let all_of = |features| match offered & features == features {
+                true => features,
+                false => 0,
+            };
+            let offload = match work {
+                Work::Offloaded => all_of(offload::FEATURES),
+                Work::Own => 0,
+            };
+            let datagrams = match offload {
+                0 => 0,
+                _ => all_of(offload::DATAGRAMS),
+            };
+            offered & (FEATURE_VERSION_1 | FEATURE_MAC | FEATURE_MTU) | offload | datagrams
+        });
+        let has = |accepted| features & accepted == accepted;
+        let is_offloaded = has(offload::FEATURES);
+        let cuts_datagrams = has(offload::DATAGRAMS);
         let mac = transport.read_config_space(MAC_AT)?;
-        let mtu = match offers(FEATURE_MTU) {
+        let mtu = match has(FEATURE_MTU) {
             true => transport.read_config_space(MTU_AT)?,
             false => MTU_DEFAULT,
         };

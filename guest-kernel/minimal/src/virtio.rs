@@ -5,11 +5,13 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::alloc::Layout;
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 
 use guest_text::cmdline::{Cmdline, MmioDevice};
 use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{DeviceType, Transport};
+use virtio_drivers::transport::{DeviceStatus, DeviceType, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 use crate::apic;
@@ -24,6 +26,30 @@ use crate::vsock::Sockets;
 /// Physical addresses are virtual addresses, and all memory can be reached by devices.
 #[derive(Debug)]
 pub struct Identity;
+
+/// From reset to FEATURES_OK (virtio 1.2 §3.1.1) with the features that `accept` takes of those offered. Gives them.
+pub fn negotiate(transport: &mut impl Transport, accept: impl FnOnce(u64) -> u64) -> u64 {
+    let begun = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+    transport.set_status(DeviceStatus::empty());
+    transport.set_status(begun);
+    let features = accept(transport.read_device_features());
+    transport.write_driver_features(features);
+    transport.set_status(begun | DeviceStatus::FEATURES_OK);
+    features
+}
+
+/// Tells the device of what was added to queue `index`, unless it looks by itself. For queues without `VIRTIO_F_EVENT_IDX`.
+pub fn ring<const SIZE: usize>(
+    queue: &VirtQueue<Identity, SIZE>,
+    transport: &mut impl Transport,
+    index: u16,
+) {
+    // The device sees what was added, or its wish is seen here: that of a device that is about to wait. The queue has no such fence.
+    fence(Ordering::SeqCst);
+    if queue.should_notify() {
+        transport.notify(index);
+    }
+}
 
 fn pages_layout(pages: usize) -> Layout {
     Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE).expect("a queue is a few pages")
