@@ -76,10 +76,7 @@ pub(crate) fn write_bytes(mem: &GuestMem, address: u64, source: &[u8]) -> Result
 /// # Errors
 /// [`NotRam`]: also where it is not aligned.
 pub(crate) fn load(mem: &GuestMem, address: u64, ordering: Ordering) -> Result<u16, NotRam> {
-    let slice = mem.get_slice(GuestAddress(address), size_of::<u16>());
-    let slice = slice.map_err(|_| NotRam)?;
-    let place: &AtomicU16 = slice.get_atomic_ref(0).map_err(|_| NotRam)?;
-    Ok(u16::from_le(place.load(ordering)))
+    with_word(mem, address, |word| u16::from_le(word.load(ordering)))
 }
 
 /// Stores a little-endian 16-bit field, of which the driver sees nothing but the whole.
@@ -92,9 +89,15 @@ pub(crate) fn store(
     value: u16,
     ordering: Ordering,
 ) -> Result<(), NotRam> {
+    with_word(mem, address, |word| word.store(value.to_le(), ordering))
+}
+
+fn with_word<T>(
+    mem: &GuestMem,
+    address: u64,
+    access: impl FnOnce(&AtomicU16) -> T,
+) -> Result<T, NotRam> {
     let slice = mem.get_slice(GuestAddress(address), size_of::<u16>());
     let slice = slice.map_err(|_| NotRam)?;
-    let place: &AtomicU16 = slice.get_atomic_ref(0).map_err(|_| NotRam)?;
-    place.store(value.to_le(), ordering);
-    Ok(())
+    slice.get_atomic_ref(0).map(access).map_err(|_| NotRam)
 }

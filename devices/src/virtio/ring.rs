@@ -132,8 +132,7 @@ impl Ring {
                 queue_size,
             });
         }
-        // The queue size is a power of two; the ring lies in RAM.
-        let slot = u64::from(next_avail.checked_rem(queue_size).unwrap_or(0));
+        let slot = slot(next_avail, queue_size);
         let head = self.read_available(AVAILABLE_HEADER_BYTES + slot * AVAILABLE_ELEMENT_BYTES);
         self.queue.set_next_avail(next_avail.wrapping_add(1));
         if head >= queue_size {
@@ -228,8 +227,7 @@ impl Ring {
         let mut next_used = self.queue.next_used();
         let mut is_written = true;
         for (chain, used_bytes) in chains {
-            // The queue size is a power of two; sums stay inside the ring, which lies in RAM.
-            let slot = u64::from(next_used.checked_rem(self.queue.size()).unwrap_or(0));
+            let slot = slot(next_used, self.queue.size());
             let address = used_ring.wrapping_add(USED_HEADER_BYTES + slot * USED_ELEMENT_BYTES);
             let element = u64::from(chain.head()) | (u64::from(used_bytes) << 32);
             is_written &= memory::write(mem, address, element.to_le()).is_ok();
@@ -332,6 +330,11 @@ impl Ring {
         self.context.counters.guest_fault();
         self.context.interrupt.raise_needs_reset();
     }
+}
+
+/// Where the entry of `index` is in a ring. The size is a power of two; sums stay inside the ring, which lies in RAM.
+fn slot(index: u16, queue_size: u16) -> u64 {
+    u64::from(index.checked_rem(queue_size).unwrap_or(0))
 }
 
 fn keep(spare: &mut Vec<Chain>, chain: Chain) {

@@ -2,9 +2,8 @@ use std::collections::{HashSet, VecDeque};
 
 use proptest::prelude::*;
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::EventFd;
-
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::test_support::{Desc, HIGH_RAM, INDIRECT, LOW_RAM, NEXT, WRITE, guest_mem};

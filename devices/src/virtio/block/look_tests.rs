@@ -5,7 +5,6 @@ use std::time::Duration;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::limiter::{BucketOptions, LimiterOptions};
 
 /// Whether a driver would notify for the next chain: by the flags of the used ring (virtio 1.2 §2.7.10), or by the index that the
 /// device wants to know of.
@@ -35,14 +34,6 @@ fn bench(event_idx: bool) -> Bench {
     // As after the first turn.
     (0..2).for_each(|queue| bench.machine.kick(queue));
     bench
-}
-
-fn add_write(bench: &mut Bench, sector: u64) {
-    let header = [&1_u32.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-    let header = readable(bench.machine.put(&header), 16);
-    let data = readable(bench.machine.put(&[0xa5; 512]), 512);
-    let status = writable(bench.machine.put(&[0xee]), 1);
-    bench.machine.add(bench.queue, &[header, data, status]);
 }
 
 fn look(bench: &Bench) -> Vec<Sight> {
@@ -76,7 +67,7 @@ fn who_is_looked_at_is_served_without_a_notification() {
         assert!(bench.machine.device.lock().unwrap().begin_looking());
         for (queue, sector) in [(0, 3), (1, 5), (0, 7), (1, 9)] {
             bench.queue = queue;
-            add_write(&mut bench, sector);
+            bench.add_write(sector, 0xa5);
             assert_eq!(look(&bench), [Sight::Queue(queue)]);
             while bench.machine.take_used(queue).is_none() {
                 serve_what_is_seen(&bench);
@@ -94,7 +85,7 @@ fn who_is_looked_at_no_more_is_to_notify_and_what_has_come_is_seen() {
     for event_idx in [false, true] {
         let mut bench = bench(event_idx);
         bench.machine.device.lock().unwrap().begin_looking();
-        add_write(&mut bench, 1);
+        bench.add_write(1, 0xa5);
         bench.machine.device.lock().unwrap().end_looking();
         assert_eq!(look(&bench), [Sight::Queue(0)]);
         while bench.machine.take_used(0).is_none() {
@@ -124,19 +115,11 @@ fn a_disk_that_was_looked_at_asks_for_notifications_after_a_reset() {
 fn what_a_limiter_holds_up_is_not_seen() {
     let file = image(512 * SECTORS);
     let mut block = Block::open(&options(file.path())).unwrap();
-    let operations = Some(BucketOptions {
-        size: 1,
-        refill: Duration::from_secs(3600),
-        burst: 0,
-    });
-    block.change_limits(LimiterOptions {
-        bytes: None,
-        operations,
-    });
+    block.change_limits(one_an_hour());
     let mut bench = Bench::with(block, file);
     bench.machine.device.lock().unwrap().begin_looking();
-    add_write(&mut bench, 1);
-    add_write(&mut bench, 2);
+    bench.add_write(1, 0xa5);
+    bench.add_write(2, 0xa5);
     while bench.machine.take_used(0).is_none() {
         serve_what_is_seen(&bench);
     }

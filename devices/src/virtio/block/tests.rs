@@ -6,6 +6,7 @@ use std::path::Path;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::*;
+use crate::limiter::BucketOptions;
 use crate::test_support::{Buffer, HIGH_RAM, LOW_RAM, Machine, readable, writable};
 
 const SECTORS: usize = 64;
@@ -42,6 +43,18 @@ fn options(path: &Path) -> BlockOptions {
     }
 }
 
+/// The first request uses up all that there is for an hour.
+fn one_an_hour() -> LimiterOptions {
+    LimiterOptions {
+        bytes: None,
+        operations: Some(BucketOptions {
+            size: 1,
+            refill: std::time::Duration::from_secs(3600),
+            burst: 0,
+        }),
+    }
+}
+
 /// A running guest with a disk on `file`.
 struct Bench {
     machine: Machine,
@@ -68,10 +81,22 @@ impl Bench {
         }
     }
 
+    fn header(&mut self, kind: u32, sector: u64) -> Buffer {
+        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+        readable(self.machine.put(&header), 16)
+    }
+
+    /// Puts a write of a sector of `byte` into the queue, and does not notify.
+    fn add_write(&mut self, sector: u64, byte: u8) {
+        let header = self.header(1, sector);
+        let data = readable(self.machine.put(&[byte; 512]), 512);
+        let status = writable(self.machine.put(&[0xee]), 1);
+        self.machine.add(self.queue, &[header, data, status]);
+    }
+
     /// Sends a request; returns status and used length.
     fn request(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u8, u32) {
-        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-        let header = readable(self.machine.put(&header), 16);
+        let header = self.header(kind, sector);
         let status = self.machine.put(&[0xee]);
         let buffers = [&[header], data, &[writable(status, 1)]].concat();
         let used = self.machine.request(self.queue, &buffers);

@@ -4,7 +4,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
-use crate::limiter::{BucketOptions, LimiterOptions};
 
 /// Sends a discard (11) or a write of zeroes (13); returns the status.
 fn range_request(bench: &mut Bench, kind: u32, range: (u64, u32, u32)) -> u8 {
@@ -157,11 +156,7 @@ fn what_is_under_way_is_waited_for_by_a_reset_a_save_and_the_end() {
     for end in 0..3 {
         let mut bench = Bench::new(|_| {});
         for sector in 0..20_u64 {
-            let header = [&1_u32.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-            let header = readable(bench.machine.put(&header), 16);
-            let data = readable(bench.machine.put(&[0xa5; 512]), 512);
-            let status = writable(bench.machine.put(&[0xee]), 1);
-            bench.machine.add(0, &[header, data, status]);
+            bench.add_write(sector, 0xa5);
         }
         let device = Arc::clone(&bench.machine.device);
         assert_eq!(
@@ -201,11 +196,7 @@ fn completions_are_taken_from_the_backend_and_make_room_for_more() {
     assert!(bench.machine.wants_backend());
     let mut sent = 0;
     for _ in 0..60 {
-        let header = [&1_u32.to_le_bytes()[..], &[0; 12]].concat();
-        let header = readable(bench.machine.put(&header), 16);
-        let data = readable(bench.machine.put(&[0x5a; 512]), 512);
-        let status = writable(bench.machine.put(&[0xee]), 1);
-        bench.machine.add(0, &[header, data, status]);
+        bench.add_write(0, 0x5a);
         sent += 1;
     }
     let device = Arc::clone(&bench.machine.device);
@@ -233,16 +224,8 @@ fn completions_are_taken_from_the_backend_and_make_room_for_more() {
 #[test]
 fn a_queue_that_is_held_up_is_served_when_its_time_comes_whatever_the_others_do() {
     let file = image(512 * SECTORS);
-    let operations = Some(BucketOptions {
-        size: 1,
-        refill: std::time::Duration::from_secs(3600),
-        burst: 0,
-    });
     let mut block = Block::open(&options(file.path())).unwrap().with_queues(2);
-    block.change_limits(LimiterOptions {
-        bytes: None,
-        operations,
-    });
+    block.change_limits(one_an_hour());
     let mut bench = Bench::with(block, file);
     assert_eq!(bench.write(0, &[1; 512]), 0);
     let buffer = bench.machine.put(&[0; 64]);
