@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use lightv_api::exit::{BAD_ARGUMENTS, BAD_CONFIG, FORBIDDEN_CALL, OK};
@@ -186,8 +187,9 @@ fn a_forbidden_call_ends_the_process_with_a_line_that_names_thread_and_call() {
         let api = Api::at(scratch.path("vm.sock"));
         // The loop waits before there is a machine, the server for its first client; the others start a machine.
         if matches!(kind, "api" | "vcpu" | "api-machine") {
+            // The file is there before somebody listens.
             wait_for("the socket", || {
-                scratch.path("vm.sock").exists().then_some(())
+                UnixStream::connect(scratch.path("vm.sock")).ok()
             });
         }
         if matches!(kind, "vcpu" | "api-machine") {
