@@ -65,6 +65,18 @@ fn wait_for_round(process: &Process, round: u64) -> u64 {
     process.wait_stdout(|text| rounds(text).last().copied().filter(|last| *last >= round))
 }
 
+/// Of `dirty`, in a clone of `origin`: the round at which it found itself restored. Nothing is told before that but what the
+/// moment of the save left of a line: its end, which `origin` told too.
+#[track_caller]
+fn restored_at(text: &str, origin: &Process) -> Option<u64> {
+    let (rest, told) = text.split_once("restored at round ")?;
+    let (round, _) = told.split_once(' ')?;
+    let rest_of_line = rest.strip_suffix('\n').unwrap_or(rest);
+    let is_told = |line: &str| line.ends_with(rest_of_line);
+    assert!(origin.stdout().lines().any(is_told), "{text}");
+    Some(round.parse().expect(round))
+}
+
 /// Of `tick`: how many.
 fn ticks(text: &str) -> usize {
     text.matches("tick ").count()
@@ -99,11 +111,7 @@ fn a_machine_that_writes_goes_on_and_its_snapshots_are_of_one_moment() {
     for name in ["first", "second"] {
         let (clone_api, clone) = Api::start(&scratch, name, &[]);
         load(&clone_api, name);
-        let restored: u64 = clone.wait_stdout(|text| {
-            let (line, _) = text.split_once('\n')?;
-            let (round, _) = line.strip_prefix("restored at round ")?.split_once(' ')?;
-            Some(round.parse().expect(line))
-        });
+        let restored = clone.wait_stdout(|text| restored_at(text, &process));
         assert!(
             (before..=after).contains(&restored),
             "{before} {restored} {after}"
