@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use vm_memory::{
-    ByteValued, Bytes as _, GuestAddress, GuestMemoryBackend as _, VolatileMemory as _,
+    ByteValued, Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
+    MemoryRegionAddress, VolatileMemory as _, VolatileSlice,
 };
 
 /// Guest RAM: shared with the guest's CPUs, so its contents may change at any moment.
@@ -16,18 +17,27 @@ pub(crate) struct NotRam;
 // What a queue does with each request. The general way of vm-memory goes through an iterator over the mappings that a value may be
 // spread over, and takes several times as long; nearly always there is one.
 
+/// What lies at `address`; `None` unless all of it lies in one mapping. Most lies in the first one: no search finds it.
+pub(crate) fn slice(mem: &GuestMem, address: u64, bytes: usize) -> Option<VolatileSlice<'_>> {
+    let first = mem.iter().next()?;
+    let offset = address.checked_sub(first.start_addr().0);
+    if let Some(offset) = offset.filter(|offset| *offset < first.len()) {
+        return first.get_slice(MemoryRegionAddress(offset), bytes).ok();
+    }
+    mem.get_slice(GuestAddress(address), bytes).ok()
+}
+
 /// Reads `T` at `address` once.
 ///
 /// # Errors
 /// [`NotRam`].
 pub(crate) fn read<T: ByteValued>(mem: &GuestMem, address: u64) -> Result<T, NotRam> {
-    let address = GuestAddress(address);
-    if let Ok(slice) = mem.get_slice(address, size_of::<T>())
+    if let Some(slice) = slice(mem, address, size_of::<T>())
         && let Ok(place) = slice.get_ref(0)
     {
         return Ok(place.load());
     }
-    mem.read_obj(address).map_err(|_| NotRam)
+    mem.read_obj(GuestAddress(address)).map_err(|_| NotRam)
 }
 
 /// Writes `value` to `address`.
@@ -35,14 +45,14 @@ pub(crate) fn read<T: ByteValued>(mem: &GuestMem, address: u64) -> Result<T, Not
 /// # Errors
 /// [`NotRam`].
 pub(crate) fn write<T: ByteValued>(mem: &GuestMem, address: u64, value: T) -> Result<(), NotRam> {
-    let address = GuestAddress(address);
-    if let Ok(slice) = mem.get_slice(address, size_of::<T>())
+    if let Some(slice) = slice(mem, address, size_of::<T>())
         && let Ok(place) = slice.get_ref(0)
     {
         place.store(value);
         return Ok(());
     }
-    mem.write_obj(value, address).map_err(|_| NotRam)
+    mem.write_obj(value, GuestAddress(address))
+        .map_err(|_| NotRam)
 }
 
 /// Fills `target` from `address` on.
@@ -50,12 +60,12 @@ pub(crate) fn write<T: ByteValued>(mem: &GuestMem, address: u64, value: T) -> Re
 /// # Errors
 /// [`NotRam`]; `target` is then undefined.
 pub(crate) fn read_bytes(mem: &GuestMem, address: u64, target: &mut [u8]) -> Result<(), NotRam> {
-    let address = GuestAddress(address);
-    if let Ok(slice) = mem.get_slice(address, target.len()) {
+    if let Some(slice) = slice(mem, address, target.len()) {
         slice.copy_to(target);
         return Ok(());
     }
-    mem.read_slice(target, address).map_err(|_| NotRam)
+    mem.read_slice(target, GuestAddress(address))
+        .map_err(|_| NotRam)
 }
 
 /// Puts `source` to `address` and on.
@@ -63,12 +73,12 @@ pub(crate) fn read_bytes(mem: &GuestMem, address: u64, target: &mut [u8]) -> Res
 /// # Errors
 /// [`NotRam`]; a part may then have been written.
 pub(crate) fn write_bytes(mem: &GuestMem, address: u64, source: &[u8]) -> Result<(), NotRam> {
-    let address = GuestAddress(address);
-    if let Ok(slice) = mem.get_slice(address, source.len()) {
+    if let Some(slice) = slice(mem, address, source.len()) {
         slice.copy_from(source);
         return Ok(());
     }
-    mem.write_slice(source, address).map_err(|_| NotRam)
+    mem.write_slice(source, GuestAddress(address))
+        .map_err(|_| NotRam)
 }
 
 /// Loads a little-endian 16-bit field, of which the driver writes nothing but the whole.
@@ -97,7 +107,6 @@ fn with_word<T>(
     address: u64,
     access: impl FnOnce(&AtomicU16) -> T,
 ) -> Result<T, NotRam> {
-    let slice = mem.get_slice(GuestAddress(address), size_of::<u16>());
-    let slice = slice.map_err(|_| NotRam)?;
+    let slice = slice(mem, address, size_of::<u16>()).ok_or(NotRam)?;
     slice.get_atomic_ref(0).map(access).map_err(|_| NotRam)
 }

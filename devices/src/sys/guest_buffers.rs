@@ -1,4 +1,7 @@
 //! Vectored I/O straight from and to guest memory.
+//!
+//! By syscall(2): each of the C library's own functions is a place where a thread may be cancelled, and has two locked
+//! instructions for that before and after the call. On x86-64 an offset is one argument, and the one after it is not looked at.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -8,7 +11,7 @@ use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::fault::GuestFault;
-use crate::memory::GuestMem;
+use crate::memory::{self, GuestMem};
 use crate::virtio::chain::Segment;
 
 /// Parts of one system call: the kernel's UIO_MAXIOV.
@@ -72,9 +75,9 @@ impl GuestBuffers {
     pub(crate) fn push(&mut self, segment: Segment) -> Result<(), GuestFault> {
         let (start, bytes) = (GuestAddress(segment.address), segment.bytes as usize);
         // Nearly always all of it lies in one mapping.
-        match GuestMemoryBackend::get_slice(&*self.mem, start, bytes) {
-            Ok(slice) => self.vectors.push(vector_of(&slice)),
-            Err(_) => {
+        match memory::slice(&self.mem, segment.address, bytes) {
+            Some(slice) => self.vectors.push(vector_of(&slice)),
+            None => {
                 for slice in GuestMemoryBackend::get_slices(&*self.mem, start, bytes) {
                     let slice = slice.map_err(|_| segment.out_of_ram())?;
                     self.vectors.push(vector_of(&slice));
@@ -176,9 +179,10 @@ impl GuestBuffers {
     ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         let result = self.with_first(bytes, |vectors, count| {
+            let (fd, vectors) = (file.as_raw_fd(), vectors.as_ptr());
             // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, or the beginning of one, and guest
             // memory may be written at any time: no Rust reference to it exists. The kernel checks `file`.
-            unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+            unsafe { libc::syscall(libc::SYS_preadv, fd, vectors, count, offset, 0) }
         });
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
@@ -192,7 +196,17 @@ impl GuestBuffers {
         let (vectors, count) = self.pending();
         let (fd, flags) = (file.as_raw_fd(), libc::RWF_NOWAIT);
         // SAFETY: as for `read_from`.
-        let result = unsafe { libc::preadv2(fd, vectors.as_ptr(), count, offset, flags) };
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_preadv2,
+                fd,
+                vectors.as_ptr(),
+                count,
+                offset,
+                0,
+                flags,
+            )
+        };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
@@ -208,9 +222,10 @@ impl GuestBuffers {
     ) -> io::Result<usize> {
         let offset = file_offset(offset)?;
         let result = self.with_first(bytes, |vectors, count| {
+            let (fd, vectors) = (file.as_raw_fd(), vectors.as_ptr());
             // SAFETY: each vector is a piece of a mapping that `self.mem` keeps alive, or the beginning of one; the kernel
             // copies it, whatever the guest does to it meanwhile.
-            unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset) }
+            unsafe { libc::syscall(libc::SYS_pwritev, fd, vectors, count, offset, 0) }
         });
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
@@ -230,7 +245,14 @@ impl GuestBuffers {
         let count = count(&self.vectors);
         // SAFETY: slot 0 is `header`, borrowed over the call and only read by it; the others are pieces of mappings
         // that `self.mem` keeps alive.
-        let result = unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), count) };
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_writev,
+                fd.as_raw_fd(),
+                self.vectors.as_ptr(),
+                count,
+            )
+        };
         let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
         if let Some(slot) = self.vectors.first_mut() {
             *slot = EMPTY;
@@ -288,7 +310,8 @@ impl GuestBuffers {
         let count = count(vectors);
         // SAFETY: the last vector is `rest`, borrowed exclusively over the call; the others are pieces of mappings that
         // `self.mem` keeps alive and that may be written at any time.
-        let result = unsafe { libc::readv(fd.as_raw_fd(), vectors.as_ptr(), count) };
+        let result =
+            unsafe { libc::syscall(libc::SYS_readv, fd.as_raw_fd(), vectors.as_ptr(), count) };
         let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
         self.vectors.pop();
         result

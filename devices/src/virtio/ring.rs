@@ -56,6 +56,9 @@ pub(crate) struct Ring {
     queue: Queue,
     context: RingContext,
     is_broken: bool,
+    /// The available index as it was last read: up to there the driver has made chains available. It lies where the driver writes
+    /// all the time, so it is read again only when all those were taken.
+    available: u16,
     /// The used index at the last [`notify`](Self::notify).
     notified_used: u16,
     /// Chains popped since the last malformed one: those that [`put_back`](Self::put_back) can step back over.
@@ -76,10 +79,12 @@ impl Ring {
     pub(crate) fn new(mut queue: Queue, context: RingContext) -> Self {
         queue.set_event_idx(context.acked_features & feature::RING_EVENT_IDX != 0);
         let notified_used = queue.next_used();
+        let available = queue.next_avail();
         Self {
             queue,
             context,
             is_broken: false,
+            available,
             notified_used,
             popped_in_a_row: 0,
             spare: Vec::new(),
@@ -120,17 +125,20 @@ impl Ring {
             return Ok(None);
         }
         let (next_avail, queue_size) = (self.queue.next_avail(), self.queue.size());
-        let avail_index = self.avail_index();
-        let waiting = avail_index.wrapping_sub(next_avail);
-        if waiting == 0 {
-            return Ok(None);
-        }
-        if waiting > queue_size {
-            return Err(GuestFault::AvailIndexJump {
-                avail_index,
-                next_avail,
-                queue_size,
-            });
+        if self.available == next_avail {
+            let avail_index = self.avail_index();
+            let waiting = avail_index.wrapping_sub(next_avail);
+            if waiting == 0 {
+                return Ok(None);
+            }
+            if waiting > queue_size {
+                return Err(GuestFault::AvailIndexJump {
+                    avail_index,
+                    next_avail,
+                    queue_size,
+                });
+            }
+            self.available = avail_index;
         }
         let slot = slot(next_avail, queue_size);
         let head = self.read_available(AVAILABLE_HEADER_BYTES + slot * AVAILABLE_ELEMENT_BYTES);
@@ -266,7 +274,8 @@ impl Ring {
 
     /// Whether something waits: a chain, or an index that breaks the ring when it is popped. False for one that is broken.
     pub(crate) fn has_waiting(&self) -> bool {
-        self.is_usable() && self.avail_index() != self.queue.next_avail()
+        let next_avail = self.queue.next_avail();
+        self.is_usable() && (self.available != next_avail || self.avail_index() != next_avail)
     }
 
     /// Tells the driver that it need not notify: the device will look by itself.

@@ -373,7 +373,7 @@ impl RawDisk {
     ) -> io::Result<()> {
         self.prove(offset, bytes)?;
         let (start, short) = (self.place(offset), ErrorKind::UnexpectedEof);
-        let file = Arc::clone(self.file_for(buffers, start));
+        let file = self.file_for(buffers, start);
         transfer(buffers, (bytes, start), short, |buffers, place, left| {
             buffers.read_from(file.as_fd(), place, left)
         })
@@ -417,7 +417,7 @@ impl RawDisk {
     /// Writes all of `buffers`. What was written before a failure has been taken from them.
     pub(super) fn write(&self, buffers: &mut GuestBuffers, offset: u64) -> io::Result<()> {
         let (start, short) = (self.place(offset), ErrorKind::WriteZero);
-        let file = Arc::clone(self.file_for(buffers, start));
+        let file = self.file_for(buffers, start);
         let bytes = buffers.bytes();
         transfer(buffers, (bytes, start), short, |buffers, place, left| {
             buffers.write_to(file.as_fd(), place, left)
