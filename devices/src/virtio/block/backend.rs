@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, StatxFlags, fallocate, flock, statx};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FlockOperation, OFlags, StatxFlags, fallocate, fcntl_setfl, flock,
+    statx,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::proved::{Proof, chunk_count};
@@ -152,7 +155,8 @@ impl fmt::Display for NotADisk {
 }
 
 impl RawDisk {
-    /// Opens the disk at `path`, for reading only if `read_only`. Never waits: O_NONBLOCK keeps a FIFO from doing so.
+    /// Opens the disk at `path`, for reading only if `read_only`. Never waits: O_NONBLOCK keeps a FIFO from doing so. A disk does not
+    /// keep it: older kernels give requests of io_uring back (EAGAIN) that would have to wait then.
     ///
     /// # Errors
     /// [`OpenDiskError`].
@@ -190,6 +194,11 @@ impl RawDisk {
                 found,
             });
         }
+        fcntl_setfl(&file, OFlags::empty()).map_err(|cause| OpenDiskError::Open {
+            path: path_buf(),
+            read_only,
+            cause: cause.into(),
+        })?;
         // Metadata has no length for block devices; the end has, for both.
         let len_bytes = file.seek(SeekFrom::End(0)).map_err(length_error)?;
         if len_bytes < SECTOR_BYTES {
@@ -292,7 +301,7 @@ impl RawDisk {
         let file = OpenOptions::new()
             .read(true)
             .write(!self.read_only)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_DIRECT)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_DIRECT)
             .open(path)?;
         let (memory_bytes, offset_bytes) = direct_alignment(&file);
         self.direct = Some(Direct {
@@ -492,4 +501,24 @@ fn not_a_disk(kind: std::fs::FileType) -> Option<NotADisk> {
     } else {
         NotADisk::Other
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::fcntl_getfl;
+
+    use super::*;
+
+    #[test]
+    fn what_is_read_and_written_may_be_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let may_wait = |file: &File| !fcntl_getfl(file).unwrap().contains(OFlags::NONBLOCK);
+        let disk = RawDisk::open(file.path(), false).unwrap();
+        assert!(may_wait(&disk.file));
+        // Not every file system has direct I/O.
+        if let Ok(disk) = disk.into_direct() {
+            assert!(may_wait(&disk.direct.unwrap().file));
+        }
+    }
 }
