@@ -1,6 +1,7 @@
 //! A disk with many requests under way: for measurements. The driver of [`blk`](crate::blk) has one.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, fence};
 
 use guest_text::cmdline::MmioDevice;
 use virtio_drivers::queue::VirtQueue;
@@ -158,6 +159,8 @@ impl DeepDisk {
         while !self.patience.look(|| queue.can_pop()) {
             // Ask and acknowledge before looking once more: an interrupt from now on ends the sleep.
             queue.set_dev_notify(true);
+            // The wish must be visible before it is looked once more: a request that is done after that is told of.
+            fence(Ordering::SeqCst);
             self.transport.ack_interrupt();
             if !queue.can_pop() {
                 shim::wait();
