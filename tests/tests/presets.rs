@@ -104,6 +104,10 @@ fn what_cannot_be_is_refused_before_there_is_a_machine() {
             "tuning.pin_control is CPU 5000",
         ),
         (json!({"halt_poll_us": 10_001}), "0–10000"),
+        (
+            json!({"disk_poll_us": 10_001}),
+            "tuning.disk_poll_us is 10001; allowed: 0–10000",
+        ),
         (json!({"give_back_after_ms": 3_600_001}), "0–3600000"),
     ] {
         let file = scratch.config("vm.json", &machine::with(&base, &tuning(&settings)));
@@ -203,13 +207,20 @@ fn presets_say_what_they_chose_and_single_settings_stand() {
         (&["--prefetch=false"], &["startup", "prefetch=false"]),
         (
             &["--optimize-concurrency"],
-            &["concurrency", "prefetch=false", "give_back_after_ms=100"],
+            &[
+                "concurrency",
+                "disk_poll_us=0",
+                "prefetch=false",
+                "give_back_after_ms=100",
+            ],
         ),
         (
             &[
                 "--optimize-performance",
                 "--halt-poll-us",
                 "7",
+                "--disk-poll-us",
+                "9",
                 "--pin-vcpus",
                 "0=0",
             ],
@@ -217,6 +228,7 @@ fn presets_say_what_they_chose_and_single_settings_stand() {
                 "performance",
                 "huge_pages=Transparent",
                 "halt_poll_us=7",
+                "disk_poll_us=9",
                 "pin_vcpus=0=0",
             ],
         ),

@@ -17,6 +17,12 @@ pub fn own() -> io::Result<BTreeSet<u32>> {
     Ok((0..end).filter(is_own).collect())
 }
 
+/// Whether the calling thread may use more than one.
+#[must_use]
+pub fn has_several() -> bool {
+    sched_getaffinity(None).is_ok_and(|set| set.count() > 1)
+}
+
 /// How many CPUs the host has online, where it can be read.
 #[must_use]
 pub fn online() -> Option<usize> {
@@ -72,6 +78,7 @@ mod tests {
             let first = own().unwrap().into_iter().next().unwrap();
             pin(first).unwrap();
             assert_eq!(own().unwrap(), [first].into());
+            assert!(!has_several());
             for missing in [1023, 1024, u32::MAX] {
                 assert_eq!(pin(missing).unwrap_err().raw_os_error(), Some(libc::EINVAL));
             }

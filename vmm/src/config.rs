@@ -29,7 +29,7 @@ use lightv_devices::virtio::vsock::GUEST_CIDS;
 pub use self::mmds::MmdsConfig;
 pub use self::net::{BadPublish, NetHost, Protocol, Publish, UserNetConfig};
 pub use self::overlay::OverlayConfig;
-pub use self::tuning::Tuning;
+pub use self::tuning::{DISK_POLL_US, Tuning};
 
 use crate::arch::host::cpu_template::CpuTemplate;
 use crate::{limits, runtime_dir};

@@ -216,6 +216,7 @@ pub fn run(
         // Without it keys come by the line, and nothing else is wrong.
         let _ = leash.terminal().make_raw();
     }
+    let linger = Linger::new(machine.config.tuning());
     let mut control = Control {
         machine,
         vcpus,
@@ -233,7 +234,7 @@ pub fn run(
         told_to_end: None,
         waiting: VecDeque::new(),
         sides: Vec::new(),
-        linger: Linger::default(),
+        linger,
     };
     if is_paused {
         control.park_all(Purpose::Pause(None));

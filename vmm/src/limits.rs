@@ -58,8 +58,9 @@ pub const WORKING_SET_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of files of guest memory that are read ahead for one start: a burst of starts must not push all else out of the page
 /// cache.
 pub const READ_AHEAD_BYTES_MAX: u64 = 256 << 20;
-/// Microseconds for which KVM may be told to poll for a vCPU that waits: a tick of a slow scheduler.
-pub const HALT_POLL_US_MAX: u32 = 10_000;
+/// Microseconds for which KVM may be told to poll for a vCPU that waits, or the loop for a disk's next request: a tick of a slow
+/// scheduler.
+pub const POLL_US_MAX: u32 = 10_000;
 /// How long the loop may be told to be idle before it gives back what the start needed.
 pub const GIVE_BACK_MS_MAX: u32 = 3_600_000;
 /// Sections of an image.

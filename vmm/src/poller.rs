@@ -79,8 +79,8 @@ pub struct PollError {
     cause: io::Error,
 }
 
-/// Events taken at a time.
-const EVENTS: usize = 32;
+/// Tokens taken at a time.
+pub const TOKENS_MAX: usize = 32;
 
 /// The loop's epoll.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Poller {
         let timeout_ms = timeout.map_or(-1, |timeout| {
             i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
         });
-        let mut events = [EpollEvent::default(); EVENTS];
+        let mut events = [EpollEvent::default(); TOKENS_MAX];
         match self.epoll.wait(timeout_ms, &mut events) {
             Ok(count) => Ok(events
                 .iter()

@@ -204,6 +204,12 @@ pub trait VirtioDevice: Send + fmt::Debug {
         None
     }
 
+    /// Whether the host works on something that the driver has asked for, and that it is told of by
+    /// [`backend_fd`](Self::backend_fd). False for a device at which there is nothing to [`look`](Self::look).
+    fn is_under_way(&self) -> bool {
+        false
+    }
+
     /// The caller is going to [`look`](Self::look) instead of waiting to be notified: the driver need not do so. False for a device
     /// at which there is nothing to look.
     fn begin_looking(&mut self) -> bool {

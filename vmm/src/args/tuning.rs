@@ -60,6 +60,9 @@ pub struct TuningArgs {
     /// Microseconds for which KVM keeps a CPU for a vCPU that waits [default: as KVM likes]
     #[arg(long, value_name = "US")]
     halt_poll_us: Option<u32>,
+    /// Microseconds for which the loop looks at most for a disk's next request before it sleeps; 0: never [default: 200]
+    #[arg(long, value_name = "US")]
+    disk_poll_us: Option<u32>,
     /// Prepare what a restored guest is known to need: with `true` files are also read ahead [default: its working set alone]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     prefetch: Option<bool>,
@@ -151,6 +154,7 @@ impl TuningArgs {
             pin_vcpus: self.pin_vcpus.clone().unwrap_or_default().0,
             pin_control: self.pin_control,
             halt_poll_us: self.halt_poll_us,
+            disk_poll_us: self.disk_poll_us,
             prefetch: self.prefetch,
             give_back_after_ms: self.give_back_after_ms,
         }
@@ -181,6 +185,7 @@ impl TuningArgs {
         for (name, number) in [
             ("--pin-control", self.pin_control),
             ("--halt-poll-us", self.halt_poll_us),
+            ("--disk-poll-us", self.disk_poll_us),
             ("--give-back-after-ms", self.give_back_after_ms),
         ] {
             words.extend(

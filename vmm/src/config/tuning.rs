@@ -15,6 +15,8 @@ use crate::sys::mapping::Pages;
 /// How long a vCPU of a machine that is to answer soon is polled for: as long as an answer of a device takes that the guest has
 /// stopped to poll for. KVM's own is 200 at most.
 const PERFORMANCE_HALT_POLL_US: u32 = 500;
+/// How long the loop looks for a disk's next request, at most: as long as KVM does for a vCPU that halts.
+pub const DISK_POLL_US: u32 = 200;
 /// After so long of nothing to do a machine of many gives memory back.
 const CONCURRENCY_GIVE_BACK_MS: u32 = 100;
 
@@ -41,6 +43,8 @@ pub struct Tuning {
     pub control_cpu: Option<u32>,
     /// How long KVM polls for a vCPU that waits, in microseconds; as long as it likes if not said.
     pub halt_poll_us: Option<u32>,
+    /// How long the loop looks for a disk's next request before it sleeps, at most, in microseconds; never if 0.
+    pub disk_poll_us: u32,
     /// What is done in advance.
     pub prefetch: Prefetch,
     /// How long the loop is idle before it gives back what the start needed.
@@ -68,6 +72,7 @@ pub fn of_preset(preset: Preset) -> (TuningSpec, HugePages) {
         ),
         Preset::Concurrency => (
             TuningSpec {
+                disk_poll_us: Some(0),
                 prefetch: Some(false),
                 give_back_after_ms: Some(CONCURRENCY_GIVE_BACK_MS),
                 ..single
@@ -106,9 +111,14 @@ fn prove_numbers(said: &TuningSpec, vcpus: u64, faults: &mut Faults) {
             faults.add(field("pin_vcpus"), format!("for vCPU {vcpu}"), allowed);
         }
     }
-    let most = limits::HALT_POLL_US_MAX;
-    if let Some(us) = said.halt_poll_us.filter(|us| *us > most) {
-        faults.add(field("halt_poll_us"), us, format!("0–{most}"));
+    let most = limits::POLL_US_MAX;
+    for (name, said) in [
+        ("halt_poll_us", said.halt_poll_us),
+        ("disk_poll_us", said.disk_poll_us),
+    ] {
+        if let Some(us) = said.filter(|us| *us > most) {
+            faults.add(field(name), us, format!("0–{most}"));
+        }
     }
     let most = limits::GIVE_BACK_MS_MAX;
     if let Some(ms) = said.give_back_after_ms.filter(|ms| *ms > most) {
@@ -157,6 +167,7 @@ impl Tuning {
             vcpu_cpus: all.pin_vcpus,
             control_cpu: all.pin_control,
             halt_poll_us: all.halt_poll_us,
+            disk_poll_us: all.disk_poll_us.unwrap_or(DISK_POLL_US),
             prefetch: match all.prefetch {
                 None => Prefetch::WorkingSet,
                 Some(true) => Prefetch::WithFiles,
@@ -254,8 +265,9 @@ impl Tuning {
             .control_cpu
             .map_or_else(|| "none".to_owned(), |cpu| cpu.to_string());
         Some(format!(
-            "optimized for {preset}: huge_pages={pages} halt_poll_us={halt_poll} prefetch={prefetch} \
-             give_back_after_ms={} pin_vcpus={pins} pin_control={control}",
+            "optimized for {preset}: huge_pages={pages} halt_poll_us={halt_poll} disk_poll_us={} \
+             prefetch={prefetch} give_back_after_ms={} pin_vcpus={pins} pin_control={control}",
+            self.disk_poll_us,
             self.give_back_after.as_millis()
         ))
     }
@@ -303,9 +315,11 @@ mod tests {
         assert_eq!((plain.pages, plain.halt_poll_us), (Pages::Small, None));
         assert_eq!(plain.prefetch, Prefetch::WorkingSet);
         assert_eq!(plain.give_back_after, Duration::from_secs(1));
+        assert_eq!(plain.disk_poll_us, DISK_POLL_US);
         assert_eq!(plain.describe(), None);
         let many = proved(r#"{"tuning":{"optimize":"Concurrency"}}"#).unwrap();
         assert_eq!((many.halt_poll_us, many.prefetch), (None, Prefetch::None));
+        assert_eq!(many.disk_poll_us, 0);
         let own = r#"{"tuning":{"optimize":"Concurrency","halt_poll_us":7,"prefetch":true}}"#;
         let own = proved(own).unwrap();
         assert_eq!(
@@ -328,6 +342,10 @@ mod tests {
         refused(
             r#"{"tuning":{"halt_poll_us":10001}}"#,
             "tuning.halt_poll_us",
+        );
+        refused(
+            r#"{"tuning":{"disk_poll_us":10001}}"#,
+            "tuning.disk_poll_us",
         );
         let late = r#"{"tuning":{"give_back_after_ms":3600001}}"#;
         refused(late, "tuning.give_back_after_ms");

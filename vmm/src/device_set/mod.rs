@@ -47,7 +47,7 @@ use crate::image::disk::{ImageDisk, ImageOverlay, StoredDisk};
 use crate::lock::lock;
 use crate::memory::GuestRam;
 use crate::output::GuestOutput;
-use crate::poller::{PollError, Poller, Token};
+use crate::poller::{PollError, Poller, TOKENS_MAX, Token};
 use crate::snapshot::saved::{SavedDevice, SavedDevices, SavedMachine};
 use crate::vm::Vm;
 use crate::vsock_socket::HeldVsock;
@@ -68,6 +68,8 @@ pub struct DeviceMeter {
 pub struct DeviceSet {
     places: Vec<Place>,
     stored: Vec<StoredDisk>,
+    /// The device that is looked at first the next time.
+    first_looked: usize,
 }
 
 /// What is opened before there is a machine, for its devices. Clones are the same.
@@ -139,6 +141,7 @@ impl DeviceSet {
             .enumerate()
             .map(|(place, device)| wiring.connect(place, device, None));
         Ok(Self {
+            first_looked: 0,
             places: places.collect::<Result<_, _>>()?,
             stored,
         })
@@ -169,7 +172,11 @@ impl DeviceSet {
             let device = make::restore(config, place, &saved.state, disks.next(), around)?;
             places.push(wiring.connect(place, device, Some(&saved.transport))?);
         }
-        Ok(Self { places, stored })
+        Ok(Self {
+            places,
+            stored,
+            first_looked: 0,
+        })
     }
 
     /// What the devices count.
@@ -315,24 +322,45 @@ impl DeviceSet {
         place.is_some_and(|place| matches!(place.device, Held::Block(_)))
     }
 
-    /// Has drivers not notify devices that can be looked at instead; false when there is none at work.
-    pub fn begin_looking(&mut self) -> bool {
-        let mut can_look = false;
-        for place in &mut self.places {
-            can_look |= place.device.begin_looking();
-        }
-        can_look
+    /// Whether the host works for a device that can be looked at.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        self.places.iter().any(|place| place.device.is_under_way())
     }
 
-    /// What can be served now, as far as memory tells.
+    /// Has drivers not notify devices that can be looked at instead; gives how many queues those at work have.
+    pub fn begin_looking(&mut self) -> u32 {
+        let mut queues = 0_usize;
+        for place in &mut self.places {
+            if place.device.begin_looking() {
+                queues = queues.saturating_add(place.doorbells.len());
+            }
+        }
+        u32::try_from(queues).unwrap_or(u32::MAX)
+    }
+
+    /// What can be served now, as far as memory tells: at most as much as the kernel tells of at a time, of another device first each
+    /// time.
     pub fn look(&mut self) -> Vec<Token> {
+        self.look_for(TOKENS_MAX)
+    }
+
+    fn look_for(&mut self, most: usize) -> Vec<Token> {
         let mut tokens = Vec::new();
-        for (device, place) in self.places.iter_mut().enumerate() {
+        let count = self.places.len();
+        self.first_looked = (self.first_looked + 1).checked_rem(count).unwrap_or(0);
+        let (before, after) = (0..self.first_looked, self.first_looked..count);
+        for device in after.chain(before) {
+            let Some(place) = self.places.get_mut(device) else {
+                continue;
+            };
             place.device.look(&mut |sight| {
-                tokens.push(match sight {
-                    Sight::Queue(queue) => Token::Queue { device, queue },
-                    Sight::Backend => Token::Backend { device },
-                });
+                if tokens.len() < most {
+                    tokens.push(match sight {
+                        Sight::Queue(queue) => Token::Queue { device, queue },
+                        Sight::Backend => Token::Backend { device },
+                    });
+                }
             });
         }
         tokens
@@ -343,7 +371,8 @@ impl DeviceSet {
         for place in &mut self.places {
             place.device.end_looking();
         }
-        self.look()
+        // All of it: nobody tells of it again.
+        self.look_for(usize::MAX)
     }
 
     /// Starts a device at its driver's DRIVER_OK; false when it does not start.

@@ -408,6 +408,10 @@ impl VirtioDevice for Block {
         waits.into_iter().flatten().min()
     }
 
+    fn is_under_way(&self) -> bool {
+        self.uring.as_ref().is_some_and(Uring::is_busy)
+    }
+
     fn begin_looking(&mut self) -> bool {
         let Some(active) = &mut self.active else {
             return false;
