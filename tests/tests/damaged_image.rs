@@ -11,7 +11,6 @@ use lightv_tests::netns::Netns;
 use lightv_tests::process::{run, wait_for};
 use lightv_tests::scratch::{Listing, Scratch};
 
-/// Issue 4.
 const REFUSAL_MAX: Duration = Duration::from_secs(1);
 
 /// Offsets in the header (docs/snapshot-format.md).

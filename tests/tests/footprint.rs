@@ -10,7 +10,7 @@ use lightv_tests::netns::Netns;
 use lightv_tests::process::{Process, wait_for};
 use lightv_tests::scratch::Scratch;
 
-/// Issue 4: 2 MiB.
+/// 2 MiB.
 const OWN_PSS_KIB_MAX: u64 = 2048;
 const OPEN_FILES_MAX: usize = 20;
 const SETTLED_ANYWAY_AFTER: Duration = Duration::from_secs(20);
