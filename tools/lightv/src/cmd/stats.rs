@@ -17,9 +17,8 @@ use crate::vms::{self, VmError};
 /// Show what the microVMs that run take of the host
 ///
 /// CPU is processor time over the interval, in percent of one core, RESIDENT all memory that the process uses. For root alone:
-/// OWN is the monitor's memory, GUEST what the host holds of
-/// the guest's, each with its share of what several have together; ALONE is what no other clone has of it. Data moved and exits
-/// are totals, asked for where a REST API is served.
+/// OWN is the monitor's memory, GUEST what the host holds of the guest's, each with its share of what several have together;
+/// ALONE is what no other clone has of it. Data moved and exits are totals, asked for where a REST API is served.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:

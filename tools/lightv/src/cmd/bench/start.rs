@@ -21,9 +21,9 @@ pub(super) const APP: (&str, &str) = ("hello-world", "hello");
 
 /// Time from before the spawn to the first byte from the guest
 ///
-/// In each round: `run` restores the image, `no_seccomp` does without filters of system calls, `cold` boots it, `jail` restores it in a
-/// jail, `floor` makes only the KVM calls and page touches that no
-/// restore can leave out. 10 rounds of warm-up are discarded.
+/// In each round: `run` restores the image, `no_seccomp` does without filters of system calls, `cold` boots it, `jail` restores
+/// it in a jail, `floor` makes only the KVM calls and page touches that no restore can leave out. 10 rounds of warm-up are
+/// discarded.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
