@@ -75,8 +75,11 @@ pub struct Cli {
     /// Use PATH for the delta of drive ID, which has an overlay.
     #[arg(long, value_name = "ID=PATH", action = ArgAction::Append, value_parser = parse_pair)]
     delta: Vec<(String, String)>,
-    /// Use a tap, or a network in user space, for network interface ID; a guest with LightV's agent is told the address.
-    #[arg(long, value_name = "[ID=]TAP[,queues=N]|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]", action = ArgAction::Append)]
+    /// Use a tap, an inherited one (fd=N), or a network in user space (user) for network interface ID (eth0).
+    ///
+    /// [ID=]TAP[,queues=N][,ip=A/P[,gw=A][,dns=A]], [ID=]fd=N[,ip=A/P[,gw=A][,dns=A]] or
+    /// [ID=]user[,publish=[A:]PORT:PORT[/udp]][,host-loopback] (docs/network.md). A guest with LightV's agent is told the address.
+    #[arg(long, value_name = "[ID=]NET", action = ArgAction::Append)]
     net: Vec<NetOverride>,
     /// Use PATH for the socket of vsock.
     #[arg(long, value_name = "PATH")]
@@ -129,7 +132,7 @@ pub struct Cli {
     #[command(flatten)]
     tuning: TuningArgs,
     /// Arguments of this run; given at all, they replace the stored ones.
-    #[arg(last = true)]
+    #[arg(last = true, help_heading = None)]
     args: Option<Vec<String>>,
     /// The program was called so.
     #[arg(skip)]
@@ -140,19 +143,20 @@ const EXAMPLES: &str = "\
 Examples:
   lightv-vmm --config vm.json
   lightv-vmm --config vm.json --save vm.lv
-  lightv-vmm --restore vm.lv --net eth0=tap7 --disk data=copy.img -- first second
+  lightv-vmm --restore vm.lv --net eth0=tap7 --disk data=copy.img -- words
   lightv-vmm --describe vm.lv
   lightv-vmm --api-sock vm.sock --id vm7
   lightv-vmm --api-sock vm.sock --config vm.json
   lightv-vmm --config vm.json --jail
   lightv-vmm --config vm.json --optimize-performance --pin-vcpus 0=2,1=3 -v
-  lightv-vmm --restore vm.lv --jail --jail-uid 1007 --jail-gid 1007 --jail-netns /run/netns/vm7
+  lightv-vmm --restore vm.lv --jail --jail-uid 1007 --jail-gid 1007
   lightv-vmm --api-sock vm.sock --jail --jail-ro /srv/kernels --jail-rw /srv/vm7
   lightv-vmm --template vm.lv --vsock /run/user/1000/vm-{pid}.sock
 
-Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidden system call; 152 bad configuration or image;
-153 bad arguments; 158 host refused something; 159 not saved; 160 triple fault; 161 KVM error;
-162 guest panic; 128+N ended by signal N.
+Exit status: 0–127 the guest's own (0: it shut down); 1 failure; 148 a forbidden
+system call; 152 bad configuration or image; 153 bad arguments; 158 host refused
+something; 159 not saved; 160 triple fault; 161 KVM error; 162 guest panic;
+163 a fork's memory was lost; 128+N ended by signal N.
 
 SIGPWR asks the guest to end: by its power button, else by Ctrl-Alt-Del.";
 

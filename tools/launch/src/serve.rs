@@ -73,9 +73,10 @@ Examples:
 The web page and the REST API over TCP (docs/agent-web.md):
   (umask 077; openssl rand -hex 32 > tokens)
   lightv serve --listen 127.0.0.1:9443 --insecure-loopback --token-file tokens
-  lightv serve --listen 0.0.0.0:9443 --tls-cert cert.pem --tls-key key.pem --token-file tokens
+  lightv serve --listen 0.0.0.0:9443 --token-file tokens \\
+    --tls-cert cert.pem --tls-key key.pem
 
 Requests:
   curl --unix-socket /run/lightv/agent.sock http://localhost/
-  curl --unix-socket /run/lightv/agent.sock -X PUT -d '{\"path\": \"/srv/web.lv\"}' http://localhost/images/web
-  curl --unix-socket /run/lightv/agent.sock -X POST -d '{\"image\": \"web\"}' http://localhost/sandboxes";
+  lightv images push web web.lv
+  lightv api --agent POST /sandboxes '{\"image\": \"web\"}'";

@@ -37,7 +37,7 @@ use crate::cmd::{
 };
 use crate::failure::Failure;
 
-/// Starts isolated microVMs as fast as a process
+/// Starts isolated microVMs in milliseconds
 #[derive(Debug, Parser)]
 #[command(name = "lightv", version, after_help = EXIT_CODES, subcommand_required = true)]
 struct Cli {
@@ -47,16 +47,17 @@ struct Cli {
 
 const EXIT_CODES: &str = "\
 Examples:
-  lightv run hello-world                    build the first microVM once, then run it
+  lightv run hello-world                    its image is built once
   lightv build hello-world -o hello.lv      keep its image in a file
   lightv run hello.lv -- everyone           run it with arguments
 
 Exit codes:
-  0-127  the guest's own status          152  configuration or image refused
-  1      failure without its own code    153  command line refused
-  128+N  ended by signal N               158  the host refused something
-  159    image not saved                 160  guest CPU shut down (triple fault)
-  161    KVM could not run the guest     162  the guest panicked";
+  0-127  the guest's own status          158  the host refused something
+  1      failure without its own code    159  image not saved
+  128+N  ended by signal N               160  guest CPU shut down (triple fault)
+  148    a forbidden system call         161  KVM could not run the guest
+  152    configuration or image refused  162  the guest panicked
+  153    command line refused            163  a fork's memory was lost";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -158,6 +159,27 @@ mod tests {
     fn tree_is_sound() {
         Cli::command().debug_assert();
         RunArgs::command().debug_assert();
+    }
+
+    /// What a terminal of 80 columns shows in one piece.
+    #[test]
+    fn help_fits_a_terminal() {
+        fn look_at(command: &clap::Command) {
+            let name = command.get_name();
+            let takes_values = |arg: &&clap::Arg| arg.get_action().takes_values();
+            for arg in command.get_arguments().filter(takes_values) {
+                let values = arg.get_value_names().unwrap_or_default().join(" ");
+                assert!(values.chars().count() <= 24, "{name}: {values}");
+            }
+            let texts = [command.get_after_help(), command.get_after_long_help()];
+            let texts = texts.into_iter().flatten().map(ToString::to_string);
+            for line in texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()) {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+            }
+            command.get_subcommands().for_each(look_at);
+        }
+        look_at(&Cli::command());
+        look_at(&lightv_vmm::args::Cli::command());
     }
 
     #[test]

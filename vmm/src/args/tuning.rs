@@ -18,7 +18,7 @@ pub struct PresetArgs {
     /// Answer soon and compute fast: large pages, polling, CPUs of its own
     #[arg(long, help_heading = TUNING)]
     optimize_performance: bool,
-    /// Be one of many: no polling, no memory in advance, memory given back at once
+    /// Be one of many: no memory in advance, what the start needed given back at once
     #[arg(long, help_heading = TUNING)]
     optimize_concurrency: bool,
 }

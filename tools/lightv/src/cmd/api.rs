@@ -25,12 +25,13 @@ Examples:
   lightv api --vm web GET /vm/config
   lightv api --vm web PATCH /vm '{\"state\": \"Paused\"}'
   lightv api --socket vm.sock PUT /boot-source @boot.json
-  lightv api --vm web GET /events                           what happens, as it happens
-  lightv api --agent POST /sandboxes '{\"image\": \"web\"}'    docs/agent.md
+  lightv api --vm web GET /events
+  lightv api --agent POST /sandboxes '{\"image\": \"web\"}'
   lightv api --agent GET '/sandboxes/web/logs?follow'
   lightv api --agent POST /sandboxes/web/exec '{\"args\": [\"ps\"]}'
 
-Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to standard error.")]
+Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to
+standard error.")]
 pub(crate) struct ApiArgs {
     /// Id, beginning of an id, or process id
     #[arg(long, value_name = "VM")]

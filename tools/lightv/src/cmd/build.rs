@@ -34,7 +34,7 @@ use crate::text;
 #[command(after_help = EXAMPLES)]
 #[command(group = ArgGroup::new("guest").required(true).multiple(true).args(["name", "kernel", "app", "rootfs", "file"]))]
 pub(crate) struct BuildArgs {
-    /// An embedded app (hello-world)
+    /// An embedded app: hello-world, http, echo, … (an unknown name lists all)
     #[arg(conflicts_with_all = ["kernel", "app", "rootfs", "file"])]
     name: Option<String>,
     /// The image to write
@@ -55,18 +55,19 @@ pub(crate) struct BuildArgs {
     /// App of the minimal guest: `app=NAME` on the command line
     #[arg(long, value_name = "NAME")]
     app: Option<String>,
-    /// Add a disk
-    #[arg(
-        long,
-        value_name = "ID=PATH[,ro][,root][,in-image][,direct][,discard][,queues=N][,overlay[=DELTA][,overlay-size=MIB]][,cache=writeback][,engine=async]"
-    )]
+    /// Add a disk; behind its path there may be ro, root, in-image, overlay, …
+    ///
+    /// All options, each behind a comma: ro, root, in-image, direct, discard, queues=N, overlay[=DELTA], overlay-size=MIB,
+    /// cache=writeback, engine=async (docs/api.md, docs/overlay.md).
+    #[arg(long, value_name = "ID=PATH[,…]")]
     disk: Vec<DiskArg>,
     /// Add a network interface: on a tap, on an inherited one (fd=N), or on a network in user space that needs no privileges
-    /// (user); the address is told to the guest as `ip=…`, with --rootfs to its agent
-    #[arg(
-        long,
-        value_name = "[ID=]TAP[,queues=N]|fd=N[,mac=M][,ip=A/P[,gw=A][,dns=A]]|user[,mac=M][,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
-    )]
+    /// (user)
+    ///
+    /// [ID=]TAP[,queues=N][,mac=M][,ip=A/P[,gw=A][,dns=A]], [ID=]fd=N[,mac=M][,ip=A/P[,gw=A][,dns=A]] or
+    /// [ID=]user[,mac=M][,publish=[A:]PORT:PORT[/udp]][,host-loopback] (docs/network.md). ID is eth0 when left out. The address
+    /// is told to the guest as `ip=…`, with --rootfs to its agent.
+    #[arg(long, value_name = "[ID=]NET")]
     net: Vec<NetArg>,
     /// Add a source of random bytes (default with --kernel)
     #[arg(long, conflicts_with = "no_entropy")]
@@ -100,20 +101,21 @@ pub(crate) struct BuildArgs {
     #[command(flatten)]
     rootfs: RootfsArgs,
     /// Arguments for the guest; `lightv run` can replace them
-    #[arg(last = true)]
+    #[arg(last = true, help_heading = None)]
     args: Vec<String>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   lightv build hello-world -o hello-world.lv
-  lightv build --kernel vmlinux --disk root=rootfs.img,root,ro --memory 256 -o base.lv
-  lightv build --app http --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 -o web.lv -- 80
-  lightv build --rootfs python.oci.tar --memory 256 -o python.lv -- python3 -c 'print(6 * 7)'
-  lightv build --rootfs folder --copy server:/bin/ --ready listen:80 -o server.lv -- /bin/server
+  lightv build --kernel vmlinux --disk root=rootfs.img,root,ro -o base.lv
+  lightv build http --net tap0,ip=10.0.0.2/24,gw=10.0.0.1 -o web.lv -- 80
+  lightv build --rootfs python.oci.tar -o py.lv -- python3 -c 'print(6 * 7)'
+  lightv build --rootfs folder --ready listen:80 -o server.lv -- /bin/server
   lightv build --file lightv.toml -o app.lv
 
-Exit codes: 0 built, 152 configuration refused, 153 command line refused, 159 not saved; `lightv --help` lists all.";
+Exit codes: 0 built, 152 configuration refused, 153 command line refused, 159
+not saved; `lightv --help` lists all.";
 
 /// Why nothing is built.
 #[derive(Debug, thiserror::Error)]

@@ -31,11 +31,12 @@ use crate::vms::{self, VmError};
 #[command(after_help = "\
 Examples:
   lightv exec web -- ps                         as in a shell of the guest
-  lightv exec -it web -- /bin/sh                a shell at our terminal; Ctrl-] leaves it
+  lightv exec -it web -- /bin/sh                a shell here; Ctrl-] leaves it
   lightv exec -i web -- tar -C /srv -x < a.tar  our standard input
   lightv exec -u nobody -w /tmp -e A=b web -- env
 
-Exit codes: the program's own; 137 when the microVM ends before it; `lightv --help` lists ours.")]
+Exit codes: the program's own; 137 when the microVM ends before it;
+`lightv --help` lists ours.")]
 pub(crate) struct ExecArgs {
     /// Id, beginning of an id, or process id
     vm: String,

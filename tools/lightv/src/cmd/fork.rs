@@ -29,23 +29,22 @@ use crate::vms::{self, VmError};
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
-  lightv fork web                                 one copy: web-2, or the next free number
-  lightv fork web -n 4 --net eth0=user            four, each with a network in user space
+  lightv fork web                           one copy: web-2, or the next number
+  lightv fork web -n 4 --net eth0=user      four, each on a network of its own
   lightv fork web --name canary --net eth0=tap7")]
 pub(crate) struct ForkArgs {
     /// Id, beginning of an id, or process id
     vm: String,
-    /// How many copies
+    /// How many copies: 1–64
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     count: u32,
     /// Name of the copy; with several, what their names begin with
     #[arg(long)]
     name: Option<String>,
-    /// Use another tap, or a network in user space, for an interface
-    #[arg(
-        long,
-        value_name = "[ID=]TAP|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
-    )]
+    /// Use another tap, or a network in user space (user), for interface ID (eth0)
+    ///
+    /// [ID=]TAP or [ID=]user[,publish=[A:]PORT:PORT[/udp]][,host-loopback] (docs/network.md).
+    #[arg(long, value_name = "[ID=]NET")]
     net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]

@@ -19,8 +19,8 @@ use crate::{monitor, text};
 #[command(group = ArgGroup::new("subject").required(true).args(["image", "pid"]))]
 #[command(after_help = "\
 Examples:
-  lightv inspect hello-world.lv     configuration and sections; checksums are verified
-  lightv inspect --pid 4242         memory, threads and open files of a lightv-vmm process
+  lightv inspect hello-world.lv     what it holds; checksums are verified
+  lightv inspect --pid 4242         memory, threads, open files of a monitor
 
 Exit codes: 0 sound, 1 an image with a damaged section, 152 no image at all.")]
 pub(crate) struct InspectArgs {

@@ -29,7 +29,7 @@ use crate::{embedded, monitor};
 #[command(after_help = "\
 Examples:
   lightv profile hello-world.lv                    20 starts, as tables
-  lightv profile web.lv --html web.html            the same as a page for a browser
+  lightv profile web.lv --html web.html            the same as a web page
   lightv profile app.lv --cold --starts 3          boots
   lightv profile hello-world.lv -- everyone        with arguments for the guest
   lightv profile web                               a microVM that runs")]

@@ -34,14 +34,14 @@ use crate::{agent_run, cache, embedded, monitor};
 #[derive(Debug, Default, PartialEq, Parser)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// An image file (.lv), or the name of an embedded app (hello-world)
+    /// An image file (.lv), or an embedded app: hello-world, http, echo, … (an unknown name lists all)
     pub(crate) image: PathBuf,
-    /// Connect interface ID to a tap, to an inherited one (fd=N), or to a network in user space that needs no privileges
-    /// (user); ID is eth0 when left out. A Linux guest is told the address
-    #[arg(
-        long,
-        value_name = "[ID=]TAP[,queues=N]|fd=N[,ip=A/P[,gw=A][,dns=A]]|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
-    )]
+    /// Connect interface ID (eth0) to a tap, to an inherited one (fd=N), or to a network in user space that needs no
+    /// privileges (user)
+    ///
+    /// [ID=]TAP[,queues=N][,ip=A/P[,gw=A][,dns=A]], [ID=]fd=N[,ip=A/P[,gw=A][,dns=A]] or
+    /// [ID=]user[,publish=[A:]PORT:PORT[/udp]][,host-loopback] (docs/network.md). A Linux guest is told the address.
+    #[arg(long, value_name = "[ID=]NET")]
     net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
@@ -94,7 +94,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     tuning: TuningArgs,
     /// Arguments for the guest; they replace those in the image
-    #[arg(last = true)]
+    #[arg(last = true, help_heading = None)]
     pub(crate) args: Vec<OsString>,
     /// Whether there was a `--`: even without arguments behind it, it replaces those in the image
     #[arg(skip)]
@@ -103,20 +103,21 @@ pub(crate) struct RunArgs {
 
 const EXAMPLES: &str = "\
 Examples:
-  lightv run hello-world                   an embedded app; its image is built once and kept
+  lightv run hello-world                   an embedded app, built once and kept
   lightv run hello.lv -- everyone          arguments for the guest
-  lightv run web.lv --net tap7 -e TOKEN    another tap; TOKEN from our environment
-  lightv run web.lv --net user,publish=8080:80   a network without privileges, by passt
+  lightv run web.lv --net tap7 -e TOKEN    another tap; our TOKEN
+  lightv run web.lv --net user,publish=8080:80   by passt, without privileges
   lightv run hello.lv --timings            where the time went, after the run
   lightv run --cold --memory 256 hello.lv  boot instead of restore
-  lightv run -t shell.lv                   at the terminal; Ctrl-] leaves it running
-  lightv run --jail web.lv --net user      sees nothing of the host but its own files; no privileges
+  lightv run -t shell.lv                   at the terminal; Ctrl-] detaches
+  lightv run --jail web.lv --net user      sees its own files alone
   lightv run --no-agent web.lv             whatever the host agent has ready
-  lightv run --optimize-performance -v web.lv   large pages, polling; says what it chose
-  lightv run -d --name web web.lv          in the background; lightv logs -f web, lightv stop web
+  lightv run --optimize-performance -v web.lv    says what it chose
+  lightv run -d --name web web.lv          in the background; lightv stop web
 
-Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and SIGUSR2 as its program's; 10 seconds
-after SIGTERM, or at the second one, it is ended. Without the agent they end it at once.
+Signals: a guest with LightV's agent gets SIGHUP, SIGINT, SIGQUIT, SIGTERM and
+SIGUSR2 as its program's; 10 seconds after SIGTERM, or at the second one, it is
+ended. Without the agent they end it at once.
 
 Exit codes: the guest's own (0-127); `lightv --help` lists the others.";
 

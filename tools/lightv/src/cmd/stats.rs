@@ -24,7 +24,7 @@ use crate::vms::{self, VmError};
 Examples:
   lightv stats                 a table of all, after a second of looking
   lightv stats web --watch     one of them, again and again
-  lightv stats --json          an array for a script; with --watch one in each line")]
+  lightv stats --json          an array for a script; with --watch one a line")]
 pub(crate) struct StatsArgs {
     /// Id, beginning of an id, or process id (default: all)
     vm: Option<String>,

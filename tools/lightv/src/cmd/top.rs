@@ -23,7 +23,7 @@ Examples:
 Keys:
   ↑ ↓ PgUp PgDn Home End   select a microVM
   ← →   sort by another column      r   the other way round
-  /     show only what contains a text in id, process id, state or source; esc: all
+  /     only what has a text in id, process id, state or source; esc: all
   enter details of the selected one; esc: back
   s     stop it (as `lightv stop`), k   kill it; both ask first
   q     quit                        Ctrl-Z   suspend")]

@@ -23,7 +23,7 @@ use crate::failure::Failure;
 Examples:
   lightv bench churn                       a minute of two callers
   lightv bench churn --seconds 600 --callers 10
-  lightv bench churn --json --out c.json   one JSON object on standard output, and in a file")]
+  lightv bench churn --json --out c.json   one JSON object, also in a file")]
 pub(super) struct ChurnArgs {
     /// How long
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -29,7 +29,7 @@ const APP: &str = "vsock";
 Examples:
   lightv bench density                     1000 machines, idle for 60 seconds
   lightv bench density --count 1 --idle 60 what one machine takes
-  lightv bench density --json --out d.json one JSON object on standard output, and in a file")]
+  lightv bench density --json --out d.json one JSON object, also in a file")]
 pub(super) struct DensityArgs {
     /// Machines
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -30,9 +30,9 @@ const APP: &str = "disk-bench";
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
-  lightv bench disk                       5 rounds on a file of 256 MiB in the temporary folder
+  lightv bench disk                       5 rounds on a file of 256 MiB
   lightv bench disk --folder /mnt/nvme    on another disk
-  lightv bench disk --json --out d.json   one JSON object on standard output, and in a file")]
+  lightv bench disk --json --out d.json   one JSON object, also in a file")]
 pub(super) struct DiskArgs {
     /// Rounds of each case that count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]

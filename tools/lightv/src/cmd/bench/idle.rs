@@ -26,7 +26,7 @@ const APP: &str = "vsock";
 Examples:
   lightv bench idle                        one machine for a minute, then 100
   lightv bench idle --count 1000 --seconds 10
-  lightv bench idle --json --out i.json    one JSON object on standard output, and in a file")]
+  lightv bench idle --json --out i.json    one JSON object, also in a file")]
 pub(super) struct IdleArgs {
     /// Machines at a time, after the one
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 Examples:
   lightv bench net                       5 rounds of half a second each side
   lightv bench net --count 20 --time 2000
-  lightv bench net --json --out n.json   one JSON object on standard output, and in a file
+  lightv bench net --json --out n.json   one JSON object, also in a file
   lightv bench net --plot n.svg          the table, and a picture of it")]
 pub(super) struct NetArgs {
     #[command(flatten)]

@@ -24,7 +24,7 @@ use crate::monitor::{self, MonitorError};
 Examples:
   lightv bench pool                        hello-world, ten at once
   lightv bench pool --image my.lv          another image
-  lightv bench pool --json --out p.json    one JSON object on standard output, and in a file")]
+  lightv bench pool --json --out p.json    one JSON object, also in a file")]
 pub(super) struct PoolArgs {
     /// The image; its guest prints something and ends with status 0 (default: the embedded hello-world)
     #[arg(long, value_name = "IMAGE")]

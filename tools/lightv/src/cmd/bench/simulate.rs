@@ -35,12 +35,14 @@ const KIB_PER_MIB: f64 = 1024.0;
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
-  lightv bench simulate                                     this host, measured quickly
-  lightv bench density --count 200 --out d200.json; lightv bench density --out d1000.json
-  lightv bench simulate --from d200.json --check d1000.json is it foretold?
-  lightv bench simulate --from d1000.json --cores 64 --memory 262144 --starts-per-second 500 --plot s.svg
+  lightv bench simulate                            this host, measured quickly
+  lightv bench density --count 200 --out d200.json
+  lightv bench density --out d.json
+  lightv bench simulate --from d200.json --check d.json         is it foretold?
+  lightv bench simulate --from d.json --cores 64 --memory 262144 --plot s.svg
 
-Exit codes: 1 when what is foretold is off by more than --tolerance; `lightv --help` lists the others.")]
+Exit codes: 1 when what is foretold is off by more than --tolerance;
+`lightv --help` lists the others.")]
 pub(super) struct SimulateArgs {
     /// A report of `lightv bench density`; may be repeated, with other numbers of machines
     #[arg(long, value_name = "FILE")]

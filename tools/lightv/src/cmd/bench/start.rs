@@ -29,7 +29,7 @@ pub(super) const APP: (&str, &str) = ("hello-world", "hello");
 Examples:
   lightv bench start                        200 rounds of hello-world
   lightv bench start --count 50 --json      one JSON object on standard output
-  lightv bench start --image linux.lv       a Linux image; cold starts only in 5 of the rounds")]
+  lightv bench start --image linux.lv       a Linux image; cold only in 5 rounds")]
 pub(super) struct StartArgs {
     /// Rounds that count
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]

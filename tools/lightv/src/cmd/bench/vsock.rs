@@ -35,7 +35,7 @@ const GUEST_CID: u32 = 3;
 Examples:
   lightv bench vsock                       5 rounds of half a second each side
   lightv bench vsock --count 20 --time 2000
-  lightv bench vsock --json --out v.json   one JSON object on standard output, and in a file")]
+  lightv bench vsock --json --out v.json   one JSON object, also in a file")]
 pub(super) struct VsockArgs {
     #[command(flatten)]
     transfer: TransferArgs,

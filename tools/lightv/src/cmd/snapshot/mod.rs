@@ -41,7 +41,7 @@ enum SnapshotCommand {
 Examples:
   lightv snapshot create web web.state web.memory
   lightv snapshot create web web.state web.memory --live    while it runs
-  lightv snapshot create web web2.state web2.diff --diff    only what has changed")]
+  lightv snapshot create web web2.state web2.diff --diff    what has changed")]
 struct CreateArgs {
     /// Id, beginning of an id, or process id
     vm: String,
