@@ -337,7 +337,7 @@ fn sections_of_another_machine_are_refused() {
         sound.check(
             &format!("the other's {}", ours.kind),
             &bytes,
-            &[&ours.kind, "damaged"],
+            &[&ours.kind, "damaged", "build it anew"],
         );
     }
 }

@@ -124,7 +124,7 @@ fn check_terminal(scratch: &Scratch) {
     terminal.type_keys("\x03");
     assert_eq!(terminal.finish().code(), Some(130));
     let finished = exec(scratch, &["-t"], "true");
-    finished.assert_refused(BAD_ARGUMENTS, &["--tty", "terminal"]);
+    finished.assert_refused(BAD_ARGUMENTS, &["--tty", "terminal", "leave --tty out"]);
 }
 
 /// A save ends nothing. In a restored machine the streams have ended, and the agent's port has not.

@@ -114,7 +114,11 @@ fn a_vm_in_the_background_is_listed_paused_saved_restored_and_stopped() {
         &["clone already"],
     );
     let bad = ["snapshot", "load", "d.state", "s.mem", "--name", "bad"];
-    refused(&scratch, &bad, 1, &["does not belong to this snapshot"]);
+    let words = [
+        "does not belong to this snapshot",
+        "written with this state",
+    ];
+    refused(&scratch, &bad, 1, &words);
     let _ = run(&scratch, &["stop", "tick", "clone"]);
     wait_for("their end", || listed(&scratch).is_empty().then_some(()));
     assert!(logs(&scratch, "clone").contains("tick"), "a log stays");

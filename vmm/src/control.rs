@@ -130,7 +130,10 @@ pub enum SaveFailure {
         cause: VcpuStateError,
     },
     /// A vCPU did not leave the guest.
-    #[error("The vCPUs did not stop within {} ms", limits::PAUSE_TIMEOUT_MS)]
+    #[error(
+        "The vCPUs did not stop within {} ms; the host may be short of CPUs: try again",
+        limits::PAUSE_TIMEOUT_MS
+    )]
     ParkTimeout,
     /// The guest ended first.
     #[error("The guest ended before it was saved: {0}")]

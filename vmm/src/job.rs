@@ -366,7 +366,7 @@ fn stop_status(reason: &StopReason) -> u8 {
 #[must_use]
 pub fn run_with_terminal(job: RunJob) -> u8 {
     if !terminal::is_there() {
-        report::say("--tty: standard input and output are not a terminal");
+        report::say("--tty: standard input and output are not a terminal; leave --tty out");
         return exit::BAD_ARGUMENTS;
     }
     if let Err(error) = job.confinement.choose(None) {

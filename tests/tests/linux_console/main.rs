@@ -256,7 +256,10 @@ fn a_terminal_is_refused_where_there_is_none() {
     let scratch = Scratch::new();
     let config = config(&scratch, "streams");
     let refused = lightv_tests::process::run(&mut scratch.vmm(&["--config", &config, "--tty"]));
-    refused.assert_refused(lightv_api::exit::BAD_ARGUMENTS, &["--tty", "terminal"]);
+    refused.assert_refused(
+        lightv_api::exit::BAD_ARGUMENTS,
+        &["--tty", "terminal", "leave --tty out"],
+    );
     if has_kvm() {
         let bare = json!({"boot-source": {"kernel_image_path": linux::kernel()}});
         let _ = scratch.config("bare.json", &bare);

@@ -57,7 +57,7 @@ pub enum OpenImageError {
         cause: HeaderError,
     },
     /// The bytes of a section are not those that were written.
-    #[error("Image {} is refused: section {section} is damaged (checksum)", path.display())]
+    #[error("Image {} is refused: section {section} is damaged (checksum); copy or build it anew", path.display())]
     Checksum {
         /// Which file.
         path: PathBuf,
@@ -96,7 +96,7 @@ pub enum OpenImageError {
         version: u16,
     },
     /// A section of another version than this build reads.
-    #[error("Image {} is refused: section {section} has version {found}, and this build reads version {expected}", path.display())]
+    #[error("Image {} is refused: section {section} has version {found}, and this build reads version {expected}; build it anew with this LightV, or run it with the one that made it", path.display())]
     Version {
         /// Which file.
         path: PathBuf,

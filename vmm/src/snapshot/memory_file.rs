@@ -109,7 +109,7 @@ pub enum OpenMemoryError {
         path: PathBuf,
     },
     /// Another length than RAM has.
-    #[error("Memory file {} has {found} bytes; the snapshot's has {expected}", path.display())]
+    #[error("Memory file {} has {found} bytes; the snapshot's has {expected}: name the one that was written with this state", path.display())]
     Length {
         /// Which file.
         path: PathBuf,
@@ -120,7 +120,8 @@ pub enum OpenMemoryError {
     },
     /// Not the memory that was saved with this state.
     #[error(
-        "Memory file {} does not belong to this snapshot: its page at {offset:#x} is another (checksum)",
+        "Memory file {} does not belong to this snapshot: its page at {offset:#x} is another (checksum); name the one that was written with \
+         this state",
         path.display()
     )]
     Other {

@@ -139,7 +139,7 @@ pub(crate) enum RunError {
     NeedsCold { option: &'static str },
     #[error("The argument {arg:?} is not valid UTF-8; a guest takes no other")]
     NotUtf8 { arg: OsString },
-    #[error("--tty: standard input and output are not a terminal")]
+    #[error("--tty: standard input and output are not a terminal; leave --tty out")]
     NoTerminal,
 }
 

@@ -24,11 +24,13 @@ pub(crate) enum ExecError {
     NoVsock { id: String },
     #[error("MicroVM {id} is paused; `lightv resume {id}` lets it go on")]
     Paused { id: String },
-    #[error("MicroVM {id} is not started yet")]
+    #[error(
+        "MicroVM {id} is not started yet; lightv api --vm {id} PUT /actions '{{\"action_type\": \"InstanceStart\"}}' starts it"
+    )]
     NotStarted { id: String },
     #[error("The program's words and environment have {bytes} bytes; allowed: at most {allowed}")]
     TooLong { bytes: usize, allowed: usize },
-    #[error("--tty: standard input and output are not a terminal")]
+    #[error("--tty: standard input and output are not a terminal; leave --tty out")]
     NoTerminal,
     #[error("Cannot use the terminal")]
     Terminal(#[source] io::Error),

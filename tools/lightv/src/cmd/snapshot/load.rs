@@ -37,11 +37,10 @@ pub(super) struct LoadArgs {
     /// Name of the microVM: 1–64 letters, digits and `-` [default: from the state's name]
     #[arg(long)]
     name: Option<String>,
-    /// Use another tap, or a network in user space, for an interface
-    #[arg(
-        long,
-        value_name = "[ID=]TAP|fd=N|user[,publish=[A:]PORT:PORT[/udp]][,host-loopback]"
-    )]
+    /// Use another tap, an inherited one (fd=N), or a network in user space (user) for interface ID (eth0)
+    ///
+    /// [ID=]TAP, [ID=]fd=N or [ID=]user[,publish=[A:]PORT:PORT[/udp]][,host-loopback] (docs/network.md).
+    #[arg(long, value_name = "[ID=]NET")]
     net: Vec<NetOverride>,
     /// Use another file for disk ID
     #[arg(long, value_name = "ID=PATH", value_parser = Replacement::disk)]
@@ -67,7 +66,8 @@ pub(super) struct LoadArgs {
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
     #[error(
-        "--net {id}: only ID=TAP; a snapshot of two files takes no address and no number of queues"
+        "--net {id}: allowed: [ID=]TAP, [ID=]fd=N, or [ID=]user with publish and host-loopback; a machine that goes on keeps its \
+         address and its number of queues"
     )]
     Net { id: String },
 }
@@ -138,4 +138,22 @@ pub(crate) fn drive_overrides(disks: &[Replacement], deltas: &[Replacement]) -> 
         overlay_path: Some(absolute(&path)),
     });
     disks.chain(deltas).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_of_a_load_bring_no_address_and_no_queues() {
+        let overrides = |text: &str| network_overrides(&[text.parse().expect(text)]);
+        for text in ["tap7", "eth1=fd=5", "eth1=user,publish=8080:80"] {
+            assert_eq!(overrides(text).expect(text).len(), 1, "{text}");
+        }
+        for text in ["a=tap7,ip=10.0.0.2/24", "a=tap7,queues=2"] {
+            let refused = overrides(text).expect_err(text);
+            let allowed = "--net a: allowed: [ID=]TAP, [ID=]fd=N, or [ID=]user";
+            assert!(refused.text().contains(allowed), "{}", refused.text());
+        }
+    }
 }
