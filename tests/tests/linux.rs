@@ -300,11 +300,11 @@ fn linux_has_all_of_5000_mib() {
 
 // Kernels and initial RAM disks.
 
-/// 3 MiB that do not repeat.
+/// 1 MiB that does not repeat.
 fn file() -> Vec<u8> {
     let mut state = 88_172_645_463_325_252_u64;
-    let mut bytes = Vec::with_capacity(3 << 20);
-    while bytes.len() < 3 << 20 {
+    let mut bytes = Vec::with_capacity(1 << 20);
+    while bytes.len() < 1 << 20 {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -319,7 +319,7 @@ fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// A file in the initial RAM disk comes whole to what `change` makes of a guest. Once each: it is unpacked for 5 seconds where
+/// A file in the initial RAM disk comes whole to what `change` makes of a guest. Once each: it is unpacked for seconds where
 /// KVM emulates the guest's kernel, and where it lies is tried with small guests (`machine.rs`).
 fn check_initrd(args: &str, change: impl FnOnce(Guest) -> Guest) {
     if !has_kvm() {
