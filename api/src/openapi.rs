@@ -74,10 +74,46 @@ pub fn add(document: &mut OpenApi, path: &str, method: HttpMethod, operation: Op
     }
 }
 
+/// `document` as JSON. Links of our own documentation, ``[`A::b`]``, become names that a reader of the JSON knows: `b` of `A`.
+///
+/// # Errors
+/// Never, but for a bug in us: texts, numbers and lists of them are always JSON.
+pub fn text(document: &OpenApi) -> Result<String, serde_json::Error> {
+    let json = document.to_pretty_json()?;
+    let mut parts = json.split("[`");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (link, rest) = part.split_once("`]").unwrap_or((part, ""));
+        text += &match link.split_once("::") {
+            Some((owner, name)) => format!("`{name}` of `{owner}`"),
+            None => format!("`{link}`"),
+        };
+        text += rest;
+    }
+    text.push('\n');
+    Ok(text)
+}
+
 fn named(schema: &str) -> RefOr<Schema> {
     Ref::from_schema_name(schema).into()
 }
 
 fn object(kind: Type) -> RefOr<Schema> {
     Schema::Object(Object::with_type(kind)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use utoipa::openapi::{Info, OpenApi, Paths};
+
+    use super::*;
+
+    #[test]
+    fn links_of_our_documentation_become_names() {
+        let mut info = Info::new("t", "1");
+        info.description = Some("See [`A::b`], [`C`]; `[1]` stays, and [d] does.".to_owned());
+        let text = text(&OpenApi::new(info, Paths::new())).unwrap();
+        let expected = "See `b` of `A`, `C`; `[1]` stays, and [d] does.";
+        assert!(text.contains(expected), "{text}");
+    }
 }

@@ -119,13 +119,13 @@ const OPERATIONS: &[Row] = &[
     (Put, "/cpu-config", "putCpuConfiguration", "Sets what is changed of the CPU. Before the start.", Of("CpuSpec"), Nothing),
     (Put, "/drives/{id}", "putGuestDriveByID", "Adds or replaces a disk. Before the start.", Of("DriveSpec"), Nothing),
     (Patch, "/drives/{id}", "patchGuestDriveByID", "Changes a disk's file or limits. After the start.", Of("DrivePatch"), Nothing),
-    (Delete, "/drives/{id}", "deleteGuestDriveByID", "Unplugs a disk. After the start, on PCI.", Nothing, Nothing),
+    (Delete, "/drives/{id}", "deleteGuestDriveByID", "Unplugs a disk. After the start, on PCI. This version refuses it.", Nothing, Nothing),
     (Put, "/drives/{id}/overlay", "putDriveOverlay", "LightV's own: resets the overlay of a disk, or exports the disk. After the start.", Of("OverlayCall"), Nothing),
     (Put, "/entropy", "putEntropyDevice", "Gives the guest random bytes. Before the start.", Of("EntropySpec"), Nothing),
     (Get, "/events", "getEvents", "LightV's own: what happens, as server-sent events; the data of each is a VmEvent.", Nothing, Text("text/event-stream")),
-    (Get, "/hotplug/memory", "getMemoryHotplug", "How much memory is plugged. After the start.", Nothing, Of("MemoryHotplugStatus")),
-    (Put, "/hotplug/memory", "putMemoryHotplug", "Sets memory that can be plugged. Before the start.", Of("MemoryHotplugSpec"), Nothing),
-    (Patch, "/hotplug/memory", "patchMemoryHotplug", "Changes how much is plugged. After the start.", Of("MemoryHotplugPatch"), Nothing),
+    (Get, "/hotplug/memory", "getMemoryHotplug", "How much memory is plugged. After the start. This version refuses it.", Nothing, Of("MemoryHotplugStatus")),
+    (Put, "/hotplug/memory", "putMemoryHotplug", "Sets memory that can be plugged. Before the start. This version refuses it.", Of("MemoryHotplugSpec"), Nothing),
+    (Patch, "/hotplug/memory", "patchMemoryHotplug", "Changes how much is plugged. After the start. This version refuses it.", Of("MemoryHotplugPatch"), Nothing),
     (Put, "/logger", "putLogger", "Sets what is logged, and where. Before the start.", Of("LoggerSpec"), Nothing),
     (Put, "/fork", "fork", "LightV's own: lets other machines begin from where this one stands, which goes on.", Of("ForkSpec"), Nothing),
     (Get, "/machine-config", "getMachineConfiguration", "CPUs and memory.", Nothing, Of("MachineSpec")),
@@ -139,16 +139,16 @@ const OPERATIONS: &[Row] = &[
     (Put, "/mmds/config", "putMmdsConfig", "Sets how guests reach it. Before the start.", Of("MmdsConfig"), Nothing),
     (Put, "/network-interfaces/{id}", "putGuestNetworkInterfaceByID", "Adds or replaces an interface. Before the start.", Of("NetSpec"), Nothing),
     (Patch, "/network-interfaces/{id}", "patchGuestNetworkInterfaceByID", "Changes an interface's limits. After the start.", Of("NetPatch"), Nothing),
-    (Delete, "/network-interfaces/{id}", "deleteGuestNetworkInterfaceByID", "Unplugs an interface. After the start, on PCI.", Nothing, Nothing),
-    (Put, "/pmem/{id}", "putGuestPmemByID", "Adds or replaces persistent memory. Before the start.", Of("PmemSpec"), Nothing),
-    (Patch, "/pmem/{id}", "patchGuestPmemByID", "Changes its limits. After the start.", Of("PmemPatch"), Nothing),
-    (Delete, "/pmem/{id}", "deleteGuestPmemByID", "Unplugs it. After the start, on PCI.", Nothing, Nothing),
+    (Delete, "/network-interfaces/{id}", "deleteGuestNetworkInterfaceByID", "Unplugs an interface. After the start, on PCI. This version refuses it.", Nothing, Nothing),
+    (Put, "/pmem/{id}", "putGuestPmemByID", "Adds or replaces persistent memory. Before the start. This version refuses it.", Of("PmemSpec"), Nothing),
+    (Patch, "/pmem/{id}", "patchGuestPmemByID", "Changes its limits. After the start. This version refuses it.", Of("PmemPatch"), Nothing),
+    (Delete, "/pmem/{id}", "deleteGuestPmemByID", "Unplugs it. After the start, on PCI. This version refuses it.", Nothing, Nothing),
     (Put, "/serial", "putSerialDevice", "Sets where the serial port goes. Before the start.", Of("SerialSpec"), Nothing),
     (Put, "/snapshot/create", "createSnapshot", "Saves the machine. While it is paused, or, if `live`, while it runs.", Of("SnapshotCreate"), Nothing),
     (Put, "/snapshot/load", "loadSnapshot", "Restores a machine. Before the start, before anything is configured for a boot.", Of("SnapshotLoad"), Nothing),
     (Get, "/version", "getFirecrackerVersion", "Versions.", Nothing, Of("VersionInfo")),
     (Patch, "/vm", "patchVm", "Pauses or resumes the machine. After the start.", Of("VmStatePatch"), Nothing),
-    (Get, "/vm/config", "getExportVmConfig", "All that was configured.", Nothing, Of("FullConfig")),
+    (Get, "/vm/config", "getExportVmConfig", "What was configured: `logger`, `metrics` and `cpu-config` until the start.", Nothing, Of("FullConfig")),
     (Put, "/vsock", "putGuestVsock", "Gives the guest sockets to the host. Before the start.", Of("VsockSpec"), Nothing),
 ];
 
@@ -168,9 +168,7 @@ pub fn document() -> Result<String, serde_json::Error> {
         };
         openapi::add(&mut document, row.1, method, operation(row));
     }
-    let mut json = document.to_pretty_json()?;
-    json.push('\n');
-    Ok(json)
+    openapi::text(&document)
 }
 
 fn operation((_, path, name, about, body, answer): &Row) -> Operation {
@@ -214,6 +212,8 @@ mod tests {
     use std::path::Path;
     use std::{env, fs};
 
+    use lightv_api::contract::boot_source::DEFAULT_BOOT_ARGS;
+    use lightv_api::contract::instance::{APP_NAME, FIRECRACKER_VERSION};
     use lightv_api::request::{Call, Request};
     use serde_json::Value;
 
@@ -233,6 +233,15 @@ mod tests {
             found == made,
             "docs/openapi.json is not what the types say: run `cargo xtask rest`"
         );
+    }
+
+    #[test]
+    fn constants_are_written_out() {
+        let json = document().unwrap();
+        let text = json.replace("\\n", " ");
+        for constant in [APP_NAME, FIRECRACKER_VERSION, DEFAULT_BOOT_ARGS] {
+            assert!(text.contains(&format!("`{constant}`")), "{constant}");
+        }
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub struct BootSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub initrd_path: Option<PathBuf>,
-    /// Kernel command line. Default: [`DEFAULT_BOOT_ARGS`].
+    /// Kernel command line. Default: `reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd
+    /// swiotlb=noforce`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
     /// LightV's own: `auto` (default: Linux's own entry for a Linux, else PVH where an ELF offers it), `linux`, `pvh`.

@@ -37,7 +37,7 @@ pub struct DriveSpec {
     /// How the host reads and writes: `Sync` (default) or `Async`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub io_engine: Option<IoEngine>,
-    /// Socket of a vhost-user process that is the disk.
+    /// Socket of a vhost-user process that is the disk. This version refuses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub socket: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub struct DriveSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct: Option<bool>,
     /// LightV's own: whether the bytes of the disk become part of an image that is saved of the machine. Only for disks
-    /// that are read-only.
+    /// that are read-only or have an overlay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_image: Option<bool>,
     /// LightV's own: number of request queues, 1–16, 1 unless said otherwise. Linux uses as many as it has vCPUs.
@@ -74,7 +74,8 @@ pub struct OverlaySpec {
     pub size_mib: Option<u64>,
 }
 
-/// LightV's own: `PUT /drives/{id}/overlay`, as it is written; [`OverlayOrder`] is the same, proved.
+// Proved, it is an [`OverlayOrder`].
+/// LightV's own: `PUT /drives/{id}/overlay`, as it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OverlayCall {

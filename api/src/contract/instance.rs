@@ -16,9 +16,9 @@ pub struct InstanceInfo {
     pub id: String,
     /// What it is doing.
     pub state: InstanceState,
-    /// [`FIRECRACKER_VERSION`].
+    /// `1.17.0`: the release of Firecracker whose API this is.
     pub vmm_version: String,
-    /// [`APP_NAME`].
+    /// `Firecracker`: whose API this is.
     pub app_name: String,
     /// LightV's own: its version.
     pub lightv_version: String,
@@ -51,7 +51,7 @@ impl std::fmt::Display for InstanceState {
 /// `GET /version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VersionInfo {
-    /// [`FIRECRACKER_VERSION`].
+    /// `1.17.0`: the release of Firecracker whose API this is.
     pub firecracker_version: String,
     /// LightV's own: its version.
     pub lightv_version: String,

@@ -18,7 +18,7 @@ pub struct MachineSpec {
     /// Guest RAM in MiB.
     #[schema(required = true, minimum = 1)]
     pub mem_size_mib: u64,
-    /// Whether vCPUs are presented as hyper-threads of shared cores.
+    /// Whether vCPUs are presented as hyper-threads of shared cores. This version refuses `true`.
     pub smt: bool,
     /// One of Firecracker's CPU templates. A `PUT` without it keeps the one that was set.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::machine::HugePages;
 use super::net::NetworkOverride;
 use super::tuning::TuningSpec;
 
@@ -59,7 +60,8 @@ pub enum SnapshotType {
     Diff,
 }
 
-/// `PUT /snapshot/load`, as it is written; [`LoadParams`] is the same, proved.
+// Proved, it is [`LoadParams`].
+/// `PUT /snapshot/load`, as it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotLoad {
@@ -152,7 +154,7 @@ pub struct DriveOverride {
     pub overlay_path: Option<PathBuf>,
 }
 
-/// What guest memory is made of after a load.
+/// What guest memory is made of after a load. This version refuses `2M`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum LoadHugePages {
     /// As when the snapshot was made.
@@ -162,7 +164,7 @@ pub enum LoadHugePages {
     None,
     /// Pages of 4 KiB, which the kernel may join.
     Transparent,
-    /// Pages of 2 MiB from the kernel's pool; only with [`MemBackendType::Uffd`].
+    /// Pages of 2 MiB from the kernel's pool. This version refuses it.
     #[serde(rename = "2M")]
     Hugetlbfs2M,
 }
@@ -184,8 +186,8 @@ pub struct LoadParams {
     pub vsock_override: Option<VsockOverride>,
     /// Whether the guest's wall clock is advanced.
     pub clock_realtime: bool,
-    /// What guest memory is made of.
-    pub huge_pages: LoadHugePages,
+    /// What guest memory is made of, if not as in the snapshot.
+    pub huge_pages: Option<HugePages>,
     /// Other files for disks.
     pub drive_overrides: Vec<DriveOverride>,
     /// How the host runs the machine.
@@ -207,9 +209,11 @@ pub enum LoadFieldsError {
     /// A drive that is to stay as it is.
     #[error("drive_overrides needs `path_on_host` or `overlay_path`")]
     NothingOverridden,
-    /// Large pages of a file.
-    #[error("huge_pages `2M` needs `mem_backend` of the type `Uffd`")]
-    LargePagesOfFile,
+    /// Large pages.
+    #[error(
+        "huge_pages `2M`: this version of LightV does not offer it in a load; use `Transparent`"
+    )]
+    LargePages,
 }
 
 impl SnapshotLoad {
@@ -265,11 +269,12 @@ impl TryFrom<SnapshotLoad> for LoadParams {
         if load.drive_overrides.iter().any(is_empty) {
             return Err(LoadFieldsError::NothingOverridden);
         }
-        if load.huge_pages == LoadHugePages::Hugetlbfs2M
-            && memory.backend_type == MemBackendType::File
-        {
-            return Err(LoadFieldsError::LargePagesOfFile);
-        }
+        let huge_pages = match load.huge_pages {
+            LoadHugePages::Snapshot => None,
+            LoadHugePages::None => Some(HugePages::None),
+            LoadHugePages::Transparent => Some(HugePages::Transparent),
+            LoadHugePages::Hugetlbfs2M => return Err(LoadFieldsError::LargePages),
+        };
         Ok(Self {
             snapshot_path: load.snapshot_path,
             memory,
@@ -278,7 +283,7 @@ impl TryFrom<SnapshotLoad> for LoadParams {
             network_overrides: load.network_overrides,
             vsock_override: load.vsock_override,
             clock_realtime: load.clock_realtime,
-            huge_pages: load.huge_pages,
+            huge_pages,
             drive_overrides: load.drive_overrides,
             tuning: load.tuning,
         })

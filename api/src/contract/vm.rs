@@ -34,7 +34,8 @@ pub enum VmState {
     Resumed,
 }
 
-/// `GET /vm/config`: everything that was configured. What was not is `null`, or an empty list.
+/// `GET /vm/config`: what was configured, by Firecracker's keys; `logger`, `metrics` and `cpu-config` until the start. What was not
+/// configured is `null`, or an empty list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the types say what they are")]

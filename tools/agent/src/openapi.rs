@@ -97,9 +97,7 @@ pub fn document() -> String {
         openapi::add(&mut document, row.1, row.0.clone(), operation(row));
     }
     // Texts, numbers and lists of them are always JSON.
-    let mut json = document.to_pretty_json().unwrap_or_default();
-    json.push('\n');
-    json
+    openapi::text(&document).unwrap_or_default()
 }
 
 fn operation(row: &Row) -> utoipa::openapi::path::Operation {

@@ -9,11 +9,10 @@ use lightv_api::config::VmSpec;
 use lightv_api::contract::balloon::HintingStart;
 use lightv_api::contract::cpu::{CpuConfig, CpuSpec};
 use lightv_api::contract::drive::{DrivePatch, OverlayOrder};
-use lightv_api::contract::machine::HugePages;
 use lightv_api::contract::mmds::MmdsData;
 use lightv_api::contract::net::NetPatch;
 use lightv_api::contract::snapshot::{
-    ForkSpec, LoadHugePages, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
+    ForkSpec, LoadParams, MemBackendType, SnapshotCreate, SnapshotType,
 };
 use lightv_api::event::Happening;
 use lightv_api::exit;
@@ -364,7 +363,6 @@ impl Machine for Monitor {
     }
 
     fn load(&mut self, params: &LoadParams) -> Result<VmSpec, Refusal> {
-        refuse_missing(params)?;
         let (counts, began) = (metrics::get(), Instant::now());
         match self.restore(params) {
             Ok(spec) => {
@@ -457,29 +455,12 @@ impl Machine for Monitor {
     }
 }
 
-/// What of a load this version does not offer.
-fn refuse_missing(params: &LoadParams) -> Result<(), Refusal> {
-    match params.huge_pages {
-        LoadHugePages::Snapshot | LoadHugePages::None | LoadHugePages::Transparent => Ok(()),
-        LoadHugePages::Hugetlbfs2M => Err(not_offered("huge_pages `2M`")),
-    }
-}
-
-fn not_offered(what: &str) -> Refusal {
-    Refusal::new(format!("{what}: this version of LightV does not offer it"))
-}
-
 fn overrides_of(params: &LoadParams) -> Overrides {
     let drives = params.drive_overrides.iter();
     let nets = params.network_overrides.iter();
     Overrides {
         is_from_api: true,
-        huge_pages: match params.huge_pages {
-            LoadHugePages::Snapshot => None,
-            LoadHugePages::None => Some(HugePages::None),
-            LoadHugePages::Transparent => Some(HugePages::Transparent),
-            LoadHugePages::Hugetlbfs2M => Some(HugePages::Hugetlbfs2M),
-        },
+        huge_pages: params.huge_pages,
         tuning: params.tuning.clone().unwrap_or_default(),
         disks: drives
             .clone()
