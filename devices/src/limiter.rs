@@ -4,8 +4,10 @@
 //! known: the bucket may go below empty, and then nothing begins until there is a token again. So a request that is larger than a
 //! bucket is no special case, a frame need not be read to find out whether it may be, and over time exactly the rate passes.
 
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use crate::counters::Counters;
 use crate::limits::LIMITER_REFILL_MAX;
 
 /// A bucket: `size` tokens come back evenly in `refill`. The default limits nothing.
@@ -87,7 +89,7 @@ fn time_of(tokens: u64, size: u64, refill: Duration) -> Duration {
 pub struct Limiter {
     bytes: Option<Bucket>,
     operations: Option<Bucket>,
-    /// Found empty: when it is not any more.
+    /// Something was held up: when the first of all that is may go on.
     blocked_until: Option<Instant>,
 }
 
@@ -113,35 +115,46 @@ impl Limiter {
         self.blocked_until = self.blocked_until.map(|_| now);
     }
 
-    /// Whether the next request has to wait. The clock is not read where nothing is limited.
+    const fn is_limited(&self) -> bool {
+        self.bytes.is_some() || self.operations.is_some()
+    }
+
+    /// Whether the next request has to wait. The clock is not read where nothing is limited. Of a device with several queues each
+    /// asks: what was held up in another one is not forgotten, whatever this one is told.
     pub fn is_blocked(&mut self) -> bool {
-        self.blocked_until = None;
-        if self.bytes.is_some() || self.operations.is_some() {
-            let now = Instant::now();
-            self.blocked_until = self
-                .empty_for(now)
-                .map(|time| now.checked_add(time).unwrap_or(now));
+        if !self.is_limited() {
+            return false;
         }
-        self.blocked_until.is_some()
+        let now = Instant::now();
+        let Some(wait) = self.empty_for(now) else {
+            return false;
+        };
+        let until = now.checked_add(wait).unwrap_or(now);
+        let first = self.blocked_until.map_or(until, |first| first.min(until));
+        self.blocked_until = Some(first);
+        true
     }
 
-    /// Whether something `waits` that the limits hold up. Not asked where nothing is limited. Of a device with several queues each
-    /// asks: what waits in another one is not forgotten.
-    pub fn holds_up(&mut self, waits: impl FnOnce() -> bool) -> bool {
-        let is_limited = self.bytes.is_some() || self.operations.is_some();
-        if is_limited && waits() {
-            return self.is_blocked();
+    /// Whether something `waits` that the limits hold up: as [`is_blocked`](Self::is_blocked). Not asked where nothing is limited. A
+    /// wait is counted in `throttled` when it begins.
+    pub fn holds_up(&mut self, throttled: &AtomicU64, waits: impl FnOnce() -> bool) -> bool {
+        let was_blocked = self.blocked_until.is_some();
+        let holds_up = self.is_limited() && waits() && self.is_blocked();
+        if holds_up && !was_blocked {
+            Counters::add_one(throttled);
         }
-        self.blocked_until = self
-            .blocked_until
-            .filter(|time| is_limited && *time > Instant::now());
-        false
+        holds_up
     }
 
-    /// When what [`is_blocked`](Self::is_blocked) has held up may go on.
+    /// When what was held up may go on: until [`forget_due`](Self::forget_due), also when that has come.
     #[must_use]
     pub const fn blocked_until(&self) -> Option<Instant> {
         self.blocked_until
+    }
+
+    /// All who were held up ask again: a wait that is over is forgotten.
+    pub fn forget_due(&mut self) {
+        self.blocked_until = self.blocked_until.filter(|time| *time > Instant::now());
     }
 
     /// Nobody waits any more.
@@ -151,7 +164,7 @@ impl Limiter {
 
     /// An operation of `bytes` was done.
     pub fn charge(&mut self, bytes: u64) {
-        if self.bytes.is_none() && self.operations.is_none() {
+        if !self.is_limited() {
             return;
         }
         let now = Instant::now();
@@ -277,15 +290,45 @@ mod tests {
             }),
         };
         let mut limiter = Limiter::new(options);
+        let throttled = AtomicU64::new(0);
         limiter.charge(1);
-        assert!(limiter.holds_up(|| true));
+        assert!(limiter.holds_up(&throttled, || true));
         let until = limiter.blocked_until();
-        assert!(!limiter.holds_up(|| false));
+        assert!(!limiter.holds_up(&throttled, || false));
+        limiter.forget_due();
         assert_eq!(limiter.blocked_until(), until);
-        // Its time has come, and nothing waits any more.
-        limiter.blocked_until = Some(Instant::now());
-        assert!(!limiter.holds_up(|| false));
+        assert!(limiter.holds_up(&throttled, || true));
+        assert_eq!(throttled.into_inner(), 1, "one wait, of two");
+    }
+
+    #[test]
+    fn a_wait_that_is_over_is_kept_until_all_ask_again() {
+        let options = LimiterOptions {
+            bytes: None,
+            operations: Some(BucketOptions {
+                size: 1,
+                refill: 1000 * SECOND,
+                burst: 0,
+            }),
+        };
+        let throttled = AtomicU64::new(0);
+        let mut limiter = Limiter::new(options);
+        limiter.charge(1);
+        assert!(limiter.holds_up(&throttled, || true));
+        // New buckets are full: the time has come.
+        limiter.change(options);
+        let due = limiter.blocked_until();
+        assert!(due <= Some(Instant::now()));
+        // Another queue comes first, is served, and then held up itself.
+        assert!(!limiter.holds_up(&throttled, || true));
+        limiter.charge(1);
+        assert!(limiter.holds_up(&throttled, || true));
+        assert_eq!(limiter.blocked_until(), due, "who waits is called first");
+        limiter.forget_due();
         assert_eq!(limiter.blocked_until(), None);
+        assert!(limiter.holds_up(&throttled, || true));
+        assert!(limiter.blocked_until() > Some(Instant::now()));
+        assert_eq!(throttled.into_inner(), 2);
     }
 
     #[test]
@@ -311,7 +354,9 @@ mod tests {
             bytes: None,
             operations: Some(BucketOptions::default()),
         });
-        assert!(!limiter.is_blocked() && limiter.blocked_until().is_none());
+        assert!(!limiter.is_blocked());
+        limiter.forget_due();
+        assert_eq!(limiter.blocked_until(), None);
     }
 
     proptest! {

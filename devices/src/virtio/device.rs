@@ -159,7 +159,7 @@ pub trait VirtioDevice: Send + fmt::Debug {
     }
 
     /// Takes `env.queues` to work on. What already waits in them is served when the caller processes each queue once
-    /// ([`process_queue`](Self::process_queue)), as it does after a notification: in bounded turns.
+    /// ([`rung`](Self::rung), [`process_queue`](Self::process_queue)), as it does after a notification: in bounded turns.
     ///
     /// # Errors
     /// The device stays idle and the transport sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1).
@@ -199,7 +199,8 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn process_backend(&mut self) -> Result<(), HostFault>;
 
     /// When all queues are to be processed without a notification: a rate limiter holds something up until then, a turn was
-    /// not enough, or a time that a protocol sets has come. To be asked after every other call.
+    /// not enough, or a time that a protocol sets has come. To be asked after every other call. It stays until
+    /// [`rung`](Self::rung), whatever is processed meanwhile.
     fn wake_at(&self) -> Option<Instant> {
         None
     }
@@ -209,6 +210,10 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn is_under_way(&self) -> bool {
         false
     }
+
+    /// All queues are about to be processed, without a notification: what [`wake_at`](Self::wake_at) has told is forgotten, as far as
+    /// its time has come. Nowhere else is it: a queue that is processed by itself says nothing of what waits in another.
+    fn rung(&mut self) {}
 
     /// The caller is going to [`look`](Self::look) instead of waiting to be notified: the driver need not do so. False for a device
     /// at which there is nothing to look.

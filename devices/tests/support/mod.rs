@@ -117,8 +117,9 @@ impl Rings {
     }
 }
 
-/// What the monitor does after an activation: each queue once, to its end.
-fn process_all(device: &SharedDevice) {
+/// What the monitor does after an activation, and when the device's time has come: each queue once, to its end.
+pub(crate) fn process_all(device: &SharedDevice) {
+    device.lock().unwrap().rung();
     let queues = device.lock().unwrap().queue_sizes().len();
     (0..queues).for_each(|queue| process(device, queue));
 }

@@ -67,6 +67,7 @@ impl Place {
     /// Rings for all queues, each time another one first: the loop serves them in this order, and the first could use up all
     /// that a rate limiter lets pass.
     pub(super) fn ring_all(&mut self) {
+        self.device.rung();
         let count = self.doorbells.len();
         let (before, after) = (0..self.first_rung, self.first_rung..count);
         after.chain(before).for_each(|queue| self.ring(queue));

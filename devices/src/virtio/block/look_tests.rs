@@ -8,7 +8,7 @@ use super::*;
 
 /// Whether a driver would notify for the next chain: by the flags of the used ring (virtio 1.2 §2.7.10), or by the index that the
 /// device wants to know of.
-fn is_to_notify(bench: &Bench, queue: usize, event_idx: bool) -> bool {
+pub(super) fn is_to_notify(bench: &Bench, queue: usize, event_idx: bool) -> bool {
     let rings = &bench.machine.rings[queue];
     let field = |address: u64| -> u16 {
         let field: u16 = bench.machine.mem.read_obj(GuestAddress(address)).unwrap();

@@ -80,7 +80,7 @@ pub struct Block {
     limiter: Limiter,
     /// Of the asynchronous engine; made once, also for a driver that comes later.
     uring: Option<Uring<Pending>>,
-    /// More waits in the queue than a turn serves, and nothing is on its way that would call again.
+    /// Since when more waits in a queue than a turn serves, and nothing is on its way that would call again.
     again_at: Option<Instant>,
     active: Option<Active>,
     /// A failure of the host that is told when the queue is empty.
@@ -295,9 +295,9 @@ fn serve_requests(worker: &Worker<'_>, desk: &mut Desk<'_>, limiter: &mut Limite
         if bytes_left == 0 {
             break;
         }
-        if limiter.holds_up(|| desk.ring.has_waiting()) {
+        let throttled = &worker.counters.throttled_from_guest;
+        if limiter.holds_up(throttled, || desk.ring.has_waiting()) {
             // It looks again by itself: the driver need not notify.
-            Counters::add_one(&worker.counters.throttled_from_guest);
             return Progress::Done;
         }
         if !desk.has_room() {
@@ -379,7 +379,6 @@ impl VirtioDevice for Block {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        self.again_at = None;
         self.serve_turn(index)
     }
 
@@ -392,7 +391,6 @@ impl VirtioDevice for Block {
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
-        self.again_at = None;
         self.at_work(|worker, mut desks, _| worker.land(&mut desks));
         // What has waited for room, and what has come meanwhile.
         for queue in 0..self.queue_sizes.len() {
@@ -410,6 +408,11 @@ impl VirtioDevice for Block {
 
     fn is_under_way(&self) -> bool {
         self.uring.as_ref().is_some_and(Uring::is_busy)
+    }
+
+    fn rung(&mut self) {
+        self.again_at = None;
+        self.limiter.forget_due();
     }
 
     fn begin_looking(&mut self) -> bool {

@@ -664,3 +664,6 @@ mod ways;
 
 #[path = "look_tests.rs"]
 mod look;
+
+#[path = "wait_tests.rs"]
+mod waits;

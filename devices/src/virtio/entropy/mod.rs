@@ -68,8 +68,8 @@ impl Entropy {
             if bytes_left == 0 {
                 break;
             }
-            if self.limiter.holds_up(|| ring.has_waiting()) {
-                Counters::add_one(&self.counters.throttled_from_guest);
+            let throttled = &self.counters.throttled_from_guest;
+            if self.limiter.holds_up(throttled, || ring.has_waiting()) {
                 ring.notify();
                 return Ok(Progress::Done);
             }
@@ -196,6 +196,10 @@ impl VirtioDevice for Entropy {
 
     fn wake_at(&self) -> Option<Instant> {
         self.limiter.blocked_until()
+    }
+
+    fn rung(&mut self) {
+        self.limiter.forget_due();
     }
 
     fn save(&self) -> DeviceState {

@@ -279,9 +279,15 @@ impl Net {
         let (receiver, limiter) = (&mut pair.receiver, &mut self.receive_limiter);
         let served = match &mut self.backend {
             Backend::Tap(tap) => receiver.serve_turn(tap.queue(number), &self.counters, limiter),
-            Backend::Stream(stream) => receiver
-                .serve_stream(stream, &self.counters, limiter)
-                .map(|has_more| self.more_since = has_more.then(Instant::now)),
+            Backend::Stream(stream) => {
+                receiver
+                    .serve_stream(stream, &self.counters, limiter)
+                    .map(|has_more| {
+                        if has_more {
+                            self.more_since = Some(Instant::now());
+                        }
+                    })
+            }
         };
         served.map_err(|cause| self.note_gone(HostOperation::ReceiveFrame, cause))
     }
@@ -352,8 +358,6 @@ impl Net {
                 if let Some(pair) = active.pairs.get_mut(number) {
                     pair.receiver.buffers_came();
                 }
-                // Looks again, when the wait is over.
-                let _ = self.receive_limiter.is_blocked();
                 self.serve_metadata();
                 self.receive_stream().map(|()| Progress::Done)
             }
@@ -446,9 +450,6 @@ impl VirtioDevice for Net {
     }
 
     fn process_queue(&mut self, index: usize) -> Result<Progress, HostFault> {
-        if index == RECEIVE_QUEUE {
-            self.more_since = None;
-        }
         let served = self.serve_queue(index);
         self.settle_watch();
         served
@@ -492,6 +493,12 @@ impl VirtioDevice for Net {
             self.more_since,
         ];
         waits.into_iter().flatten().min()
+    }
+
+    fn rung(&mut self) {
+        self.more_since = None;
+        self.receive_limiter.forget_due();
+        self.transmit_limiter.forget_due();
     }
 
     fn save(&self) -> DeviceState {

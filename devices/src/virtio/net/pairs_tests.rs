@@ -9,7 +9,7 @@ use super::*;
 use crate::limiter::BucketOptions;
 use crate::limits::{NET_COMMANDS_PER_TURN, NET_FRAMES_PER_TURN};
 use crate::mmds::{DEFAULT_ADDRESS, Version};
-use crate::test_support::{Buffer, LOW_RAM, Machine, readable, writable};
+use crate::test_support::{Buffer, LOW_RAM, Machine, process_all, readable, writable};
 use crate::virtio::feature::COMMON;
 
 const ONE: u64 = COMMON | feature::MAC;
@@ -373,10 +373,60 @@ fn limits_are_those_of_the_card_and_no_pair_has_them_all() {
         }
         std::thread::sleep(Duration::from_millis(2));
         // As the loop does when the wait is over.
-        bench.machine.kick(receive(0));
+        process_all(&bench.machine.device);
     }
     assert!(received.iter().all(|count| *count > 0), "{received:?}");
     assert!(received.iter().sum::<usize>() < NET_FRAMES_PER_TURN);
+}
+
+#[test]
+fn a_pair_whose_frame_is_held_up_is_called_although_another_is_served_first() {
+    let limit = |size| {
+        let operations = Some(BucketOptions {
+            size,
+            refill: Duration::from_secs(3600),
+            burst: 0,
+        });
+        LimiterOptions {
+            bytes: None,
+            operations,
+        }
+    };
+    for new_size in [0, 1000] {
+        let (mut net, hosts) = card(2);
+        net.change_limits(LimiterOptions::default(), limit(1));
+        net.active_pairs = 2;
+        let (stand_in, _) = card(2);
+        let mut bench = Bench::with(stand_in, hosts, SEVERAL);
+        let machine = &mut bench.machine;
+        let queues = machine.device.lock().unwrap().deactivate();
+        let activation = Activation {
+            mem: Arc::clone(&machine.mem),
+            queues,
+            interrupt: machine.interrupt.clone(),
+            acked_features: SEVERAL,
+        };
+        net.activate(activation).unwrap();
+        let mut add = |pair| {
+            let address = machine.put(&frame(7));
+            machine.add(transmit(pair), &[readable(address, 72)]);
+        };
+        add(1);
+        add(1);
+        assert_eq!(net.process_queue(transmit(1)).unwrap(), Progress::Done);
+        assert!(net.wake_at().is_some(), "the second is held up");
+        net.change_limits(LimiterOptions::default(), limit(new_size));
+        add(0);
+        assert_eq!(net.process_queue(transmit(0)).unwrap(), Progress::Done);
+        assert!(net.wake_at() <= Some(Instant::now()) && net.wake_at().is_some());
+        net.rung();
+        for queue in 0..4 {
+            assert_eq!(net.process_queue(queue).unwrap(), Progress::Done);
+        }
+        assert_eq!(net.wake_at(), None);
+        let sent = std::iter::from_fn(|| bench.found(7));
+        assert_eq!(sent.collect::<Vec<_>>(), [0, 1, 1]);
+    }
 }
 
 #[test]

@@ -122,8 +122,8 @@ impl Transmitter {
         };
         self.ring.pause_kicks();
         for _ in 0..NET_FRAMES_PER_TURN {
-            if limiter.holds_up(|| self.ring.has_waiting()) {
-                Counters::add_one(&counters.throttled_from_guest);
+            let throttled = &counters.throttled_from_guest;
+            if limiter.holds_up(throttled, || self.ring.has_waiting()) {
                 turn.progress = Progress::Done;
                 break;
             }

@@ -1,0 +1,271 @@
+//! What waits for a time, for room or for another turn is not forgotten, whatever is done meanwhile.
+
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::look::is_to_notify;
+use super::*;
+use crate::virtio::feature::RING_EVENT_IDX;
+
+const QUEUES: u16 = 2;
+
+/// A running guest with a disk of two queues that the test calls itself, as the loop does.
+struct Direct {
+    bench: Bench,
+    block: Block,
+    features: u64,
+}
+
+impl Direct {
+    fn new(event_idx: bool) -> Self {
+        let file = image(512 * SECTORS);
+        let block = Block::open(&options(file.path())).unwrap();
+        Self::with(block, file, event_idx)
+    }
+
+    fn with(block: Block, file: NamedTempFile, event_idx: bool) -> Self {
+        // Its driver's side is used alone.
+        let stand_in = Block::open(&options(file.path())).unwrap();
+        let mut bench = Bench::with(stand_in.with_queues(QUEUES), file);
+        let mut features = bench.machine.offered();
+        if !event_idx {
+            features &= !RING_EVENT_IDX;
+        }
+        bench.machine.init_with(features);
+        let queues = bench.machine.device.lock().unwrap().deactivate();
+        let mut direct = Self {
+            bench,
+            block: *with_engine(block.with_queues(QUEUES)),
+            features,
+        };
+        direct.activate(queues);
+        direct
+    }
+
+    fn activate(&mut self, queues: Vec<Queue>) {
+        let machine = &self.bench.machine;
+        let activation = Activation {
+            mem: Arc::clone(&machine.mem),
+            queues,
+            interrupt: machine.interrupt.clone(),
+            acked_features: self.features,
+        };
+        self.block.activate(activation).unwrap();
+        self.ring_all();
+    }
+
+    fn ring_all(&mut self) {
+        self.block.rung();
+        (0..usize::from(QUEUES)).for_each(|queue| self.serve(queue));
+    }
+
+    /// A doorbell of one queue, and what follows of it.
+    fn serve(&mut self, queue: usize) {
+        while matches!(self.block.process_queue(queue), Ok(Progress::More)) {}
+    }
+
+    /// Asks for a sector, without a notification.
+    fn add(&mut self, queue: usize, kind: u32, sector: u64) {
+        let header = self.bench.header(kind, sector);
+        let address = self.bench.machine.put(&[0xa5; 512]);
+        let data = match kind {
+            0 => writable(address, 512),
+            _ => readable(address, 512),
+        };
+        let status = self.bench.machine.put(&[0xee]);
+        let buffers = [header, data, writable(status, 1)];
+        self.bench.machine.add_indirect(queue, &buffers);
+    }
+
+    /// Requests that have been given back.
+    fn used(&mut self, queue: usize) -> usize {
+        std::iter::from_fn(|| self.bench.machine.take_used(queue)).count()
+    }
+
+    fn is_due(&self) -> bool {
+        let time = self.block.wake_at();
+        time.is_some_and(|time| time <= Instant::now())
+    }
+
+    /// What the loop does while no driver notifies: nothing but what the device has said.
+    fn run(&mut self) {
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(20) {
+            if self.is_due() {
+                self.ring_all();
+                continue;
+            }
+            let is_busy = self.block.uring.as_ref().is_some_and(Uring::is_busy);
+            if !is_busy {
+                return;
+            }
+            let fd = self.block.backend_fd().unwrap();
+            let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+            let second = Timespec {
+                tv_sec: 1,
+                tv_nsec: 0,
+            };
+            if poll(&mut fds, Some(&second)).unwrap() > 0 {
+                // What fails is told, and the loop goes on.
+                let _ = self.block.process_backend();
+            }
+        }
+        panic!("it does not come to an end");
+    }
+
+    fn look(&mut self) -> Vec<Sight> {
+        let mut seen = Vec::new();
+        self.block.look(&mut |sight| seen.push(sight));
+        seen
+    }
+
+    /// Whether the next request is heard of: by a notification, or because it is seen.
+    fn assert_is_heard(&mut self, queue: usize, what: &str) {
+        let event_idx = self.features & RING_EVENT_IDX != 0;
+        let is_told = is_to_notify(&self.bench, queue, event_idx);
+        self.add(queue, 1, 9);
+        let is_seen = self.look().contains(&Sight::Queue(queue));
+        assert!(is_told || is_seen, "{what}: queue {queue}, {event_idx}");
+        self.serve(queue);
+        self.run();
+        assert_eq!(self.used(queue), 1, "{what}: queue {queue}, {event_idx}");
+    }
+}
+
+/// What may happen to a disk, by name.
+type Happening = (&'static str, fn(&mut Direct));
+
+#[test]
+fn a_doorbell_of_one_queue_does_not_end_what_a_turn_has_left_over_in_another() {
+    if engine() == IoEngine::Sync {
+        return;
+    }
+    let mut direct = Direct::new(true);
+    let count = BLOCK_REQUESTS_PER_TURN + 16;
+    for queue in [0, 1] {
+        (0..count).for_each(|_| direct.add(queue, 0, 5));
+    }
+    direct.block.process_backend().unwrap();
+    direct.serve(0);
+    assert!(direct.is_due());
+    direct.run();
+    assert_eq!((direct.used(0), direct.used(1)), (count, count));
+}
+
+#[test]
+fn what_is_held_up_is_called_although_another_queue_is_served_first() {
+    for new_size in [0, 1000] {
+        let mut direct = Direct::new(true);
+        direct.block.change_limits(one_an_hour());
+        for _ in 0..3 {
+            direct.add(1, 1, 5);
+            direct.serve(1);
+            // Of what is complete nothing is counted.
+            direct.run();
+        }
+        assert_eq!(direct.used(1), 1);
+        assert!(direct.block.wake_at().is_some() && !direct.is_due());
+        let throttled = direct.block.counters().snapshot().throttled_from_guest;
+        assert_eq!(throttled, 1);
+        let operations = one_an_hour().operations.map(|bucket| BucketOptions {
+            size: new_size,
+            ..bucket
+        });
+        direct.block.change_limits(LimiterOptions {
+            bytes: None,
+            operations,
+        });
+        direct.add(0, 1, 6);
+        direct.serve(0);
+        assert!(direct.is_due(), "{new_size}");
+        direct.run();
+        assert_eq!((direct.used(0), direct.used(1)), (1, 2), "{new_size}");
+        assert_eq!(direct.block.wake_at(), None);
+    }
+}
+
+#[test]
+fn queues_of_a_disk_that_was_looked_at_while_it_was_held_up_are_heard_of_when_its_time_comes() {
+    for event_idx in [false, true] {
+        let mut direct = Direct::new(event_idx);
+        direct.block.change_limits(one_an_hour());
+        assert!(direct.block.begin_looking());
+        for _ in 0..2 {
+            direct.add(1, 1, 5);
+            direct.serve(1);
+        }
+        direct.block.end_looking();
+        direct.block.change_limits(LimiterOptions {
+            bytes: None,
+            operations: Some(BucketOptions::default()),
+        });
+        // Its doorbell was on the way.
+        direct.add(0, 1, 6);
+        direct.serve(0);
+        direct.run();
+        assert_eq!((direct.used(0), direct.used(1)), (1, 2));
+        for queue in [0, 1] {
+            assert!(is_to_notify(&direct.bench, queue, event_idx), "{queue}");
+        }
+    }
+}
+
+fn pause(direct: &mut Direct) {
+    let queues = direct.block.deactivate();
+    direct.activate(queues);
+}
+
+fn replace(direct: &mut Direct) {
+    let disk = Disk::open(direct.bench.file.path(), false).unwrap();
+    direct.block.replace_disk(disk);
+}
+
+fn limit(direct: &mut Direct) {
+    direct.block.change_limits(one_an_hour());
+    (0..2).for_each(|_| direct.add(0, 1, 5));
+    direct.serve(0);
+    direct.run();
+    direct.block.change_limits(LimiterOptions {
+        bytes: None,
+        operations: Some(BucketOptions::default()),
+    });
+    direct.run();
+    assert_eq!(direct.used(0), 2);
+}
+
+fn break_the_first_queue(direct: &mut Direct) {
+    let machine = &mut direct.bench.machine;
+    let index = machine.rings[0].available_index;
+    machine.set_available_index(0, index.wrapping_add(1000));
+    direct.serve(0);
+    assert!(direct.bench.machine.interrupt.needs_reset());
+}
+
+#[test]
+fn who_is_looked_at_is_heard_of_whatever_happens_to_the_disk() {
+    let happenings: [Happening; 4] = [
+        ("pause", pause),
+        ("replace", replace),
+        ("limit", limit),
+        ("break", break_the_first_queue),
+    ];
+    for event_idx in [false, true] {
+        for (what, happens) in happenings {
+            let mut direct = Direct::new(event_idx);
+            assert!(direct.block.begin_looking());
+            happens(&mut direct);
+            direct.run();
+            let first = usize::from(direct.bench.machine.interrupt.needs_reset());
+            for queue in first..2 {
+                direct.assert_is_heard(queue, what);
+            }
+            direct.block.end_looking();
+            assert!(direct.look().is_empty(), "{what}");
+            for queue in first..2 {
+                assert!(is_to_notify(&direct.bench, queue, event_idx), "{what}");
+                direct.assert_is_heard(queue, what);
+            }
+        }
+    }
+}
