@@ -261,11 +261,7 @@ impl Net {
         self.is_gone &= !turn.has_sent;
         self.serve_metadata();
         match turn.gone {
-            Some(cause) => {
-                // What is still in the ring is lost too, and its driver does not ring again before that.
-                self.more_since = Some(Instant::now());
-                Err(self.note_gone(HostOperation::SendFrame, cause))
-            }
+            Some(cause) => Err(self.note_gone(HostOperation::SendFrame, cause)),
             None => Ok(turn.progress),
         }
     }
@@ -319,6 +315,8 @@ impl Net {
 
     fn note_gone(&mut self, operation: HostOperation, cause: io::Error) -> HostFault {
         self.is_gone = true;
+        // What is still in the rings is lost too, and a driver that waits for room does not ring before that.
+        self.more_since = Some(Instant::now());
         self.host_fault(operation, cause)
     }
 

@@ -311,3 +311,16 @@ fn a_doorbell_of_the_other_queue_does_not_end_what_a_turn_has_left_over() {
         FRAMES - NET_FRAMES_PER_TURN
     );
 }
+
+#[test]
+fn frames_that_wait_for_room_are_lost_when_the_end_is_seen_by_the_other_queue() {
+    let mut bench = held_up();
+    // It does not read either: the next frame would wait for ever.
+    bench.host.shutdown(std::net::Shutdown::Write).unwrap();
+    bench.offer_buffer(128);
+    assert!(!bench.machine.wants_backend());
+    let wake_at = bench.machine.device.lock().unwrap().wake_at();
+    assert!(wake_at.is_some_and(|time| time <= std::time::Instant::now()));
+    process_all(&bench.machine.device);
+    assert_eq!(bench.used(TRANSMIT_QUEUE), [0]);
+}
