@@ -392,13 +392,16 @@ impl VirtioDevice for Block {
 
     fn process_backend(&mut self) -> Result<(), HostFault> {
         self.at_work(|worker, mut desks, _| worker.land(&mut desks));
-        // What has waited for room, and what has come meanwhile.
+        // What has waited for room, and what has come meanwhile: in each queue, whatever has become of another's requests.
+        let mut result = Ok(());
         for queue in 0..self.queue_sizes.len() {
-            if self.serve_turn(queue)? == Progress::More {
-                self.again_at = Some(Instant::now());
+            match self.serve_turn(queue) {
+                Ok(Progress::Done) => {}
+                Ok(Progress::More) => self.again_at = Some(Instant::now()),
+                Err(fault) => result = result.and(Err(fault)),
             }
         }
-        Ok(())
+        result
     }
 
     fn wake_at(&self) -> Option<Instant> {

@@ -15,6 +15,7 @@ struct Direct {
     bench: Bench,
     block: Block,
     features: u64,
+    statuses: Vec<u64>,
 }
 
 impl Direct {
@@ -38,6 +39,7 @@ impl Direct {
             bench,
             block: *with_engine(block.with_queues(QUEUES)),
             features,
+            statuses: Vec::new(),
         };
         direct.activate(queues);
         direct
@@ -74,6 +76,7 @@ impl Direct {
             _ => readable(address, 512),
         };
         let status = self.bench.machine.put(&[0xee]);
+        self.statuses.push(status);
         let buffers = [header, data, writable(status, 1)];
         self.bench.machine.add_indirect(queue, &buffers);
     }
@@ -81,6 +84,12 @@ impl Direct {
     /// Requests that have been given back.
     fn used(&mut self, queue: usize) -> usize {
         std::iter::from_fn(|| self.bench.machine.take_used(queue)).count()
+    }
+
+    fn statuses(&self) -> Vec<u8> {
+        let machine = &self.bench.machine;
+        let statuses = self.statuses.iter();
+        statuses.map(|status| machine.get(*status, 1)[0]).collect()
     }
 
     fn is_due(&self) -> bool {
@@ -133,8 +142,35 @@ impl Direct {
     }
 }
 
+/// A disk whose writes fail, of which the first queue has as many under way as there is room for, and three wait in the second.
+fn without_room() -> Direct {
+    let file = image(512 * SECTORS);
+    let disk = Disk::open(file.path(), true).unwrap().pretend_writable();
+    let block = Block::new("d".into(), CacheType::Unsafe, disk);
+    let mut direct = Direct::with(block, file, true);
+    (0..BLOCK_QUEUE_SIZE).for_each(|_| direct.add(0, 1, 5));
+    direct.serve(0);
+    (0..3).for_each(|_| direct.add(1, 1, 5));
+    direct.serve(1);
+    assert!(!direct.block.uring.as_ref().unwrap().has_room());
+    direct
+}
+
 /// What may happen to a disk, by name.
 type Happening = (&'static str, fn(&mut Direct));
+
+const FULL: usize = BLOCK_QUEUE_SIZE as usize;
+
+#[test]
+fn a_queue_that_waits_for_room_has_its_errors_although_another_has_failed() {
+    if engine() == IoEngine::Sync {
+        return;
+    }
+    let mut direct = without_room();
+    direct.run();
+    assert_eq!((direct.used(0), direct.used(1)), (FULL, 3));
+    assert_eq!(direct.statuses(), vec![1; FULL + 3]);
+}
 
 #[test]
 fn a_doorbell_of_one_queue_does_not_end_what_a_turn_has_left_over_in_another() {
