@@ -80,7 +80,8 @@ pub struct Block {
     limiter: Limiter,
     /// Of the asynchronous engine; made once, also for a driver that comes later.
     uring: Option<Uring<Pending>>,
-    /// Since when more waits in a queue than a turn serves, and nothing is on its way that would call again.
+    /// Since when more waits in a queue than a turn serves, or than there was room for, and nothing is on its way that would call
+    /// again.
     again_at: Option<Instant>,
     active: Option<Active>,
     /// A failure of the host that is told when the queue is empty.
@@ -160,6 +161,8 @@ impl Block {
         self.land_all();
         self.config = config_space(&disk, self.queues());
         self.disk = disk;
+        // What has waited for room has it now, and nothing is under way any more that would say so.
+        self.again_at = self.active.is_some().then(Instant::now);
     }
 
     /// Forgets all that was written into the disk's overlay; false when it has none. The driver is not asked: what it knows of

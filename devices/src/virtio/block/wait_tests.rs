@@ -173,6 +173,27 @@ fn a_queue_that_waits_for_room_has_its_errors_although_another_has_failed() {
 }
 
 #[test]
+fn what_waits_for_room_is_served_from_the_disk_that_comes_in_its_place() {
+    if engine() == IoEngine::Sync {
+        return;
+    }
+    let mut direct = without_room();
+    let other = image(512 * SECTORS);
+    direct
+        .block
+        .replace_disk(Disk::open(other.path(), false).unwrap());
+    assert!(direct.is_due());
+    direct.run();
+    assert_eq!((direct.used(0), direct.used(1)), (FULL, 3));
+    let (old, new) = (vec![1; FULL], vec![0; 3]);
+    assert_eq!(direct.statuses(), [old, new].concat());
+    assert_eq!(direct.bench.on_host(5), vec![5; 512]);
+    let mut sector = [0; 512];
+    other.as_file().read_exact_at(&mut sector, 5 * 512).unwrap();
+    assert_eq!(sector, [0xa5; 512]);
+}
+
+#[test]
 fn a_doorbell_of_one_queue_does_not_end_what_a_turn_has_left_over_in_another() {
     if engine() == IoEngine::Sync {
         return;
