@@ -47,6 +47,10 @@ pub const BLOCK_BYTES_PER_TURN: u64 = 64 << 20;
 /// Data bytes of the requests of a disk that are under way, after which no more begin: a reset waits for them, and with it the loop.
 /// Four of the longest, or a full queue of the usual ones.
 pub const BLOCK_BYTES_UNDER_WAY_MAX: u64 = 256 << 20;
+/// How long a disk that stops tries to have the kernel begin its last requests, which it refuses for want of memory.
+pub const BLOCK_SUBMIT_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two tries.
+pub const BLOCK_SUBMIT_STEP: Duration = Duration::from_millis(5);
 /// Bytes of a network frame with its header: what a tap accepts, 65,535 bytes of IP packet, 15 of Ethernet and VLAN,
 /// 12 of header.
 pub const FRAME_BYTES_MAX: usize = 65_562;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use io_uring::register::Restriction;
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags};
-use io_uring::{IoUring, opcode};
+use io_uring::{EnterFlags, IoUring, opcode};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::guest_buffers::GuestBuffers;
@@ -44,6 +44,11 @@ pub(crate) struct Uring<T> {
     /// Bytes of all their buffers.
     bytes: u64,
     bytes_max: u64,
+    /// The kernel would not begin what was prepared, and is not called again.
+    is_given_up: bool,
+    /// Calls that are to fail as if the host had no memory.
+    #[cfg(test)]
+    pub(crate) refusals: std::cell::Cell<u32>,
 }
 
 impl<T> Uring<T> {
@@ -74,6 +79,9 @@ impl<T> Uring<T> {
             free: (0..entries).rev().collect(),
             bytes: 0,
             bytes_max,
+            is_given_up: false,
+            #[cfg(test)]
+            refusals: std::cell::Cell::default(),
         })
     }
 
@@ -87,7 +95,7 @@ impl<T> Uring<T> {
         !self.free.is_empty() && self.bytes < self.bytes_max
     }
 
-    /// Whether operations are under way.
+    /// Whether operations are prepared or under way.
     pub(crate) const fn is_busy(&self) -> bool {
         self.free.len() < self.flights.len()
     }
@@ -98,13 +106,17 @@ impl<T> Uring<T> {
         operation: Operation,
         flight: Flight<T>,
     ) -> Result<(), Flight<T>> {
+        if self.is_given_up {
+            return Err(flight);
+        }
         let Some(number) = self.free.pop() else {
             return Err(flight);
         };
         let entry = entry(operation, &flight).user_data(number as u64);
         // SAFETY: the entry names a descriptor, a list of vectors and memory that the flight keeps open, in place and
         // mapped. It lies in `flights` from here on, where nothing touches it, until the kernel has said that the operation
-        // is complete; a ring that goes away waits for that first. Guest memory may be written at any time.
+        // is complete, or until the ring is given up, which begins nothing then; one that goes away waits for what has begun
+        // first. Guest memory may be written at any time.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         match self.flights.get_mut(number) {
             Some(slot) if pushed.is_ok() => {
@@ -139,13 +151,58 @@ impl<T> Uring<T> {
         }
     }
 
-    fn enter(&self, want: usize) -> io::Result<()> {
-        loop {
-            match self.ring.submitter().submit_and_wait(want) {
-                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                other => return other.map(|_count| ()),
-            }
+    /// The same of what has begun already, when the kernel does not begin what was prepared.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn wait_begun(&mut self) -> io::Result<()> {
+        if !self.has_begun() {
+            return Ok(());
         }
+        let flags = EnterFlags::GETEVENTS.bits();
+        until_uninterrupted(|| {
+            // SAFETY: nothing is begun by this call, and no pointer is given to it.
+            unsafe {
+                self.ring
+                    .submitter()
+                    .enter::<libc::sigset_t>(0, 1, flags, None)
+            }
+        })
+    }
+
+    /// Whether the kernel uses the buffers of any operation: it has begun, and nobody has taken it as complete.
+    pub(crate) fn has_begun(&mut self) -> bool {
+        let busy = self.flights.len().saturating_sub(self.free.len());
+        busy > self.ring.submission().len()
+    }
+
+    /// Gives back what was prepared, of which the kernel would begin nothing, and begins nothing by this ring any more. Gives nothing
+    /// while the kernel [uses any](Self::has_begun).
+    pub(crate) fn give_up(&mut self) -> Vec<Flight<T>> {
+        if self.has_begun() {
+            return Vec::new();
+        }
+        self.is_given_up = true;
+        self.free = (0..self.flights.len()).rev().collect();
+        self.bytes = 0;
+        self.flights.iter_mut().filter_map(Option::take).collect()
+    }
+
+    /// Whether operations may be prepared.
+    pub(crate) const fn is_usable(&self) -> bool {
+        !self.is_given_up
+    }
+
+    fn enter(&self, want: usize) -> io::Result<()> {
+        if self.is_given_up {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        #[cfg(test)]
+        if let Some(left) = self.refusals.get().checked_sub(1) {
+            self.refusals.set(left);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        until_uninterrupted(|| self.ring.submitter().submit_and_wait(want))
     }
 
     /// Forgets that [`fd`](Self::fd) is readable: before all that is complete is taken.
@@ -173,6 +230,16 @@ impl<T> Uring<T> {
     }
 }
 
+/// Calls the kernel, again when a signal has come in between.
+fn until_uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<()> {
+    loop {
+        match call() {
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            other => return other.map(|_count| ()),
+        }
+    }
+}
+
 fn entry<T>(operation: Operation, flight: &Flight<T>) -> Entry {
     let file = Fd(flight.file.as_raw_fd());
     match operation {
@@ -193,10 +260,12 @@ fn entry<T>(operation: Operation, flight: &Flight<T>) -> Entry {
 }
 
 impl<T> Drop for Uring<T> {
-    /// The kernel uses the flights until they are complete. Should it not even wait for them, they stay for ever.
+    /// The kernel uses the flights until they are complete. Should it not even wait for them, they stay for ever. What has not begun
+    /// goes with the ring.
     fn drop(&mut self) {
-        while self.is_busy() {
-            let waited = self.wait();
+        let _ = self.submit();
+        while self.has_begun() {
+            let waited = self.wait_begun();
             if self.next_complete().is_none() && waited.is_err() {
                 std::mem::forget(std::mem::take(&mut self.flights));
                 return;
@@ -222,6 +291,47 @@ mod tests {
     use crate::memory::GuestMem;
     use crate::virtio::chain::Segment;
 
+    fn flight(file: &Arc<File>, mem: &Arc<GuestMem>) -> Flight<()> {
+        let mut buffers = GuestBuffers::new(Arc::clone(mem));
+        let (address, bytes) = (0, 500);
+        buffers.push(Segment { address, bytes }).unwrap();
+        Flight {
+            file: Arc::clone(file),
+            buffers,
+            payload: (),
+        }
+    }
+
+    #[test]
+    fn what_has_begun_is_waited_for_although_the_kernel_begins_nothing_more() {
+        use std::io::Write as _;
+
+        let mem = Arc::new(GuestMem::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
+        let (reader, mut writer) = io::pipe().unwrap();
+        let slow = Arc::new(File::from(OwnedFd::from(reader)));
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut uring = Uring::new(8, u64::MAX).unwrap();
+        let read = Operation::Read { offset: 0 };
+        let write = Operation::Write { offset: 0 };
+        assert!(uring.prepare(read, flight(&slow, &mem)).is_ok());
+        uring.submit().unwrap();
+        uring.refusals.set(u32::MAX);
+        assert!(uring.prepare(write, flight(&file, &mem)).is_ok());
+        assert!(uring.wait().is_err() && uring.has_begun());
+        assert!(uring.give_up().is_empty(), "the kernel uses one");
+        writer.write_all(b"bytes").unwrap();
+        uring.wait_begun().unwrap();
+        let (_, result) = uring.next_complete().unwrap();
+        assert_eq!(result.unwrap(), 5);
+        assert!(uring.is_busy() && !uring.has_begun());
+        assert_eq!(uring.give_up().len(), 1);
+        assert!(!uring.is_busy() && !uring.is_usable());
+        uring.refusals.set(0);
+        assert!(uring.submit().is_err());
+        drop(uring);
+        assert_eq!(file.metadata().unwrap().len(), 0, "it never began");
+    }
+
     #[test]
     fn there_is_room_for_so_many_operations_and_bytes() {
         let mem = Arc::new(GuestMem::from_ranges(&[(GuestAddress(0), 4096)]).unwrap());
@@ -232,16 +342,8 @@ mod tests {
             for _ in 0..3 {
                 let mut prepared = 0;
                 while uring.has_room() {
-                    let mut buffers = GuestBuffers::new(Arc::clone(&mem));
-                    let (address, bytes) = (0, 500);
-                    buffers.push(Segment { address, bytes }).unwrap();
-                    let flight = Flight {
-                        file: Arc::clone(&file),
-                        buffers,
-                        payload: (),
-                    };
                     let operation = Operation::Read { offset: 0 };
-                    assert!(uring.prepare(operation, flight).is_ok());
+                    assert!(uring.prepare(operation, flight(&file, &mem)).is_ok());
                     prepared += 1;
                 }
                 assert_eq!(prepared, fit, "{entries} {bytes_max}");

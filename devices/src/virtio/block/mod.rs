@@ -78,7 +78,8 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     counters: Arc<Counters>,
     limiter: Limiter,
-    /// Of the asynchronous engine; made once, also for a driver that comes later.
+    /// Of the asynchronous engine; made once, also for a driver that comes later. Should the kernel begin nothing by it any more, calls
+    /// that wait do the work.
     uring: Option<Uring<Pending>>,
     /// Since when more waits in a queue than a turn serves, or than there was room for, and nothing is on its way that would call
     /// again.
@@ -254,7 +255,7 @@ impl Block {
             rings,
             spare,
             is_looked_at: *is_looked_at,
-            uring: self.uring.as_mut(),
+            uring: self.uring.as_mut().filter(|uring| uring.is_usable()),
         };
         let done = work(&worker, desks, &mut self.limiter);
         self.failure = worker.failure.take();
@@ -390,7 +391,7 @@ impl VirtioDevice for Block {
     }
 
     fn wants_backend(&self) -> bool {
-        self.uring.is_some() && self.active.is_some()
+        self.active.is_some() && self.uring.as_ref().is_some_and(Uring::is_usable)
     }
 
     fn process_backend(&mut self) -> Result<(), HostFault> {

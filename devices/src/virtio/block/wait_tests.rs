@@ -6,6 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::look::is_to_notify;
 use super::*;
+use crate::limits::BLOCK_SUBMIT_PATIENCE;
 use crate::virtio::feature::RING_EVENT_IDX;
 
 const QUEUES: u16 = 2;
@@ -325,4 +326,45 @@ fn who_is_looked_at_is_heard_of_whatever_happens_to_the_disk() {
             }
         }
     }
+}
+
+#[test]
+fn a_host_that_refuses_to_begin_requests_for_a_moment_begins_them_before_a_pause() {
+    if engine() == IoEngine::Sync {
+        return;
+    }
+    let mut direct = Direct::new(true);
+    (0..20).for_each(|sector| direct.add(0, 1, sector));
+    let uring = direct.block.uring.as_ref().unwrap();
+    uring.refusals.set(6);
+    let progress = direct.block.process_queue(0);
+    assert_eq!(progress.unwrap(), Progress::More, "it is tried again");
+    drop(direct.block.deactivate());
+    assert_eq!(direct.used(0), 20);
+    assert_eq!(direct.statuses(), vec![0; 20]);
+    assert_eq!(direct.bench.on_host(19), vec![0xa5; 512]);
+}
+
+#[test]
+fn requests_that_the_host_does_not_begin_fail_and_the_disk_goes_on_without() {
+    if engine() == IoEngine::Sync {
+        return;
+    }
+    let mut direct = Direct::new(true);
+    (0..20).for_each(|sector| direct.add(0, 1, sector));
+    let uring = direct.block.uring.as_ref().unwrap();
+    uring.refusals.set(u32::MAX);
+    let _ = direct.block.process_queue(0);
+    let begin = Instant::now();
+    let queues = direct.block.deactivate();
+    assert!(begin.elapsed() >= BLOCK_SUBMIT_PATIENCE);
+    assert_eq!((direct.used(0), direct.statuses()), (20, vec![1; 20]));
+    assert_eq!(direct.bench.on_host(19), vec![19; 512], "nothing of it is");
+    direct.activate(queues);
+    assert!(!direct.block.wants_backend());
+    direct.add(0, 1, 19);
+    direct.serve(0);
+    direct.run();
+    assert_eq!((direct.used(0), direct.statuses()[20]), (1, 0));
+    assert_eq!(direct.bench.on_host(19), vec![0xa5; 512]);
 }

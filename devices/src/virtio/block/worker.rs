@@ -11,12 +11,14 @@ use std::cell::Cell;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::thread::sleep;
 use std::time::Instant;
 
 use super::disk::Disk;
 use super::request::{self, Action, Request};
 use crate::counters::Counters;
 use crate::fault::{GuestFault, HostFault, HostOperation};
+use crate::limits::{BLOCK_SUBMIT_PATIENCE, BLOCK_SUBMIT_STEP};
 use crate::sys::guest_buffers::GuestBuffers;
 use crate::sys::uring::{Flight, Operation, Uring};
 use crate::virtio::chain::{Chain, parts, write_at};
@@ -246,16 +248,40 @@ impl Worker<'_> {
         desks.rings.iter_mut().for_each(Ring::notify);
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is under way: the kernel uses the guest's memory until then, whatever it says meanwhile. What it would
+    /// not begin for [`BLOCK_SUBMIT_PATIENCE`] fails.
     pub(super) fn land_all(&self, desks: &mut Desks<'_>) {
-        while desks.uring.as_ref().is_some_and(|uring| uring.is_busy()) {
-            let waited = desks.uring.as_ref().map_or(Ok(()), |uring| uring.wait());
-            if let Err(cause) = waited {
+        let mut refused_since = None;
+        while let Some(uring) = desks.uring.as_deref_mut().filter(|uring| uring.is_busy()) {
+            if let Err(cause) = uring.wait() {
                 self.note_failure(HostOperation::SubmitDisk, cause);
-                return;
+                if uring.has_begun() {
+                    refused_since = None;
+                    if uring.wait_begun().is_err() {
+                        sleep(BLOCK_SUBMIT_STEP);
+                    }
+                } else {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= BLOCK_SUBMIT_PATIENCE {
+                        return self.give_up(desks);
+                    }
+                    sleep(BLOCK_SUBMIT_STEP);
+                }
             }
             self.land(desks);
         }
+    }
+
+    /// The kernel begins nothing any more: what was prepared fails.
+    fn give_up(&self, desks: &mut Desks<'_>) {
+        let flights = desks.uring.as_deref_mut().map(Uring::give_up);
+        for flight in flights.unwrap_or_default() {
+            if let Some(mut desk) = desks.desk(flight.payload.queue) {
+                let failed = Err(ErrorKind::ResourceBusy.into());
+                self.settle(flight.payload, flight.buffers, failed, &mut desk);
+            }
+        }
+        desks.rings.iter_mut().for_each(Ring::notify);
     }
 
     fn land_one(&self, flight: Flight<Pending>, result: io::Result<usize>, desk: &mut Desk<'_>) {
