@@ -594,6 +594,8 @@ fn without_the_flush_feature_each_write_is_safe_when_it_ends() {
     bench.machine.init_with(features);
     assert_eq!(bench.write(0, &[1; 512]), 0);
     assert_eq!(bench.machine.counters().host_syncs, 1);
+    let device = bench.machine.device.lock().unwrap();
+    assert_eq!(device.counters().flush_time().snapshot().count(), 1);
 }
 
 /// A disk of `bytes` that lies in a file from byte 4096 on, with its checksums.

@@ -57,8 +57,8 @@ pub(super) struct Pending {
     status_at: u64,
     request: Request,
     began: Instant,
-    /// Its data is written, and is being made safe.
-    is_syncing: bool,
+    /// Since when its data is written, and is being made safe.
+    syncs_since: Option<Instant>,
 }
 
 /// What requests of all queues are served with.
@@ -154,7 +154,7 @@ impl Worker<'_> {
                 status_at,
                 request,
                 began: Instant::now(),
-                is_syncing: false,
+                syncs_since: None,
             };
             self.start(pending, buffers, desk);
             return cost;
@@ -197,7 +197,7 @@ impl Worker<'_> {
             Action::Read { offset } => Operation::Read {
                 offset: self.disk.raw().place(offset.saturating_add(moved)),
             },
-            Action::Write { offset } if !pending.is_syncing => Operation::Write {
+            Action::Write { offset } if pending.syncs_since.is_none() => Operation::Write {
                 offset: self.disk.raw().place(offset.saturating_add(moved)),
             },
             _ => Operation::Sync,
@@ -290,7 +290,7 @@ impl Worker<'_> {
             payload: mut pending,
             ..
         } = flight;
-        let moves_data = !pending.is_syncing && pending.request.action != Action::Flush;
+        let moves_data = pending.syncs_since.is_none() && pending.request.action != Action::Flush;
         let done = match result {
             Ok(0) if moves_data => Err(ErrorKind::UnexpectedEof.into()),
             Ok(bytes) if moves_data => {
@@ -307,8 +307,8 @@ impl Worker<'_> {
             Err(cause) => Err(cause),
         };
         let is_write = matches!(pending.request.action, Action::Write { .. });
-        if done.is_ok() && is_write && self.syncs_writes && !pending.is_syncing {
-            pending.is_syncing = true;
+        if done.is_ok() && is_write && self.syncs_writes && pending.syncs_since.is_none() {
+            pending.syncs_since = Some(Instant::now());
             return self.fly(pending, buffers, desk);
         }
         self.settle(pending, buffers, done, desk);
@@ -328,14 +328,12 @@ impl Worker<'_> {
             status_at,
             request,
             began,
-            is_syncing: pending_syncs,
+            syncs_since,
         } = pending;
         let is_flush = request.action == Action::Flush;
-        if result.is_ok() && (is_flush || pending_syncs) {
-            Counters::add_one(&self.counters.host_syncs);
-        }
-        if is_flush {
-            self.counters.flush_time.record_since(began);
+        let synced_since = syncs_since.or(is_flush.then_some(began));
+        if let Some(since) = synced_since.filter(|_| result.is_ok()) {
+            self.note_sync(since);
         }
         let outcome = self.note(&request, began, buffers.bytes(), result);
         self.conclude(desk.ring, (chain, status_at), &outcome);
@@ -377,9 +375,14 @@ impl Worker<'_> {
     fn sync(&self) -> io::Result<()> {
         let began = Instant::now();
         self.disk.sync()?;
+        self.note_sync(began);
+        Ok(())
+    }
+
+    /// What was begun at `began` has made the disk safe.
+    fn note_sync(&self, began: Instant) {
         self.counters.flush_time.record_since(began);
         Counters::add_one(&self.counters.host_syncs);
-        Ok(())
     }
 
     /// Counts a request, of whose data `left` bytes were not moved. What was moved before a failure counts too: the guest may
