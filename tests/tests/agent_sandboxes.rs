@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lightv_api::agent::image::StoredImage;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
+use lightv_api::exit::BAD_ARGUMENTS;
 use lightv_tests::agent::Agent;
 use lightv_tests::host::has_kvm;
 use lightv_tests::machine;
@@ -65,6 +66,20 @@ fn a_sandbox_is_created_listed_paused_stopped_and_deleted() {
             json!({"name": null, "labels": {}})
         )
     );
+    let table = scratch.run(&["ps"]).with_code(0).stdout;
+    let is_it = |line: &str| line.starts_with(&made.id) && line.contains(" one ");
+    assert!(table.lines().any(is_it), "{table}");
+    let info = scratch
+        .run(&["api", "--vm", "one", "GET", "/"])
+        .with_code(0);
+    assert!(info.stdout.contains(&made.id), "{info:?}");
+    scratch.run(&["logs", "one"]).assert_refused(
+        BAD_ARGUMENTS,
+        &["lightv api --agent GET /sandboxes/one/logs"],
+    );
+    scratch
+        .run(&["stop", "two"])
+        .assert_refused(BAD_ARGUMENTS, &["no microVM two"]);
     let state = |verb: &str| {
         let answer = agent
             .api

@@ -1,7 +1,10 @@
 //! The host agent of this host, as a client sees it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use lightv_api::agent::sandbox::Sandbox;
 use lightv_api::exit;
 use lightv_api_client::{Client, ClientError};
 use lightv_vmm::runtime_dir;
@@ -35,6 +38,9 @@ impl From<ClientError> for AgentError {
     }
 }
 
+/// How long it may take to say what it knows, where microVMs are there without it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Where it serves.
 pub(crate) fn socket() -> PathBuf {
     runtime_dir::folder().join(lightv_api::agent::SOCKET_NAME)
@@ -43,4 +49,14 @@ pub(crate) fn socket() -> PathBuf {
 /// A client of it.
 pub(crate) fn client() -> Client {
     Client::at(&socket())
+}
+
+/// Its sandboxes by id; none where no agent serves, or answers.
+pub(crate) fn sandboxes() -> BTreeMap<String, Sandbox> {
+    let agent = Client::with_patience(&socket(), PATIENCE);
+    let sandboxes: Vec<Sandbox> = agent.get("/sandboxes").unwrap_or_default();
+    sandboxes
+        .into_iter()
+        .map(|it| (it.id.clone(), it))
+        .collect()
 }

@@ -1,14 +1,18 @@
 //! The microVMs that run on this host, and how one of them is named on the command line.
 
+use std::cell::LazyCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use lightv_api::agent::sandbox::SandboxState;
 use lightv_api::contract::instance::{InstanceInfo, InstanceState};
 use lightv_api::exit;
 use lightv_api::runtime::VmRecord;
 use lightv_api_client::{Client, ClientError};
 use lightv_vmm::runtime_dir::{self, ListError};
 
+use crate::agent;
 use crate::failure::Coded;
 
 /// Why a microVM is not to be had.
@@ -50,15 +54,29 @@ pub(crate) fn list_again(known: &[VmRecord]) -> Result<Vec<VmRecord>, VmError> {
     Ok(runtime_dir::list_again(known)?)
 }
 
-/// The one that `name` means: a process id, an id, or the beginning of just one id.
+/// The one that `name` means: a process id, an id, the name of a host agent's sandbox, or the beginning of just one id.
 pub(crate) fn find(name: &str) -> Result<VmRecord, VmError> {
-    choose(&list()?, name)
+    choose(&list()?, name, names_of_sandboxes)
 }
 
-fn choose(vms: &[VmRecord], name: &str) -> Result<VmRecord, VmError> {
-    let tests: [&dyn Fn(&VmRecord) -> bool; 3] = [
+/// Ids of sandboxes that have a name and have not ended, by that.
+fn names_of_sandboxes() -> BTreeMap<String, String> {
+    let sandboxes = agent::sandboxes().into_values();
+    let living = sandboxes.filter(|it| it.state != SandboxState::Ended);
+    living.filter_map(|it| Some((it.name?, it.id))).collect()
+}
+
+/// `names` is asked only where neither a process nor an id is called so.
+fn choose(
+    vms: &[VmRecord],
+    name: &str,
+    names: impl FnOnce() -> BTreeMap<String, String>,
+) -> Result<VmRecord, VmError> {
+    let names = LazyCell::new(names);
+    let tests: [&dyn Fn(&VmRecord) -> bool; 4] = [
         &|vm| vm.pid.to_string() == name,
         &|vm| vm.id == name,
+        &|vm| names.get(name) == Some(&vm.id),
         &|vm| !name.is_empty() && vm.id.starts_with(name),
     ];
     for test in tests {
@@ -156,17 +174,23 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_number_an_id_or_the_beginning_of_one() {
+    fn a_name_is_a_number_an_id_a_sandboxs_or_the_beginning_of_an_id() {
         let vms = || vec![vm("web", 7), vm("web-2", 8), vm("web-2", 9), vm("12", 10)];
-        let pid_of = |name| choose(&vms(), name).map(|vm| vm.pid).ok();
+        let names = || {
+            let names = [("db", "web"), ("w", "12"), ("web", "12"), ("gone", "x")];
+            BTreeMap::from(names.map(|(name, id)| (name.to_owned(), id.to_owned())))
+        };
+        let pid_of = |name| choose(&vms(), name, names).map(|vm| vm.pid).ok();
+        assert_eq!(pid_of("db"), Some(7));
+        assert_eq!(pid_of("w"), Some(10), "before the beginning of an id");
         assert_eq!(pid_of("8"), Some(8));
         assert_eq!(pid_of("web"), Some(7));
         assert_eq!(pid_of("12"), Some(10));
         assert_eq!(pid_of("1"), Some(10));
-        for name in ["web-", "web-2", "we", "db", ""] {
+        for name in ["web-", "web-2", "we", "gone", ""] {
             assert_eq!(pid_of(name), None, "{name}");
         }
-        let text = choose(&vms(), "web-2").expect_err("two").to_string();
+        let text = choose(&vms(), "web-2", names).expect_err("two").to_string();
         assert!(text.contains("8 (web-2), 9 (web-2)"), "{text}");
     }
 }

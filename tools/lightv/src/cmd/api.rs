@@ -33,7 +33,7 @@ Examples:
 Exit codes: 0 granted, 1 refused or no answer; the status of a refusal goes to
 standard error.")]
 pub(crate) struct ApiArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     #[arg(long, value_name = "VM")]
     vm: Option<String>,
     /// The API's socket

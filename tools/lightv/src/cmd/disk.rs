@@ -31,7 +31,7 @@ enum DiskCommand {
 /// The guest's own caches do not know of it: it should have unmounted the disk before.
 #[derive(Debug, Parser)]
 struct ResetArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// Id of the drive
     drive: String,
@@ -43,7 +43,7 @@ struct ResetArgs {
 /// between it leaves the microVM paused: `lightv resume`.
 #[derive(Debug, Parser)]
 struct ExportArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// Id of the drive
     drive: String,

@@ -38,7 +38,7 @@ Examples:
 Exit codes: the program's own; 137 when the microVM ends before it;
 `lightv --help` lists ours.")]
 pub(crate) struct ExecArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// Give the program our standard input; without it, it has none
     #[arg(short, long)]

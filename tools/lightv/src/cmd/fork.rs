@@ -33,7 +33,7 @@ Examples:
   lightv fork web -n 4 --net eth0=user      four, each on a network of its own
   lightv fork web --name canary --net eth0=tap7")]
 pub(crate) struct ForkArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// How many copies: 1–64
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]

@@ -28,7 +28,7 @@ Examples:
   lightv logs web        all so far
   lightv logs -f web     and what comes, until it ends")]
 pub(crate) struct LogsArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// Go on until it ends
     #[arg(short, long)]
@@ -38,7 +38,10 @@ pub(crate) struct LogsArgs {
 /// Why nothing is shown.
 #[derive(Debug, thiserror::Error)]
 enum LogsError {
-    #[error("MicroVM {name} has no log: only one that was started with `lightv run --detach` has")]
+    #[error(
+        "MicroVM {name} has no log: only one that was started with `lightv run --detach` has; of a sandbox: \
+         lightv api --agent GET /sandboxes/{name}/logs"
+    )]
     None { name: String },
     #[error("Cannot read {}", path.display())]
     Read {

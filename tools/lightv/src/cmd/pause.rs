@@ -15,7 +15,7 @@ Examples:
   lightv pause web      by its id
   lightv pause 4242     by its process id")]
 pub(crate) struct PauseArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct PauseArgs {
 Example:
   lightv resume web")]
 pub(crate) struct ResumeArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
 }
 

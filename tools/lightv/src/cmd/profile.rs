@@ -34,7 +34,7 @@ Examples:
   lightv profile hello-world.lv -- everyone        with arguments for the guest
   lightv profile web                               a microVM that runs")]
 pub(crate) struct ProfileArgs {
-    /// An image file (.lv), a microVM that runs (id, its beginning, or process id), or an embedded app (hello-world)
+    /// An image file (.lv), a microVM that runs (id, name of a sandbox, beginning of an id, or process id), or an embedded app
     subject: String,
     /// How many starts are measured
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use lightv_api::agent::sandbox::Sandbox;
 use lightv_api::runtime::VmRecord;
-use lightv_api_client::Client;
 use serde::Serialize;
 
 use super::{show, show_json};
@@ -18,7 +17,7 @@ use crate::{agent, text, vms};
 /// List the microVMs that run
 ///
 /// One that was started by `lightv run` is listed after its first idle second. STATE is asked for where a REST API is
-/// served. JSON also has the names and labels of a host agent's sandboxes, while that serves.
+/// served. NAME is that of a host agent's sandbox, while that serves; JSON has its labels too.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
@@ -29,9 +28,6 @@ pub(crate) struct PsArgs {
     #[arg(long)]
     json: bool,
 }
-
-/// How long the host agent may take to say what it knows.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A microVM, as it is listed.
 #[derive(Debug, Serialize)]
@@ -55,11 +51,11 @@ struct ListedSandbox {
 /// Lists them.
 pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
     let mut listed: Vec<Listed> = vms::list()?.into_iter().map(look_at).collect();
+    add_sandboxes(&mut listed);
     if args.json {
-        add_sandboxes(&mut listed);
         return show_json(&listed);
     }
-    let mut table = Table::new(&["ID", ">PID", "STATE", ">UP", "API", "SOURCE"]);
+    let mut table = Table::new(&["ID", "NAME", ">PID", "STATE", ">UP", "API", "SOURCE"]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |time| time.as_secs());
     for vm in listed {
@@ -68,6 +64,9 @@ pub(crate) fn run(args: &PsArgs) -> Result<ExitCode, Failure> {
         };
         table.row([
             vm.record.id,
+            vm.sandbox
+                .and_then(|sandbox| sandbox.name)
+                .unwrap_or_else(|| "-".to_owned()),
             vm.record.pid.to_string(),
             vm.state,
             text::duration(now.saturating_sub(vm.record.started_unix_s)),
@@ -90,10 +89,7 @@ fn look_at(record: VmRecord) -> Listed {
 
 /// Adds what the host agent knows. Where none serves, or none answers, nothing is added: microVMs are there without it.
 fn add_sandboxes(listed: &mut [Listed]) {
-    let agent = Client::with_patience(&agent::socket(), PATIENCE);
-    let sandboxes: Vec<Sandbox> = agent.get("/sandboxes").unwrap_or_default();
-    let sandboxes = sandboxes.into_iter().map(|it| (it.id.clone(), it));
-    let mut sandboxes: BTreeMap<String, Sandbox> = sandboxes.collect();
+    let mut sandboxes = agent::sandboxes();
     for vm in listed {
         let sandbox = sandboxes.remove(&vm.record.id);
         vm.sandbox = sandbox.map(|Sandbox { name, labels, .. }| ListedSandbox { name, labels });

@@ -26,7 +26,7 @@ Examples:
   lightv stats web --watch     one of them, again and again
   lightv stats --json          an array for a script; with --watch one a line")]
 pub(crate) struct StatsArgs {
-    /// Id, beginning of an id, or process id (default: all)
+    /// Id, name of a sandbox, beginning of an id, or process id (default: all)
     vm: Option<String>,
     /// Print JSON
     #[arg(long)]

@@ -43,7 +43,7 @@ Examples:
   lightv snapshot create web web.state web.memory --live    while it runs
   lightv snapshot create web web2.state web2.diff --diff    what has changed")]
 struct CreateArgs {
-    /// Id, beginning of an id, or process id
+    /// Id, name of a sandbox, beginning of an id, or process id
     vm: String,
     /// File for the state
     state: PathBuf,
