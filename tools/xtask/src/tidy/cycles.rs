@@ -62,7 +62,7 @@ fn check_crate(tree: &Tree, source: &str) -> Vec<Finding> {
 }
 
 /// `vmm/src/image/header.rs` is `image::header`; `lib.rs`, `main.rs` and those in `bin/` are roots: "".
-fn module_name(path: &str, source: &str) -> String {
+pub(super) fn module_name(path: &str, source: &str) -> String {
     let name = path[source.len()..].trim_end_matches(".rs");
     match name.trim_end_matches("/mod") {
         "lib" | "main" | "mod" => String::new(),
@@ -72,7 +72,7 @@ fn module_name(path: &str, source: &str) -> String {
 }
 
 /// Every path below `crate` that the code before the tests names, with its line.
-fn imports(text: &str, from: &str) -> Vec<(usize, String)> {
+pub(super) fn imports(text: &str, from: &str) -> Vec<(usize, String)> {
     let code = code_only(text);
     let code = code
         .split("#[cfg(test)]\nmod tests")

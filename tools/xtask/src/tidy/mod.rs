@@ -4,6 +4,7 @@ mod cycles;
 mod docs;
 mod edges;
 mod hosts;
+mod order;
 mod rust_rules;
 mod source;
 mod tree;
@@ -71,6 +72,7 @@ fn check_tree(tree: &Tree) -> Vec<Finding> {
         edges::check_lockfile(tree),
         docs::check(tree),
         hosts::check(tree),
+        order::check(tree),
     ]
     .concat()
 }
