@@ -536,7 +536,7 @@ fn run_by_another_monitor_is_the_same() {
 }
 
 #[test]
-fn a_run_writes_metrics_with_kvm_s_own_counts_by_either_monitor() {
+fn a_run_writes_metrics_with_kvm_s_own_counts_and_a_log_by_either_monitor() {
     if !has_kvm() {
         return;
     }
@@ -544,7 +544,9 @@ fn a_run_writes_metrics_with_kvm_s_own_counts_by_either_monitor() {
     let image = scratch.build("hello", &[]);
     let other = lightv_tests::host::binary("lightv-vmm");
     for (path, monitor) in [("own", None), ("other", Some(other))] {
-        let mut command = scratch.lightv(&["run", "--metrics-path", path, &image]);
+        let log = format!("{path}.log");
+        let outputs = ["--metrics-path", path, "--log-path", &log, "--log-format"];
+        let mut command = scratch.lightv(&[&["run"], &outputs[..], &["json", &image]].concat());
         if let Some(monitor) = monitor {
             command.env("LIGHTV_VMM", monitor);
         }
@@ -556,7 +558,22 @@ fn a_run_writes_metrics_with_kvm_s_own_counts_by_either_monitor() {
             kvm("user_exits") >= Some(2) && kvm("exits") > kvm("user_exits"),
             "{path}: {line}"
         );
+        let logged = String::from_utf8(scratch.read(&log)).expect("a log");
+        let lines: Vec<Value> = logged
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let ended = "the guest ended: it exited with status 0";
+        assert!(
+            lines.iter().any(|line| line["message"] == ended),
+            "{logged}"
+        );
     }
-    let refused = scratch.run(&["run", "--metrics-path", "no/where", &image]);
-    refused.assert_refused(exit::BAD_CONFIG, &["no/where"]);
+    for option in ["--metrics-path", "--log-path"] {
+        let refused = scratch.run(&["run", option, "no/where", &image]);
+        refused.assert_refused(exit::BAD_CONFIG, &["no/where"]);
+    }
+    scratch.write("metadata", "{}");
+    let refused = scratch.run(&["run", "--metadata", "metadata", &image]);
+    refused.assert_refused(exit::BAD_CONFIG, &["mmds-config"]);
 }

@@ -201,6 +201,13 @@ fn a_configuration_file_and_a_file_of_metadata_are_enough() {
             "200 /latest/meta-data id tags/\n{second}\ntoken 200 of 64 letters\n200 /latest/meta-data/id {last}\n"
         );
         assert_eq!(finished.stdout, expected);
+        // The same from an image: it is filled anew at each run.
+        let _ = netns
+            .within(|| run(&mut scratch.vmm(&["--config", &config, "--save", "vm.lv"])))
+            .with_code(0);
+        let args = ["run", "--metadata", "metadata.json", "vm.lv"];
+        let finished = netns.within(|| run(&mut scratch.lightv(&args)));
+        assert_eq!(finished.with_code(0).stdout, expected);
     }
 }
 

@@ -16,7 +16,7 @@ pub use self::api::ApiJob;
 use self::api::{ApiArgs, is_firecracker};
 pub use self::jail::JailArgs;
 pub use self::jailer::{JailerCli, is_jailer};
-use self::outputs::OutputArgs;
+pub use self::outputs::OutputArgs;
 pub use self::tuning::{PresetArgs, TuningArgs};
 
 use crate::confinement::Confinement;

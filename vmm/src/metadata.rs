@@ -55,6 +55,16 @@ pub enum MetadataError {
 }
 
 impl MetadataFile {
+    /// Bytes that it may have unless something else is said: as a body of the REST API, which metadata comes by.
+    pub const BYTES_MAX_DEFAULT: u64 = 51_200;
+
+    /// One of at most [`BYTES_MAX_DEFAULT`](Self::BYTES_MAX_DEFAULT) bytes.
+    #[must_use]
+    pub const fn of_default_size(path: PathBuf) -> Self {
+        let bytes_max = Self::BYTES_MAX_DEFAULT;
+        Self { path, bytes_max }
+    }
+
     /// What is in it.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ pub(super) struct ApiArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) metadata: Option<PathBuf>,
     /// Bytes that a request's body can have.
-    #[arg(long, value_name = "BYTES", default_value_t = BODY_BYTES_MAX, value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value_t = MetadataFile::BYTES_MAX_DEFAULT, value_parser = parse_bytes)]
     pub(super) http_api_max_payload_size: u64,
     /// Bytes of JSON that the metadata can have [default: as --http-api-max-payload-size].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
@@ -67,8 +67,6 @@ pub(super) struct ApiArgs {
     pub(super) describe_snapshot: Option<PathBuf>,
 }
 
-/// As the server's own default.
-const BODY_BYTES_MAX: u64 = 51_200;
 /// Far above any metadata, and no danger to a host.
 const BYTES_MAX: u64 = 64 << 20;
 

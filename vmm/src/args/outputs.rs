@@ -1,5 +1,6 @@
 //! Flags for log and metrics, by Firecracker's names.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -11,10 +12,10 @@ use serde::de::value::Error;
 
 use crate::outputs::Outputs;
 
-/// See `Cli`.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Log and metrics")]
-pub(super) struct OutputArgs {
+/// Where log and metrics go, for whoever starts a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Log and metrics (docs/logs.md, docs/metrics.md)")]
+pub struct OutputArgs {
     /// Log into this file or FIFO; standard error with one of the other flags alone.
     #[arg(long, value_name = "PATH")]
     log_path: Option<PathBuf>,
@@ -39,10 +40,19 @@ pub(super) struct OutputArgs {
 }
 
 /// See [`LogFormat`].
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Text,
     Json,
+}
+
+impl Format {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
 }
 
 fn parse_level(text: &str) -> Result<LogLevel, String> {
@@ -52,7 +62,8 @@ fn parse_level(text: &str) -> Result<LogLevel, String> {
 
 impl OutputArgs {
     /// What was asked for.
-    pub(super) fn outputs(&self) -> Outputs {
+    #[must_use]
+    pub fn outputs(&self) -> Outputs {
         let logger = LoggerSpec {
             log_path: self.log_path.clone(),
             level: self.level,
@@ -71,5 +82,30 @@ impl OutputArgs {
                 ..MetricsSpec::default()
             }),
         }
+    }
+
+    /// The same for another `lightv-vmm`.
+    #[must_use]
+    pub fn words(&self) -> Vec<OsString> {
+        let level = self.level.map(LogLevel::name);
+        let format = self.log_format.map(Format::name);
+        let path = |path: &Option<PathBuf>| path.clone().map(PathBuf::into_os_string);
+        let values = [
+            ("--log-path", path(&self.log_path)),
+            ("--level", level.map(OsString::from)),
+            ("--module", self.module.clone().map(OsString::from)),
+            ("--log-format", format.map(OsString::from)),
+            ("--metrics-path", path(&self.metrics_path)),
+        ];
+        let values = values
+            .into_iter()
+            .filter_map(|(name, value)| Some([OsString::from(name), value?]));
+        let switches = [
+            ("--show-level", self.show_level),
+            ("--show-log-origin", self.show_log_origin),
+        ];
+        let switches = switches.into_iter().filter(|(_, is_given)| *is_given);
+        let switches = switches.map(|(name, _)| OsString::from(name));
+        values.flatten().chain(switches).collect()
     }
 }

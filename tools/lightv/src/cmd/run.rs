@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
-use lightv_api::contract::metrics::MetricsSpec;
 use lightv_api::exit;
-use lightv_vmm::args::{JailArgs, Origin, RunJob, TuningArgs};
+use lightv_vmm::args::{JailArgs, Origin, OutputArgs, RunJob, TuningArgs};
 use lightv_vmm::confinement::{Confinement, SeccompChoice};
+use lightv_vmm::metadata::MetadataFile;
 use lightv_vmm::net_override::NetOverride;
-use lightv_vmm::outputs::Outputs;
 use lightv_vmm::overrides::Overrides;
 use lightv_vmm::stamps::TimingsSink;
 use lightv_vmm::{describe, job};
@@ -77,9 +76,9 @@ pub(crate) struct RunArgs {
     /// Name of the microVM, with --detach: 1–64 letters, digits and `-` [default: from the image's name]
     #[arg(long, requires = "detach")]
     name: Option<String>,
-    /// Write metrics into this file or FIFO, every 60 seconds and at the end: JSON lines (docs/metrics.md)
-    #[arg(long, value_name = "PATH")]
-    metrics_path: Option<PathBuf>,
+    /// Begin with the JSON object in this file as metadata, which the guest reads by the metadata service (docs/mmds.md)
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
     /// Do not hold the monitor's threads to the system calls that they need (docs/isolation.md)
     #[arg(long)]
     no_seccomp: bool,
@@ -89,6 +88,8 @@ pub(crate) struct RunArgs {
     /// Print where the time of the start went
     #[arg(long, value_name = "FORM", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
     timings: Option<TimingsForm>,
+    #[command(flatten)]
+    outputs: OutputArgs,
     #[command(flatten)]
     jail: JailArgs,
     #[command(flatten)]
@@ -223,8 +224,8 @@ impl RunArgs {
         if let Some(vsock) = &self.vsock {
             option("--vsock", vsock.into());
         }
-        if let Some(metrics_path) = &self.metrics_path {
-            option("--metrics-path", metrics_path.into());
+        if let Some(metadata) = &self.metadata {
+            option("--metadata", metadata.into());
         }
         for EnvArg { name, value } in &self.env {
             option("--env", format!("{name}={value}").into());
@@ -235,6 +236,7 @@ impl RunArgs {
         if let Some(vcpus) = self.vcpus {
             option("--vcpus", vcpus.to_string().into());
         }
+        args.extend(self.outputs.words());
         args.extend(self.jail.words());
         args.extend(self.tuning.words());
         if self.has_separator {
@@ -284,14 +286,8 @@ impl RunArgs {
             record_working_set: false,
             is_verbose: self.tuning.verbose,
             is_tty,
-            metadata: None,
-            outputs: Outputs {
-                metrics: self.metrics_path.map(|metrics_path| MetricsSpec {
-                    metrics_path,
-                    ..MetricsSpec::default()
-                }),
-                ..Outputs::default()
-            },
+            metadata: self.metadata.map(MetadataFile::of_default_size),
+            outputs: self.outputs.outputs(),
             confinement: Confinement {
                 seccomp: match self.no_seccomp {
                     true => SeccompChoice::Off,
@@ -477,6 +473,10 @@ mod tests {
         check(
             "run a.lv --optimize-concurrency --pin-vcpus 1=3,0=2 --pin-control 0 --huge-pages transparent --halt-poll-us 9 --prefetch -v",
             "--restore a.lv --optimize-concurrency --pin-vcpus 0=2,1=3 --huge-pages transparent --pin-control 0 --halt-poll-us 9 --prefetch=true --verbose",
+        );
+        check(
+            "run a.lv --metadata m --show-level --log-path l --level debug --module x --log-format json --metrics-path f --show-log-origin",
+            "--restore a.lv --metadata m --log-path l --level Debug --module x --log-format json --metrics-path f --show-level --show-log-origin",
         );
         check(
             "run a.lv --net tap1 --disk d=x --delta d=y --vsock v -e A=b --env C=",
