@@ -13,6 +13,7 @@ pub mod disk;
 pub mod events;
 pub mod host;
 pub mod http;
+pub mod jails;
 pub mod linux;
 pub mod machine;
 pub mod netns;

@@ -13,6 +13,7 @@ use lightv_tests::api::Api;
 use lightv_tests::cgroups::{groups, tree};
 use lightv_tests::disk::{self, blocks_of};
 use lightv_tests::host::{has_kvm, proc_file};
+use lightv_tests::jails::{name_space, probe, seen, with_folders};
 use lightv_tests::machine;
 use lightv_tests::netns::Netns;
 use lightv_tests::process::{Process, after_script, run, wait_for};
@@ -74,103 +75,6 @@ fn jailed(keeper: &Process, says: &str) -> u32 {
     found.expect("a child")
 }
 
-/// What a process sees from its root on, without what is in proc.
-fn seen(pid: u32) -> BTreeSet<PathBuf> {
-    let root = PathBuf::from(format!("/proc/{pid}/root"));
-    let (mut seen, mut folders) = (BTreeSet::new(), vec![PathBuf::from("/")]);
-    while let Some(folder) = folders.pop() {
-        let outside = root.join(folder.strip_prefix("/").expect("absolute"));
-        for entry in fs::read_dir(outside).expect("a folder of its") {
-            let entry = entry.expect("an entry");
-            let path = folder.join(entry.file_name());
-            if entry.file_type().expect("its kind").is_dir() && path != Path::new("/proc") {
-                folders.push(path.clone());
-            }
-            seen.insert(path);
-        }
-    }
-    seen
-}
-
-/// What it should see: `files`, the folders that they are in, devices and streams.
-fn with_folders(files: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let always = ["fd", "stdin", "stdout", "stderr", "kvm", "null", "net/tun"];
-    let always = always.map(|name| Path::new("/dev").join(name));
-    let maybe = Path::new("/dev/userfaultfd");
-    let maybe = maybe.exists().then(|| maybe.to_owned());
-    let files = files.iter().cloned().chain(always).chain(maybe);
-    let all = files.flat_map(|file| file.ancestors().map(Path::to_owned).collect::<Vec<_>>());
-    let root = Path::new("/");
-    let all: BTreeSet<PathBuf> = all.filter(|path| path != root).collect();
-    all.into_iter().chain(["/proc".into()]).collect()
-}
-
-fn name_space(pid: u32, kind: &str) -> PathBuf {
-    fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a name space")
-}
-
-/// What a probe of `pid` must find, whoever's it is.
-fn probe(pid: u32, uid: u32, others: u32) {
-    let proc = format!("/proc/{pid}/root/proc");
-    let names = fs::read_dir(proc).expect("its proc").flatten();
-    let names = names.map(|entry| entry.file_name().into_string().expect("text"));
-    let names: BTreeSet<String> = names.collect();
-    let own = ["1", "self", "thread-self"].map(str::to_owned);
-    assert_eq!(
-        names,
-        BTreeSet::from(own),
-        "processes, and nothing of the host's"
-    );
-    let status = proc_file(pid, "status");
-    let ids = format!("{uid}\t{uid}\t{uid}\t{uid}");
-    for line in [
-        format!("Uid:\t{ids}"),
-        format!("Gid:\t{ids}"),
-        "Groups:\t ".to_owned(),
-        "NoNewPrivs:\t1".to_owned(),
-    ] {
-        assert!(
-            status.lines().any(|found| found == line),
-            "{line}: {status}"
-        );
-    }
-    for kind in ["Inh", "Prm", "Eff", "Bnd", "Amb"] {
-        let line = format!("Cap{kind}:\t0000000000000000");
-        assert!(status.contains(&line), "{line}: {status}");
-    }
-    for kind in ["mnt", "pid", "net", "ipc", "uts", "cgroup"] {
-        let own = name_space(pid, kind);
-        for other in [others, std::process::id()] {
-            assert_ne!(own, name_space(other, kind), "{kind}");
-        }
-    }
-    assert_eq!(
-        proc_file(pid, "net/unix").lines().count(),
-        1,
-        "no socket: a heading"
-    );
-    assert_eq!(
-        proc_file(pid, "net/dev").lines().count(),
-        3,
-        "lo, and a heading of two lines"
-    );
-    for mount in proc_file(pid, "mountinfo").lines() {
-        let fields: Vec<&str> = mount.split(' ').collect();
-        let (at, options) = (fields[4], fields[5]);
-        assert!(
-            options.contains("nosuid") && options.contains("noexec"),
-            "{mount}"
-        );
-        let is_device = at.starts_with("/dev/");
-        assert!(is_device || options.starts_with("ro,"), "{mount}");
-    }
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
-    for fd in fds.flatten() {
-        let is_folder = fs::metadata(fd.path()).is_ok_and(|found| found.is_dir());
-        assert!(!is_folder, "a way out: {:?}", fs::read_link(fd.path()));
-    }
-}
-
 #[test]
 fn a_machine_sees_its_own_files_processes_and_sockets_and_has_no_privileges() {
     if !has_kvm() {
@@ -194,8 +98,8 @@ fn a_machine_sees_its_own_files_processes_and_sockets_and_has_no_privileges() {
         .filter(|path| !devices.contains(path))
         .collect();
     assert_eq!(seen(pid_of_nobody), expected);
-    probe(pid, 1234, pid_of_nobody);
-    probe(pid_of_nobody, 65534, pid);
+    probe(pid, 1234, pid_of_nobody, None);
+    probe(pid_of_nobody, 65534, pid, None);
     assert_ne!(name_space(pid_of_nobody, "user"), name_space(pid, "user"));
     for (process, signal, code) in [
         (process, Signal::TERM, 143),
