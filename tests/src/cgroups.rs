@@ -34,3 +34,17 @@ pub fn groups(parent: &str) -> Vec<PathBuf> {
     let parents = trees.map(|line| Path::new(line.split(' ').nth(1).expect("a path")).join(parent));
     parents.filter(|parent| parent.exists()).collect()
 }
+
+/// Takes away the group `parent`, in which no machine has one any more.
+///
+/// # Panics
+/// When one has, or nothing ever was in it.
+#[track_caller]
+pub fn remove_empty(parent: &str) {
+    let groups = groups(parent);
+    assert!(!groups.is_empty(), "no group {parent}");
+    for group in groups {
+        // A group that has groups in it cannot be removed.
+        fs::remove_dir(&group).unwrap_or_else(|cause| panic!("{}: {cause}", group.display()));
+    }
+}

@@ -12,6 +12,7 @@ use std::time::Duration;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use lightv_tests::agent::{Agent, command};
 use lightv_tests::api::Api;
+use lightv_tests::cgroups::remove_empty;
 use lightv_tests::host::{has_kvm, pids_of, proc_file, processes_in};
 use lightv_tests::process::{after_script, wait_for};
 use lightv_tests::scratch::Scratch;
@@ -76,9 +77,11 @@ fn check_adopted(scratch: &Scratch, agent: &Agent, told: &Told) {
             .values()
             .filter_map(|it| Some((it.pid?, it.id.clone())));
         let running: BTreeMap<u32, String> = running.collect();
-        let mut found = pids_of("lightv-vmm", scratch.folder());
-        found.sort_unstable();
-        let is_all = found.iter().eq(running.keys());
+        let keepers = running.iter().filter(|(_, id)| listed[*id].jailed);
+        let keepers = keepers.filter_map(|(pid, _)| parent_of(*pid));
+        let expected: BTreeSet<u32> = running.keys().copied().chain(keepers).collect();
+        let found = pids_of("lightv-vmm", scratch.folder()).into_iter();
+        let is_all = found.collect::<BTreeSet<u32>>() == expected;
         is_all.then_some((running, listed))
     });
     let kept: Vec<_> = told.created.difference(&told.asked_away).collect();
@@ -90,6 +93,7 @@ fn check_adopted(scratch: &Scratch, agent: &Agent, told: &Told) {
     let mut files: BTreeSet<String> = sockets.map(str::to_owned).into();
     for (pid, id) in &running {
         files.extend([format!("{pid}.json"), format!("{id}.sock")]);
+        files.extend(listed[id].jailed.then(|| format!("jail-{id}")));
     }
     assert_eq!(names_in(scratch, "run"), files);
     let records = listed.keys().map(|id| format!("{id}.json")).collect();
@@ -106,20 +110,44 @@ fn names_in(scratch: &Scratch, folder: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The parent of the process `pid`, if that is there.
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 #[test]
 fn killed_at_any_moment_it_loses_nothing_and_leaves_nothing() {
+    if has_kvm() {
+        kill_at_any_moment(10, &[]);
+    }
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_nothing_of_jails_either() {
     if !has_kvm() {
         return;
     }
-    let kills = std::env::var(KILLS).map_or(10, |text| text.parse().expect("a number"));
+    let parent = format!("lightv-faults-{}", std::process::id());
+    let limit = ["--jail-cgroup", "pids.max=64"];
+    let args = [&["--jail"][..], &limit, &["--jail-parent-cgroup", &parent]].concat();
+    kill_at_any_moment(4, &args);
+    remove_empty(&parent);
+}
+
+/// Kills agents with the options `args`, `kills` of them unless the environment says it.
+fn kill_at_any_moment(kills: u64, args: &[&str]) {
+    let kills = std::env::var(KILLS).map_or(kills, |text| text.parse().expect("a number"));
     let scratch = Scratch::new();
     let image = scratch.build("tick", &["--", "0", "20"]);
     let random = RandomState::new();
-    let mut agent = Agent::start(&scratch, &[]);
+    let mut agent = Agent::start(&scratch, args);
     agent.put_image(&scratch, "tick", &image);
     for round in 0..kills {
         // Every other time some of them come from a pool.
-        if round % 2 == 1 {
+        let has_pool = round % 2 == 1 && args.is_empty();
+        if has_pool {
             agent.fill_pool("tick", &json!({"min": 2}));
         }
         let told = Arc::new(Mutex::new(Told::default()));
@@ -135,8 +163,8 @@ fn killed_at_any_moment_it_loses_nothing_and_leaves_nothing() {
         for worker in workers {
             worker.join().expect("a worker");
         }
-        agent = Agent::start(&scratch, &[]);
-        if round % 2 == 1 {
+        agent = Agent::start(&scratch, args);
+        if has_pool {
             let answer = agent.api.call("DELETE", "/pools/tick", &Value::Null);
             assert_eq!(answer.status, 204, "{answer:?}");
         }

@@ -230,8 +230,35 @@ fn check_by_agent(agent: &Agent, id: &str) {
     agent.refused(refused, &nothing, (400, &["In the guest", "nothing"]));
 }
 
+/// The same by another agent, which has the image `one` of the one before it and starts sandboxes in jails.
+fn check_in_jails(scratch: &Scratch) {
+    let agent = Agent::start(scratch, &["--jail"]).with_deadline(PATIENCE);
+    let cold = agent.create(&json!({"image": "one"}));
+    let said = |id: &str, script: &str| {
+        let body = json!({"args": ["sh", "-c", script]});
+        let (stdout, _, last) = agent.exec(id, &body).finish();
+        assert_eq!(last, ended(0));
+        stdout
+    };
+    assert_eq!(said(&cold.id, "echo mark | tee /tmp/mark"), "mark\n");
+    let fork = agent.fork(&cold.id, &Value::Null);
+    assert!(cold.jailed && fork.jailed, "{cold:?} {fork:?}");
+    assert_eq!(
+        said(&fork.id, "cat /tmp/mark; echo other > /tmp/mark"),
+        "mark\n"
+    );
+    assert_eq!(said(&cold.id, "cat /tmp/mark"), "mark\n");
+    // `lightv exec` finds it too.
+    let finished = scratch.run(&["exec", &cold.id, "--", "echo", "here"]);
+    assert_eq!(finished.with_code(OK).stdout, "here\n");
+    for id in [&fork.id, &cold.id] {
+        agent.delete(id);
+    }
+    agent.end();
+}
+
 #[test]
-fn clients_of_the_host_agent_run_programs_in_cold_warm_and_forked_sandboxes() {
+fn clients_of_the_host_agent_run_programs_in_cold_warm_forked_and_jailed_sandboxes() {
     if !has_kvm() {
         return;
     }
@@ -271,6 +298,7 @@ fn clients_of_the_host_agent_run_programs_in_cold_warm_and_forked_sandboxes() {
     agent.delete(&forked.id);
     agent.delete(&cold.id);
     agent.end();
+    check_in_jails(&scratch);
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub struct Cli {
     #[arg(long, requires = "restore", conflicts_with_all = ["config", "boot"])]
     record_working_set: bool,
     /// Give the guest the terminal on standard input and output; Ctrl-] detaches.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "jail")]
     tty: bool,
     /// Write where the time of the start went, as JSON, to standard error or a file.
     #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]

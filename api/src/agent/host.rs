@@ -17,6 +17,9 @@ pub struct AgentInfo {
     /// Its folder.
     #[schema(value_type = String)]
     pub state_folder: PathBuf,
+    /// Whether each sandbox that it starts is in a jail of its own (`--jail`).
+    #[serde(default)]
+    pub jails: bool,
     /// How many there are.
     pub counts: AgentCounts,
     /// How many there may be.

@@ -110,6 +110,9 @@ pub struct Sandbox {
     pub pid: Option<u32>,
     /// Whether it came from a pool.
     pub warm: bool,
+    /// Whether its process is in a jail of its own (docs/jail.md).
+    #[serde(default)]
+    pub jailed: bool,
     /// Guest memory in MiB.
     pub memory_mib: u64,
     /// The microVM's own REST API (docs/api.md).

@@ -13,7 +13,7 @@ use std::io;
 use std::rc::Rc;
 
 use lightv_api::agent::event::AgentHappening;
-use lightv_api::agent::sandbox::SandboxState;
+use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use lightv_api::contract::instance::InstanceState;
 use lightv_vmm::runtime_dir;
 use rustix::io::Errno;
@@ -23,8 +23,9 @@ use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::clock::unix_ms;
-use crate::end::{self, remove_sockets};
+use crate::end::{self, leave_jail, remove_sockets};
 use crate::folders::{DRAFT, Durability, read_json};
+use crate::jail::remove_folder;
 use crate::limits;
 use crate::process::{Process, serves, serving};
 use crate::refusal::chain;
@@ -70,7 +71,7 @@ pub async fn adopt_all(agent: &Rc<Agent>) -> Result<(), AdoptError> {
                 entry.set_process(Some(Rc::new(process)));
                 adopted.push(entry);
             }
-            None => note_dead(agent, &entry),
+            None => note_dead(agent, &entry).await,
         }
     }
     remove_strange_logs(agent);
@@ -132,10 +133,10 @@ fn read_records(agent: &Agent) -> Vec<Record> {
 
 /// The process of `entry`, if it is still the one that was written down.
 fn open(agent: &Agent, entry: &Entry) -> Result<Option<Process>, AdoptError> {
-    let Some(pid) = entry.sandbox().pid else {
+    let Some(pid) = entry.process_id() else {
         return Ok(None);
     };
-    let Some(process) = open_process(entry.id(), pid)? else {
+    let Some(process) = open_process(&entry.sandbox(), pid)? else {
         return Ok(None);
     };
     // Looked at when the descriptor is there: from here on it is this very process.
@@ -146,12 +147,12 @@ fn open(agent: &Agent, entry: &Entry) -> Result<Option<Process>, AdoptError> {
 }
 
 /// The process `pid`, if there is one.
-fn open_process(id: &str, pid: u32) -> Result<Option<Process>, AdoptError> {
-    match Process::open(pid) {
+fn open_process(sandbox: &Sandbox, pid: u32) -> Result<Option<Process>, AdoptError> {
+    match Process::open_of(sandbox, pid) {
         Ok(process) => Ok(Some(process)),
         Err(cause) if cause.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
         Err(cause) => Err(AdoptError {
-            id: id.to_owned(),
+            id: sandbox.id.clone(),
             pid,
             cause,
         }),
@@ -185,21 +186,15 @@ async fn adopt(agent: Rc<Agent>, entry: Rc<Entry>) {
 }
 
 /// Notes the end of one that died while nobody looked. It is written down when the agent has said that it is here.
-fn note_dead(agent: &Agent, entry: &Entry) {
+async fn note_dead(agent: &Agent, entry: &Entry) {
     let sandbox = entry.sandbox();
     remove_sockets(&agent.folders, &sandbox, None);
+    leave_jail(agent, &sandbox).await;
     if let Some(pid) = sandbox.pid {
         remove_stale_record(agent, pid);
     }
-    entry.change(|record| {
-        let sandbox = &mut record.sandbox;
-        sandbox.state = SandboxState::Ended;
-        sandbox.pid = None;
-        sandbox.ended_unix_ms = Some(unix_ms());
-        sandbox.end_reason =
-            Some("it ended while no agent ran, so its status is not known".to_owned());
-        record.start_ticks = None;
-    });
+    let reason = "it ended while no agent ran, so its status is not known";
+    entry.change(|record| record.set_ended(unix_ms(), None, reason.to_owned()));
 }
 
 /// Takes away what a monitor said of itself, unless another one that runs says it.
@@ -216,9 +211,9 @@ async fn reap(agent: &Agent, record: &Record) -> Result<(), AdoptError> {
     let id = &record.sandbox.id;
     let socket = agent.folders.vm_socket(id);
     // One of a pool was written down before it was given its work; its command line is its template's.
-    let assigned = record.sandbox.pid.into_iter();
+    let assigned = record.process_id().into_iter();
     for pid in serving(&socket).into_iter().chain(assigned) {
-        let Some(process) = open_process(id, pid)? else {
+        let Some(process) = open_process(&record.sandbox, pid)? else {
             continue;
         };
         // From here on it is this very process.
@@ -227,17 +222,23 @@ async fn reap(agent: &Agent, record: &Record) -> Result<(), AdoptError> {
         if !serves(pid, &socket) && !is_assigned {
             continue;
         }
-        if let Err(cause) = process.signal(Signal::KILL) {
-            agent.warn(format!(
-                "Cannot end process {pid} of a start that failed: {cause}"
-            ));
+        // The second time for the keeper of a jail itself.
+        for _ in 0..2 {
+            if let Err(cause) = process.signal(Signal::KILL) {
+                agent.warn(format!(
+                    "Cannot end process {pid} of a start that failed: {cause}"
+                ));
+            }
+            let over = timeout(limits::KILL_TIME_MAX, process.over());
+            if over.await.is_ok() {
+                break;
+            }
         }
-        let over = timeout(limits::KILL_TIME_MAX, process.over());
-        let _ = over.await;
         let _ = process.reap();
         remove_stale_record(agent, pid);
     }
     remove_sockets(&agent.folders, &record.sandbox, None);
+    leave_jail(agent, &record.sandbox).await;
     let _ = fs::remove_file(agent.folders.log(id));
     if let Err(cause) = fs::remove_file(agent.folders.record(id)) {
         agent.warn(format!(
@@ -270,9 +271,14 @@ fn remove_strange_logs(agent: &Agent) {
     }
 }
 
-/// Takes away sockets of a pool's machines that were killed while they were ready.
+/// Takes away sockets of a pool's machines that were killed while they were ready, and folders of jails whose sandboxes are
+/// forgotten.
 fn remove_strange_sockets(agent: &Agent) {
     let all = agent.sandboxes.all();
+    let jails: BTreeSet<_> = all
+        .iter()
+        .map(|entry| agent.folders.jail(entry.id()))
+        .collect();
     let known: BTreeSet<_> = all
         .iter()
         .filter_map(|entry| entry.sandbox().vsock_socket)
@@ -289,6 +295,9 @@ fn remove_strange_sockets(agent: &Agent) {
         let is_pools = pid.is_some_and(|pid| agent.folders.pool_vsock(pid) == path);
         if is_pools && !known.contains(&path) {
             let _ = fs::remove_file(path);
+        } else if agent.folders.is_jail(&path) && !jails.contains(&path) {
+            // It is looked for again at the next start.
+            let _ = remove_folder(&path);
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::figures::Figures;
 use crate::folders::Folders;
 use crate::host;
 use crate::images::Images;
+use crate::jail::Jails;
 use crate::limits;
 use crate::meter::Meter;
 use crate::pools::Pools;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub connections_max: u64,
     /// Bytes of a log, in MiB.
     pub log_mib_max: u64,
+    /// Jails of sandboxes, if they are in jails.
+    pub jails: Option<Jails>,
 }
 
 /// The agent. Everything is done on one thread, but for what waits for a disk.
@@ -206,6 +209,7 @@ impl Agent {
             pid: std::process::id(),
             started_unix_ms: self.started_unix_ms,
             state_folder: self.folders.state().to_owned(),
+            jails: self.settings.jails.is_some(),
             counts,
             limits: AgentLimits {
                 sandboxes: self.settings.sandboxes_max,

@@ -6,19 +6,24 @@ use std::time::{Duration, Instant};
 
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
+use lightv_api::exit;
 use lightv_launch::monitor::last_message;
 use rustix::process::Signal;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::clock::unix_ms;
 use crate::folders::{Durability, Folders};
+use crate::jail::remove_folder;
 use crate::limits;
 use crate::process::ProcessEnd;
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::Entry;
 use crate::vm_api::VmApi;
+
+/// The status of a process that SIGKILL has ended.
+const KILLED: u8 = exit::by_signal(9);
 
 /// An end that a monitor itself tells of: its exit status, and why.
 pub type Told = JoinHandle<Option<(u8, String)>>;
@@ -31,6 +36,7 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
     process.over().await;
     // While nobody has waited for it no other process comes to its id.
     remove_sockets(&agent.folders, &entry.sandbox(), Some(process.pid()));
+    leave_jail(&agent, &entry.sandbox()).await;
     let end = process.reap();
     let told = match told {
         // Its connection has ended with it.
@@ -40,15 +46,7 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
     let told = told.and_then(Result::ok).flatten();
     entry.set_process(None);
     let (exit_code, reason) = describe_end(&agent, &entry, (end, told));
-    entry.change(|record| {
-        let sandbox = &mut record.sandbox;
-        sandbox.state = SandboxState::Ended;
-        sandbox.pid = None;
-        sandbox.ended_unix_ms = Some(unix_ms());
-        sandbox.exit_code = exit_code;
-        sandbox.end_reason = Some(reason);
-        record.start_ticks = None;
-    });
+    entry.change(|record| record.set_ended(unix_ms(), exit_code, reason));
     // Whoever starts it looks at that, before anybody is told of it.
     if entry.is_announced() {
         finish(&agent, &entry).await;
@@ -105,6 +103,12 @@ fn describe_end(
             end.exit_code(),
             format!("its process was killed by signal {signal}"),
         ),
+        // What its keeper ends with when the process in the jail was killed; no machine ends so by itself.
+        (ProcessEnd::Exited(status), _) if entry.sandbox().jailed && status == KILLED => {
+            let number = Signal::KILL.as_raw();
+            let reason = format!("its process was killed by signal {number}");
+            (Some(status), reason)
+        }
         (ProcessEnd::Exited(status), _) => {
             let message = match status {
                 0 | 2..=127 => None,
@@ -126,10 +130,25 @@ pub fn remove_sockets(folders: &Folders, sandbox: &Sandbox, pid: Option<u32>) {
     }
 }
 
+/// Takes away the folder of its jail, if it was in one.
+pub async fn leave_jail(agent: &Agent, sandbox: &Sandbox) {
+    if !sandbox.jailed {
+        return;
+    }
+    let folder = agent.folders.jail(&sandbox.id);
+    let path = folder.clone();
+    // A monitor that was taken over may have filled it.
+    let removed = spawn_blocking(move || remove_folder(&path)).await;
+    if let Ok(Err(cause)) = removed {
+        agent.warn(format!("Cannot remove {}: {cause}", folder.display()));
+    }
+}
+
 /// Takes away what is left of a sandbox that has ended: its log, its record, and what is known of it.
 pub async fn forget(agent: &Rc<Agent>, entry: &Rc<Entry>) {
     let sandbox = entry.sandbox();
     remove_sockets(&agent.folders, &sandbox, sandbox.pid);
+    leave_jail(agent, &sandbox).await;
     // One that cannot be removed is at the next start of the agent.
     let _ = fs::remove_file(agent.folders.log(entry.id()));
     if let Err(error) = entry.remove_file().await {

@@ -62,6 +62,9 @@ pub enum OpenFoldersError {
     },
 }
 
+/// Of the name of a jail's folder, before the sandbox's id.
+const JAIL_PREFIX: &str = "jail-";
+
 /// The folders, which are this agent's as long as it lives.
 #[derive(Debug)]
 pub struct Folders {
@@ -189,6 +192,25 @@ impl Folders {
     #[must_use]
     pub fn vm_vsock(&self, id: &str) -> PathBuf {
         self.runtime.join(format!("{id}.vsock"))
+    }
+
+    /// The folder of the jail of sandbox `id`.
+    #[must_use]
+    pub fn jail(&self, id: &str) -> PathBuf {
+        self.runtime.join(format!("{JAIL_PREFIX}{id}"))
+    }
+
+    /// Whether `path`, in the runtime directory, is the folder of a jail.
+    #[must_use]
+    pub fn is_jail(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(JAIL_PREFIX)) && path.is_dir()
+    }
+
+    /// The vsock of sandbox `id`, which is in a jail.
+    #[must_use]
+    pub fn jailed_vsock(&self, id: &str) -> PathBuf {
+        self.jail(id).join("vsock")
     }
 
     /// What the monitor `pid` says of itself.

@@ -4,16 +4,18 @@
 //!   process without a machine -> source: memory frozen -> process: loads, goes on -> written down, answered
 //! ```
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
 use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxState};
 use lightv_api::contract::net::NetworkOverride;
 use lightv_api::contract::snapshot::{ForkSpec, SnapshotLoad, VsockOverride};
-use tokio::net::UnixStream;
 
 use crate::agent::Agent;
+use crate::jail::{Jails, connect};
 use crate::limits;
 use crate::plan;
 use crate::refusal::Refusal;
@@ -41,12 +43,8 @@ pub async fn fork(
     }
     let nets = plan::prove_overrides(&spec.net)?;
     let sandbox = plan::prove_fork(agent, &found, spec)?;
-    let record = Record {
-        sandbox,
-        start_ticks: None,
-    };
-    let file = agent.folders.record(&record.sandbox.id);
-    let entry = Rc::new(Entry::new(record, file));
+    let file = agent.folders.record(&sandbox.id);
+    let entry = Rc::new(Entry::new(Record::new(sandbox), file));
     // From here on it counts, and its name is taken.
     agent.sandboxes.insert(Rc::clone(&entry));
     let started = begin(agent, (source, &entry), nets, asked).await;
@@ -64,10 +62,10 @@ async fn begin(
     let vsock = entry.sandbox().vsock_socket;
     // It is there before the source stands still.
     start::launch(agent, entry, vsock.clone(), Vec::new()).await?;
-    let passage = Passage::new(agent, entry.id());
+    let passage = Passage::new(agent, &source.sandbox(), &entry.sandbox());
     let spec = ForkSpec {
-        snapshot_path: passage.state.clone(),
-        mem_socket_path: passage.memory.clone(),
+        snapshot_path: passage.from.state.clone(),
+        mem_socket_path: passage.from.memory.clone(),
         clones: 1,
     };
     let (from, to) = [source, entry]
@@ -75,39 +73,94 @@ async fn begin(
         .into();
     let patience = limits::VM_ANSWER_TIME_MAX;
     VmApi::at(&from, patience).fork(&spec).await?;
-    let load = SnapshotLoad {
-        network_overrides: nets,
-        vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
-        ..SnapshotLoad::of_fork(passage.state.clone(), passage.memory.clone())
+    let opened = passage.open(agent.settings.jails.as_ref());
+    let loaded = match opened {
+        Ok(()) => load(&to, (&passage.to, nets, vsock)).await,
+        Err(cause) => Err(StartError::Host {
+            what: "bring a fork into its jail by",
+            path: passage.from.state.clone(),
+            cause,
+        }),
     };
-    let loaded = VmApi::at(&to, patience).load(&load).await;
     if loaded.is_err() {
         // Frozen memory waits for nobody then. It may be gone already.
-        drop(UnixStream::connect(&passage.memory).await);
+        drop(connect(&passage.from.memory).await);
     }
     loaded?;
     start::acknowledge(entry, asked).await
 }
 
-/// How state and memory come from one to the other.
-struct Passage {
+/// Has the monitor at `socket` go on with what came by `way`.
+async fn load(
+    socket: &Path,
+    (way, nets, vsock): (&Way, Vec<NetworkOverride>, Option<PathBuf>),
+) -> Result<(), StartError> {
+    let Way { state, memory } = way.clone();
+    let load = SnapshotLoad {
+        network_overrides: nets,
+        vsock_override: vsock.map(|uds_path| VsockOverride { uds_path }),
+        ..SnapshotLoad::of_fork(state, memory)
+    };
+    let patience = limits::VM_ANSWER_TIME_MAX;
+    Ok(VmApi::at(socket, patience).load(&load).await?)
+}
+
+/// Where a monitor has the state, and the socket of the memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
     state: PathBuf,
     memory: PathBuf,
 }
 
+/// How state and memory come from one to the other: by the runtime directory, but by their own folders for those in jails.
+struct Passage {
+    from: Way,
+    to: Way,
+}
+
 impl Passage {
-    fn new(agent: &Agent, id: &str) -> Self {
-        let path = |end: &str| agent.folders.runtime().join(format!("fork-{id}.{end}"));
+    fn new(agent: &Agent, source: &Sandbox, fork: &Sandbox) -> Self {
+        let way = |of: Option<&Sandbox>| {
+            let folder = of.map_or_else(
+                || agent.folders.runtime().to_owned(),
+                |of| agent.folders.jail(&of.id),
+            );
+            let path = |end: &str| folder.join(format!("fork-{}.{end}", fork.id));
+            Way {
+                state: path("state"),
+                memory: path("memory.sock"),
+            }
+        };
+        let to = fork.jailed.then_some(fork);
         Self {
-            state: path("state"),
-            memory: path("memory.sock"),
+            // One that is in no jail reaches that of its fork.
+            from: way(source.jailed.then_some(source).or(to)),
+            to: way(to),
         }
+    }
+
+    /// Gives the fork what its source has made. Neither sees the folder of the other: these are other names of the same files.
+    fn open(&self, jails: Option<&Jails>) -> io::Result<()> {
+        let Some(jails) = jails else {
+            return Ok(());
+        };
+        if self.from != self.to {
+            fs::hard_link(&self.from.state, &self.to.state)?;
+            fs::hard_link(&self.from.memory, &self.to.memory)?;
+        }
+        // Its source may be another user's.
+        jails.give(&self.to.state)?;
+        jails.give(&self.to.memory)
     }
 }
 
 impl Drop for Passage {
     fn drop(&mut self) {
         // The new one has it open. The socket is the frozen memory's to take away.
-        let _ = std::fs::remove_file(&self.state);
+        let _ = fs::remove_file(&self.from.state);
+        if self.from != self.to {
+            let _ = fs::remove_file(&self.to.state);
+            let _ = fs::remove_file(&self.to.memory);
+        }
     }
 }

@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
+use crate::jail;
 use crate::limits;
 use crate::output::OutputLines;
 use crate::race::{Raced, race};
@@ -104,7 +105,7 @@ impl Guest {
     /// # Errors
     /// [`GuestError`].
     pub async fn dial(socket: &Path) -> Result<Self, GuestError> {
-        let stream = UnixStream::connect(socket).await;
+        let stream = jail::connect(socket).await;
         let stream = stream.map_err(|cause| GuestError::Connect {
             socket: socket.to_owned(),
             cause,

@@ -27,6 +27,7 @@ pub mod fork;
 pub mod guest;
 pub mod host;
 pub mod images;
+pub mod jail;
 pub mod keep;
 pub mod limits;
 pub mod logs;

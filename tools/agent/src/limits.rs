@@ -119,6 +119,9 @@ pub const CARE_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a file of the state folder that are read.
 pub const STATE_FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// Files in the folder of a jail that are taken away: a machine makes one for each of its sockets and forks.
+pub const JAIL_FILES_MAX: usize = 100_000;
+
 /// Files of the state folder that are looked at.
 pub const STATE_FILES_MAX: usize = 100_000;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use lightv_api::agent::sandbox::{ForkSandboxSpec, Sandbox, SandboxSpec, SandboxState, WarmUse};
 use lightv_api::contract::net::{NetHost, NetworkOverride};
@@ -56,9 +57,10 @@ impl Plan {
             state: SandboxState::Starting,
             pid: None,
             warm: false,
+            jailed: agent.settings.jails.is_some(),
             memory_mib: image.image().memory_mib,
             api_socket: Some(agent.folders.vm_socket(&id)),
-            vsock_socket: has_vsock.then(|| agent.folders.vm_vsock(&id)),
+            vsock_socket: has_vsock.then(|| vsock_of(agent, &id)),
             labels: spec.labels.clone(),
             created_unix_ms: unix_ms(),
             start_us: None,
@@ -77,7 +79,7 @@ impl Plan {
     /// Whether it can be one that is the same for all until it is given arguments and environment.
     #[must_use]
     pub fn can_be_warm(&self) -> bool {
-        self.spec.net.is_empty() && self.spec.warm != WarmUse::Never
+        self.spec.net.is_empty() && self.spec.warm != WarmUse::Never && !self.sandbox.jailed
     }
 
     /// Whether it must come from a pool.
@@ -134,6 +136,12 @@ pub fn prove_fork(
     prove_labels(&spec.labels)?;
     prove_name(agent, spec.name.as_deref())?;
     prove_room(agent, source.memory_mib)?;
+    if source.jailed && agent.settings.jails.is_none() {
+        return Err(Refusal::conflict(format!(
+            "Sandbox {} is in a jail, and its fork would not be in one: start the agent with --jail.",
+            source.id
+        )));
+    }
     let id = free_id(agent)?;
     let has_vsock = source.vsock_socket.is_some();
     Ok(Sandbox {
@@ -141,8 +149,9 @@ pub fn prove_fork(
         state: SandboxState::Starting,
         pid: None,
         warm: false,
+        jailed: agent.settings.jails.is_some(),
         api_socket: Some(agent.folders.vm_socket(&id)),
-        vsock_socket: has_vsock.then(|| agent.folders.vm_vsock(&id)),
+        vsock_socket: has_vsock.then(|| vsock_of(agent, &id)),
         labels: spec.labels,
         created_unix_ms: unix_ms(),
         start_us: None,
@@ -152,6 +161,14 @@ pub fn prove_fork(
         id,
         ..source.clone()
     })
+}
+
+/// Where the vsock of sandbox `id` will be.
+fn vsock_of(agent: &Agent, id: &str) -> PathBuf {
+    match agent.settings.jails {
+        Some(_) => agent.folders.jailed_vsock(id),
+        None => agent.folders.vm_vsock(id),
+    }
 }
 
 /// What the interfaces of a fork are connected to, as far as `nets` say it.

@@ -12,6 +12,7 @@ use crate::agent::Agent;
 use crate::folders::{Durability, WriteError, write_json};
 use crate::keep;
 use crate::limits;
+use crate::pools::NO_POOLS;
 use crate::refusal::{Refusal, chain};
 
 /// All pools.
@@ -24,8 +25,11 @@ pub fn list(agent: &Agent) -> Vec<Pool> {
 /// Makes the pool of `image`, or changes it.
 ///
 /// # Errors
-/// 400, 404, 429, 507.
+/// 400, 404, 409, 429, 507.
 pub async fn set(agent: &Rc<Agent>, image: &str, spec: PoolSpec) -> Result<(), Refusal> {
+    if agent.settings.jails.is_some() {
+        return Err(Refusal::conflict(NO_POOLS));
+    }
     prove(agent, image, &spec)?;
     let _turn = agent.pools.changing().lock().await;
     let mut specs = agent.pools.specs();

@@ -48,6 +48,9 @@ impl Drop for SocketFile {
     }
 }
 
+/// Why an agent that starts sandboxes in jails has no pools.
+pub const NO_POOLS: &str = "Machines of a pool cannot be in jails, and this agent starts sandboxes in jails alone (--jail); start them without a pool.";
+
 /// A machine that is ready. Dropped, it ends, and then its socket goes.
 #[derive(Debug)]
 pub struct Idle {

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use lightv_api::agent::sandbox::Sandbox;
+use lightv_launch::monitor::children_of;
 use lightv_pool::{Exit, MachineError, News, Running};
 use rustix::io::Errno;
 use rustix::process::{
@@ -23,6 +25,10 @@ pub struct Process {
     descriptor: AsyncFd<OwnedFd>,
     /// A machine of a pool, which waits for its process itself.
     pooled: RefCell<Option<Running>>,
+    /// The one outside of a jail, which takes away what the machine has outside when that has ended.
+    is_keeper: bool,
+    /// What it keeps was told to end.
+    has_killed: Cell<bool>,
     is_over: Cell<bool>,
 }
 
@@ -71,7 +77,20 @@ impl Process {
             pid,
             descriptor: sys::watch(descriptor)?,
             pooled: RefCell::default(),
+            is_keeper: false,
+            has_killed: Cell::new(false),
             is_over: Cell::new(false),
+        })
+    }
+
+    /// The same, which may be the keeper of the jail of `sandbox`.
+    ///
+    /// # Errors
+    /// The kernel's; ESRCH when there is none.
+    pub fn open_of(sandbox: &Sandbox, pid: u32) -> io::Result<Self> {
+        Ok(Self {
+            is_keeper: sandbox.jailed,
+            ..Self::open(pid)?
         })
     }
 
@@ -96,6 +115,8 @@ impl Process {
             pid: running.pid(),
             descriptor,
             pooled: RefCell::new(Some(running)),
+            is_keeper: false,
+            has_killed: Cell::new(false),
             is_over: Cell::new(false),
         })
     }
@@ -123,11 +144,19 @@ impl Process {
         self.is_over.get()
     }
 
-    /// Sends it `signal`. One that has ended does not get it.
+    /// Sends it `signal`. One that has ended does not get it. SIGKILL to a keeper is for what it keeps, so that it tidies up and
+    /// ends with the status of that; the second one is its own. Before it has started that, SIGTERM has it end in order.
     ///
     /// # Errors
     /// The kernel's.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let is_for_kept =
+            self.is_keeper && signal == Signal::KILL && !self.has_killed.replace(true);
+        let signal = match is_for_kept {
+            true if kill_children(self.pid)? => return Ok(()),
+            true => Signal::TERM,
+            false => signal,
+        };
         match pidfd_send_signal(self.descriptor.get_ref(), signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(cause) => Err(cause.into()),
@@ -169,6 +198,29 @@ impl Process {
             (None, None) => ProcessEnd::Unknown,
         }
     }
+}
+
+/// Kills the children of the process `pid`; whether there was one.
+fn kill_children(pid: u32) -> io::Result<bool> {
+    let mut has_killed = false;
+    for child in children_of(pid) {
+        let Some(child_pid) = i32::try_from(child).ok().and_then(Pid::from_raw) else {
+            continue;
+        };
+        let Ok(descriptor) = pidfd_open(child_pid, PidfdFlags::empty()) else {
+            // It has ended.
+            continue;
+        };
+        // Now it is this very process, and a child if it still is one.
+        if children_of(pid).contains(&child) {
+            match pidfd_send_signal(&descriptor, Signal::KILL) {
+                Ok(()) => has_killed = true,
+                Err(Errno::SRCH) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+    }
+    Ok(has_killed)
 }
 
 /// The processes of this host that serve a microVM's API at `socket`, by their command lines: what a start has left that was

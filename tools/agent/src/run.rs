@@ -9,7 +9,9 @@ use lightv_api::agent::pool::PoolSpec;
 use lightv_api::exit;
 use lightv_launch::program::{NotFound, Program};
 use lightv_launch::serve::ServeArgs;
+use lightv_vmm::args::JailArgs;
 use lightv_vmm::listen::{ListenError, Purpose, listen};
+use rustix::process::geteuid;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{LocalSet, spawn_local};
@@ -21,6 +23,7 @@ use crate::care;
 use crate::folders::{Folders, OpenFoldersError, ReadJsonError, read_json};
 use crate::host;
 use crate::images::Images;
+use crate::jail::Jails;
 use crate::keep;
 use crate::limits;
 use crate::run_socket;
@@ -51,6 +54,14 @@ pub enum RunError {
     /// The host refuses what a server needs.
     #[error("Cannot serve")]
     Host(#[source] io::Error),
+    /// Another user needs privileges.
+    #[error(
+        "--jail-uid and --jail-gid need root; leave them out: jails have user {uid} then, in a name space of their own"
+    )]
+    JailUser {
+        /// This user.
+        uid: u32,
+    },
     /// Too few descriptors.
     #[error("This process may have {found} descriptors; at least {least} are needed (ulimit -n)")]
     Files {
@@ -68,6 +79,7 @@ impl RunError {
         match self {
             Self::State(_) => exit::BAD_CONFIG,
             Self::Listen(_) => exit::FAILURE,
+            Self::JailUser { .. } => exit::BAD_ARGUMENTS,
             Self::Tcp(error) => error.exit_code(),
             _ => exit::HOST_FAILURE,
         }
@@ -78,7 +90,7 @@ impl RunError {
 ///
 /// # Errors
 /// [`RunError`]: nothing was begun.
-pub fn run(args: ServeArgs) -> Result<(), RunError> {
+pub fn run(args: ServeArgs, jail: &JailArgs) -> Result<(), RunError> {
     let files = host::allow_files();
     let least = limits::FILES_KEPT * 2;
     if files < least {
@@ -89,6 +101,7 @@ pub fn run(args: ServeArgs) -> Result<(), RunError> {
     }
     let monitor = Program::Monitor.find()?;
     let tcp = tcp::prove(&args.tcp)?;
+    let jails = prove_jails(jail)?;
     let folders = Folders::open(args.state)?;
     let images = Images::open(&folders)?;
     let spare = files - limits::FILES_KEPT;
@@ -104,6 +117,7 @@ pub fn run(args: ServeArgs) -> Result<(), RunError> {
         programs_max: limits::PROGRAMS_MAX.min(spare / 16),
         connections_max: limits::CONNECTIONS_MAX.min(spare / 4),
         log_mib_max: args.max_log,
+        jails,
     };
     let agent = Rc::new(Agent::new(settings, folders, images));
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,6 +130,16 @@ pub fn run(args: ServeArgs) -> Result<(), RunError> {
     local.block_on(&runtime, serve(agent, tcp))
 }
 
+/// The jails that are asked for, if this user can make them.
+fn prove_jails(args: &JailArgs) -> Result<Option<Jails>, RunError> {
+    let (jails, user) = (Jails::of(args), geteuid());
+    if jails.as_ref().is_some_and(Jails::change_user) && !user.is_root() {
+        let uid = user.as_raw();
+        return Err(RunError::JailUser { uid });
+    }
+    Ok(jails)
+}
+
 async fn serve(agent: Rc<Agent>, tcp: Option<TcpPlan>) -> Result<(), RunError> {
     let signals = signals().map_err(RunError::Host)?;
     let pools: BTreeMap<String, PoolSpec> = read_json(&agent.folders.pools())?.unwrap_or_default();
@@ -124,8 +148,16 @@ async fn serve(agent: Rc<Agent>, tcp: Option<TcpPlan>) -> Result<(), RunError> {
     let runs = run_socket::listen(&agent.folders.run_socket()).map_err(RunError::Host)?;
     // Whoever connects already waits until all that lives is known.
     adopt_all(&agent).await?;
-    for (image, spec) in pools {
-        keep::set(&agent, &image, spec);
+    if agent.settings.jails.is_none() {
+        for (image, spec) in pools {
+            keep::set(&agent, &image, spec);
+        }
+    } else if !pools.is_empty() {
+        // They stay written down.
+        let count = pools.len();
+        agent.warn(format!(
+            "{count} pools wait for an agent without --jail: their machines cannot be in jails"
+        ));
     }
     spawn_local(care::go_on(Rc::clone(&agent)));
     let connections = Connections::default();

@@ -178,10 +178,7 @@ async fn begin(
     let ready = agent.pools.take(&plan.sandbox.digest);
     let ready = ready.ok_or_else(none)?;
     let id = plan.sandbox.id.clone();
-    let record = Record {
-        sandbox: plan.sandbox.clone(),
-        start_ticks: None,
-    };
+    let record = Record::new(plan.sandbox.clone());
     let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
     agent.sandboxes.insert(Rc::clone(&entry));
     let warm = Warm {

@@ -25,6 +25,45 @@ pub struct Record {
     /// When its process started, in clock ticks since the host's boot: another process of the same id is told apart.
     #[serde(default)]
     pub start_ticks: Option<u64>,
+    /// The process that stays outside of its jail, whose start that is then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<u32>,
+}
+
+impl Record {
+    /// One that has no process yet.
+    #[must_use]
+    pub const fn new(sandbox: Sandbox) -> Self {
+        Self {
+            sandbox,
+            start_ticks: None,
+            keeper: None,
+        }
+    }
+
+    /// The process whose end is that of the sandbox.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.keeper.or(self.sandbox.pid)
+    }
+
+    /// Whether its process is gone.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.sandbox.state == SandboxState::Ended
+    }
+
+    /// Says that it has ended.
+    pub fn set_ended(&mut self, at_unix_ms: u64, exit_code: Option<u8>, reason: String) {
+        let sandbox = &mut self.sandbox;
+        sandbox.state = SandboxState::Ended;
+        sandbox.pid = None;
+        sandbox.ended_unix_ms = Some(at_unix_ms);
+        sandbox.exit_code = exit_code;
+        sandbox.end_reason = Some(reason);
+        self.start_ticks = None;
+        self.keeper = None;
+    }
 }
 
 /// A sandbox.
@@ -74,6 +113,12 @@ impl Entry {
         self.record.borrow().sandbox.clone()
     }
 
+    /// The process whose end is its end, as it is written down.
+    #[must_use]
+    pub fn process_id(&self) -> Option<u32> {
+        self.record.borrow().process_id()
+    }
+
     /// What it does.
     #[must_use]
     pub fn state(&self) -> SandboxState {
@@ -83,7 +128,7 @@ impl Entry {
     /// Whether its process is gone.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.state() == SandboxState::Ended
+        self.record.borrow().has_ended()
     }
 
     /// Clients are told of it.

@@ -28,6 +28,7 @@ use crate::figures::StartWay;
 use crate::folders::{Durability, WriteError};
 use crate::limits;
 use crate::plan::Plan;
+use crate::pools::NO_POOLS;
 use crate::process::{Process, end_child};
 use crate::refusal::{Refusal, chain};
 use crate::sandboxes::{Entry, Record};
@@ -113,10 +114,7 @@ pub async fn create(
     if ready.is_none() && plan.must_be_warm() {
         return Err(not_warm(agent, &plan));
     }
-    let record = Record {
-        sandbox: plan.sandbox.clone(),
-        start_ticks: None,
-    };
+    let record = Record::new(plan.sandbox.clone());
     let id = plan.sandbox.id.clone();
     let entry = Rc::new(Entry::new(record, agent.folders.record(&id)));
     // From here on it counts, and its name is taken.
@@ -181,6 +179,9 @@ pub async fn tell(
 /// Why there is no machine ready that must be.
 fn not_warm(agent: &Agent, plan: &Plan) -> Refusal {
     let image = &plan.sandbox.image;
+    if plan.sandbox.jailed {
+        return Refusal::conflict(NO_POOLS);
+    }
     if !plan.can_be_warm() {
         let text = "warm: a sandbox with networks of its own (net) comes from no pool.";
         return Refusal::bad(text);
@@ -231,6 +232,14 @@ async fn start(
     // The semaphore is never closed; without a permit it would only be slower.
     let _turn = agent.starts.acquire().await.ok();
     let vsock = plan.sandbox.vsock_socket.clone();
+    if let Some(jails) = &agent.settings.jails {
+        let image = plan.image.path();
+        jails.open_image(image).map_err(|cause| StartError::Host {
+            what: "let the user of a jail read",
+            path: image.to_owned(),
+            cause,
+        })?;
+    }
     launch(agent, entry, vsock, plan.monitor_args()).await?;
     acknowledge(entry, asked).await
 }
@@ -246,8 +255,11 @@ pub async fn launch(
     args: Vec<OsString>,
 ) -> Result<(), StartError> {
     entry.write(Durability::Agent).await?;
-    let pid = spawn(agent, entry.id(), args).await?;
-    let process = match Process::open(pid) {
+    let sandbox = entry.sandbox();
+    let mut words = prepare_jail(agent, &sandbox)?;
+    words.extend(args);
+    let pid = spawn(agent, entry.id(), words).await?;
+    let process = match Process::open_of(&sandbox, pid) {
         Ok(process) => Rc::new(process),
         Err(cause) => {
             // Descriptors are short. Nobody would see its end.
@@ -264,10 +276,27 @@ pub async fn launch(
         record.sandbox.pid = Some(pid);
         record.sandbox.warm = false;
         record.sandbox.vsock_socket = vsock;
+        record.keeper = sandbox.jailed.then_some(pid);
         record.start_ticks = runtime_dir::start_ticks(pid);
     });
     spawn_local(end::watch(Rc::clone(agent), Rc::clone(entry), None));
     wait_served(agent, entry, pid).await
+}
+
+/// Makes the folder of the jail of `sandbox`, if it is to be in one; gives what its monitor is called with.
+fn prepare_jail(agent: &Agent, sandbox: &Sandbox) -> Result<Vec<OsString>, StartError> {
+    let Some(jails) = agent.settings.jails.as_ref().filter(|_| sandbox.jailed) else {
+        return Ok(Vec::new());
+    };
+    let folder = agent.folders.jail(&sandbox.id);
+    jails
+        .make_folder(&folder)
+        .map_err(|cause| StartError::Host {
+            what: "make the folder of a jail,",
+            path: folder.clone(),
+            cause,
+        })?;
+    Ok(jails.monitor_args(&folder))
 }
 
 /// Writes down that it runs: then it may be answered.
@@ -332,7 +361,13 @@ async fn wait_served(agent: &Rc<Agent>, entry: &Rc<Entry>, pid: u32) -> Result<(
             let status = ExitStatus::from_raw(i32::from(code) << 8);
             return monitor::early_end(status, &log).map_err(StartError::Ended);
         }
-        if monitor::is_listed(agent.folders.runtime(), pid) {
+        if let Some(listed) = monitor::listed(agent.folders.runtime(), pid) {
+            // In a jail it is another one than the one that was started.
+            entry.change(|record| {
+                if !record.has_ended() {
+                    record.sandbox.pid = Some(listed);
+                }
+            });
             return Ok(());
         }
         entry.wait(limits::START_POLL, Entry::has_ended).await;

@@ -66,15 +66,22 @@ pub fn is_name(name: &str) -> bool {
     plain && (1..=64).contains(&name.len())
 }
 
-/// Whether the process `pid`, or a child of it (that in its jail), is listed in the runtime directory `folder`: it serves.
+/// Which is listed in the runtime directory `folder`, the process `pid` or a child of it (that in its jail): then it serves.
 #[must_use]
-pub fn is_listed(folder: &Path, pid: u32) -> bool {
-    let has_record = |pid: &str| folder.join(format!("{pid}.json")).exists();
-    if has_record(&pid.to_string()) {
-        return true;
+pub fn listed(folder: &Path, pid: u32) -> Option<u32> {
+    let has_record = |pid: &u32| folder.join(format!("{pid}.json")).exists();
+    if has_record(&pid) {
+        return Some(pid);
     }
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    children.is_ok_and(|pids| pids.split_whitespace().any(has_record))
+    children_of(pid).into_iter().find(has_record)
+}
+
+/// The children of the process `pid`, which has one thread: those that it has not waited for too.
+#[must_use]
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let pids = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let pids = pids.split_whitespace().map(str::parse);
+    pids.map_while(Result::ok).collect()
 }
 
 /// One that has ended before it was seen to serve, and not because its guest was done.

@@ -64,11 +64,17 @@ pub struct TcpArgs {
     pub insecure_loopback: bool,
 }
 
+/// What `--jail` is to an agent, where it is one of the flags of `lightv-vmm`.
+pub const JAIL_HELP: &str = "\
+Start each sandbox in a jail of its own: user, processes, network, IPC and mounts of its own, a root with only what the \
+machine names, and no privileges. What cannot be in one is refused: pools";
+
 /// What stands below the options.
 pub const EXAMPLES: &str = "\
 Examples:
   lightv serve
   lightv serve --state /srv/lightv --max-sandboxes 1000 --max-memory 65536
+  lightv serve --jail --jail-uid 1007 --jail-gid 1007 --jail-cgroup pids.max=64
 
 The web page and the REST API over TCP (docs/agent-web.md):
   (umask 077; openssl rand -hex 32 > tokens)

@@ -9,13 +9,13 @@ use clap::Args;
 
 use crate::jail_plan::{JailPlan, Limit, Network, Place, parse_parent};
 
-/// The flags of `--jail`, for whoever starts a machine.
+/// The flags of `--jail`, for whoever starts machines.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Jail (docs/jail.md)")]
 pub struct JailArgs {
     /// Run in a jail: user, processes, network, IPC and mounts of its own, a root with only what the machine names, and no
     /// privileges. A second process stays outside, passes on signals and the exit status, and cleans up
-    #[arg(long, conflicts_with = "tty")]
+    #[arg(long)]
     jail: bool,
     /// Become this user in the jail; needs root
     #[arg(long, value_name = "UID", requires = "jail")]
@@ -80,7 +80,7 @@ impl JailArgs {
         })
     }
 
-    /// The same for another `lightv-vmm`.
+    /// The same for a `lightv-vmm`.
     #[must_use]
     pub fn words(&self) -> Vec<OsString> {
         let mut words: Vec<OsString> = Vec::new();

@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     vcpus: Option<u32>,
     /// Give the guest our terminal; Ctrl-] detaches. The default when standard input and output are a terminal and the
     /// image has a console
-    #[arg(short, long, conflicts_with = "no_tty")]
+    #[arg(short, long, conflicts_with_all = ["no_tty", "jail"])]
     tty: bool,
     /// Give the guest standard input, output and error as they are, also when they are a terminal
     #[arg(long)]
