@@ -196,7 +196,7 @@ fn apply_net(field: &str, change: NetOverride, spec: &mut VmSpec) -> Option<Conf
         return Some(ConfigFault {
             field: field.to_owned(),
             found: format!("an address for `{id}`"),
-            allowed: "only ID=TAP: the guest has no LightV agent that could take an address"
+            allowed: "none: the guest has no LightV agent that could take it; leave `ip=` out"
                 .to_owned(),
         });
     };

@@ -52,7 +52,7 @@ pub enum OpenTapError {
         cause: io::Error,
     },
     /// Another process has it.
-    #[error("Tap {name} is in use by another process")]
+    #[error("Tap {name} is in use by another process: give each machine its own (--net ID=TAP)")]
     Busy {
         /// The tap.
         name: String,
