@@ -26,6 +26,37 @@ fn read_all(agent: &Agent, path: &str) -> String {
     text.split_once("\r\n\r\n").expect("a head").1.to_owned()
 }
 
+/// Looks whether `lightv ps` has the sandbox `one` with its name and labels, and `other` without.
+fn check_listed(scratch: &Scratch, one: &str, other: &str) {
+    let listed = scratch.run(&["ps", "--json"]).with_code(0).stdout;
+    let listed: Vec<Value> = serde_json::from_str(&listed).expect("a list");
+    let sandbox_of = |id: &str| {
+        let mut same = listed.iter().filter(|vm| vm["id"] == id);
+        same.next().expect("a microVM")["sandbox"].clone()
+    };
+    assert_eq!(
+        (sandbox_of(one), sandbox_of(other)),
+        (
+            json!({"name": "one", "labels": {"team": "a b"}}),
+            json!({"name": null, "labels": {}})
+        )
+    );
+    let table = scratch.run(&["ps"]).with_code(0).stdout;
+    let is_it = |line: &str| line.starts_with(one) && line.contains(" one ");
+    assert!(table.lines().any(is_it), "{table}");
+    let info = scratch
+        .run(&["api", "--vm", "one", "GET", "/"])
+        .with_code(0);
+    assert!(info.stdout.contains(one), "{info:?}");
+    scratch.run(&["logs", "one"]).assert_refused(
+        BAD_ARGUMENTS,
+        &["lightv api --agent GET /sandboxes/one/logs"],
+    );
+    scratch
+        .run(&["stop", "two"])
+        .assert_refused(BAD_ARGUMENTS, &["no microVM two"]);
+}
+
 #[test]
 fn a_sandbox_is_created_listed_paused_stopped_and_deleted() {
     if !has_kvm() {
@@ -52,34 +83,7 @@ fn a_sandbox_is_created_listed_paused_stopped_and_deleted() {
     assert_eq!(some[0]["id"], made.id);
     let none: Vec<Value> = agent.ask("GET", "/sandboxes?label=team=b");
     assert_eq!(none.len(), 0);
-    // It is a microVM like any other.
-    let listed = scratch.run(&["ps", "--json"]).with_code(0).stdout;
-    let listed: Vec<Value> = serde_json::from_str(&listed).expect("a list");
-    let sandbox_of = |id: &str| {
-        let mut same = listed.iter().filter(|vm| vm["id"] == id);
-        same.next().expect("a microVM")["sandbox"].clone()
-    };
-    assert_eq!(
-        (sandbox_of(&made.id), sandbox_of(&by_digest.id)),
-        (
-            json!({"name": "one", "labels": {"team": "a b"}}),
-            json!({"name": null, "labels": {}})
-        )
-    );
-    let table = scratch.run(&["ps"]).with_code(0).stdout;
-    let is_it = |line: &str| line.starts_with(&made.id) && line.contains(" one ");
-    assert!(table.lines().any(is_it), "{table}");
-    let info = scratch
-        .run(&["api", "--vm", "one", "GET", "/"])
-        .with_code(0);
-    assert!(info.stdout.contains(&made.id), "{info:?}");
-    scratch.run(&["logs", "one"]).assert_refused(
-        BAD_ARGUMENTS,
-        &["lightv api --agent GET /sandboxes/one/logs"],
-    );
-    scratch
-        .run(&["stop", "two"])
-        .assert_refused(BAD_ARGUMENTS, &["no microVM two"]);
+    check_listed(&scratch, &made.id, &by_digest.id);
     let state = |verb: &str| {
         let answer = agent
             .api
