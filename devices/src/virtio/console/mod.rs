@@ -92,6 +92,9 @@ pub struct Console {
     /// Nothing is read: the machine that reads is one restored from this one.
     is_input_held: bool,
     is_detach_wanted: bool,
+    /// Bytes of the first buffer in each queue of output that were written before a pause. A machine that is restored has other
+    /// streams, and writes the buffer whole.
+    written: [u64; PORTS],
     active: Option<Active>,
 }
 
@@ -127,6 +130,7 @@ impl Console {
             watch: Watch::new()?,
             is_input_held: false,
             is_detach_wanted: false,
+            written: [0; PORTS],
             active: None,
         })
     }
@@ -214,6 +218,7 @@ impl Console {
     /// The driver has reset the device: what it has said of ports, and what it was to be told of them, does not count any more.
     pub fn forget_driver(&mut self) {
         self.table = PortTable::default();
+        self.written = [0; PORTS];
         self.update_watch();
     }
 
@@ -460,11 +465,13 @@ impl VirtioDevice for Console {
             r4,
             t4,
         ] = rings;
+        let mut written = std::mem::take(&mut self.written).into_iter();
+        let transmitter = |ring| Transmitter::new(ring, written.next().unwrap_or(0));
         self.active = Some(Active {
             control_to_guest: Receiver::new(control_to_guest, 1),
             control_from_guest,
             to_guest: [r0, r1, r2, r3, r4].map(|ring| Receiver::new(ring, 1)),
-            from_guest: [t0, t1, t2, t3, t4].map(Transmitter::new),
+            from_guest: [t0, t1, t2, t3, t4].map(transmitter),
             is_multiport,
             chunk: vec![0; CONSOLE_CHUNK_BYTES],
         });
@@ -487,7 +494,12 @@ impl VirtioDevice for Console {
         };
         self.update_watch();
         let mut to_guest = active.to_guest.into_iter().map(Receiver::into_queue);
-        let mut from_guest = active.from_guest.into_iter().map(Transmitter::into_queue);
+        let mut written = self.written.iter_mut();
+        let mut from_guest = active.from_guest.into_iter().map(|transmitter| {
+            let (queue, bytes) = transmitter.into_queue();
+            written.next().into_iter().for_each(|place| *place = bytes);
+            queue
+        });
         let mut queues = Vec::with_capacity(QUEUES);
         queues.extend(to_guest.next());
         queues.extend(from_guest.next());

@@ -363,6 +363,9 @@ fn output_that_nobody_reads_stays_in_the_ring_and_holds_up_no_other_port() {
     assert!(driver.print(STDIO, b"again"), "the driver is heard again");
 }
 
+#[path = "pause_tests.rs"]
+mod pauses;
+
 #[test]
 fn a_machine_that_ends_waits_for_a_slow_reader_and_gives_up_when_it_is_told() {
     for gives_up in [false, true] {

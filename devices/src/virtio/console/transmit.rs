@@ -17,6 +17,8 @@ pub(super) struct Transmitter {
     ring: Ring,
     /// The buffer that the host has not taken yet, or not all of.
     pending: Option<Pending>,
+    /// Bytes of the next buffer that were written before a pause.
+    skip: u64,
     /// The last turn ended before the ring was empty, and the driver has not been asked to notify.
     is_unfinished: bool,
 }
@@ -40,21 +42,28 @@ enum Step {
 }
 
 impl Transmitter {
-    pub(super) const fn new(ring: Ring) -> Self {
+    /// Of the first buffer `skip` bytes were written already.
+    pub(super) const fn new(ring: Ring, skip: u64) -> Self {
         Self {
             ring,
             pending: None,
+            skip,
             is_unfinished: false,
         }
     }
 
-    /// Gives the queue back. The rest of a buffer that the host has not taken is lost: the driver wants it back.
-    pub(super) fn into_queue(mut self) -> Queue {
-        if let Some(pending) = self.pending.take() {
-            self.ring.complete(pending.chain, 0);
-        }
+    /// Gives the queue back, and how much was written of its first buffer. One that the host has not taken, or not all of, is in
+    /// it again: it was the last that was popped.
+    pub(super) fn into_queue(mut self) -> (Queue, u64) {
+        let written = match self.pending.take() {
+            Some(Pending { chain, written, .. }) => {
+                self.ring.put_back(std::iter::once(chain));
+                written
+            }
+            None => self.skip,
+        };
         self.ring.notify();
-        self.ring.into_queue()
+        (self.ring.into_queue(), written)
     }
 
     /// Whether there is more to do as soon as the host takes bytes.
@@ -115,11 +124,16 @@ impl Transmitter {
         let mut pending = match self.pending.take() {
             Some(pending) => pending,
             None => match self.ring.pop() {
-                Popped::Chain(chain) if self.is_good(&chain) => Pending {
-                    bytes: total_bytes(chain.readable()),
-                    chain,
-                    written: 0,
-                },
+                Popped::Chain(chain) if self.is_good(&chain) => {
+                    let bytes = total_bytes(chain.readable());
+                    // The guest may have changed it meanwhile.
+                    let written = std::mem::take(&mut self.skip).min(bytes);
+                    Pending {
+                        chain,
+                        bytes,
+                        written,
+                    }
+                }
                 Popped::Chain(chain) => {
                     self.ring.refuse(chain);
                     return Step::Served(0);
