@@ -134,8 +134,11 @@ pub fn for_each_page(ram: &GuestRam, mut visit: impl FnMut(u64, Page)) -> io::Re
     }
     // A copy: whoever visits a page may want to know more of it.
     let given_back = ram.given_back().clone();
+    // Asked before the page map is read: of a page that was missing then, and has come since, the map says that it is not there.
+    let was_served = ram.is_served();
     for_each_entry(ram, |address, entry| {
-        visit(address, kind((ram, &given_back), address, entry));
+        let known = (ram, &given_back, was_served);
+        visit(address, kind(known, address, entry));
     })
 }
 
@@ -182,7 +185,11 @@ fn visit_part(
     Ok(())
 }
 
-fn kind((ram, given_back): (&GuestRam, &PageSet), address: u64, entry: u64) -> Page {
+fn kind(
+    (ram, given_back, was_served): (&GuestRam, &PageSet, bool),
+    address: u64,
+    entry: u64,
+) -> Page {
     let is_there = entry & (PRESENT | SWAPPED) != 0;
     let is_files = entry & SWAPPED == 0 && entry & FILE_OR_SHARED != 0;
     if is_there && !is_files {
@@ -191,7 +198,7 @@ fn kind((ram, given_back): (&GuestRam, &PageSet), address: u64, entry: u64) -> P
         Page::View
     } else if given_back.contains(address) {
         Page::GivenBack
-    } else if ram.is_view(address) {
+    } else if was_served || ram.is_view(address) {
         Page::View
     } else {
         Page::Absent
@@ -200,7 +207,30 @@ fn kind((ram, given_back): (&GuestRam, &PageSet), address: u64, entry: u64) -> P
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::sys::uffd::Userfault;
+
+    #[test]
+    fn what_was_missing_when_the_page_map_was_read_is_no_zero_page_when_all_has_come_since() {
+        let userfault = match Userfault::new() {
+            // As machines that are served, it takes a privilege.
+            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => return,
+            found => found.unwrap(),
+        };
+        let (stream, _server) = UnixStream::pair().unwrap();
+        let mut ram = GuestRam::allocate(16 << 20).unwrap();
+        let served = ram.serve_by(userfault, stream);
+        let mut kinds = Vec::new();
+        for_each_page(&ram, |_, page| {
+            kinds.push(page);
+            served.end();
+        })
+        .unwrap();
+        assert_eq!(kinds, [Page::View; ENTRIES]);
+        for_each_page(&ram, |_, page| assert_eq!(page, Page::Absent)).unwrap();
+    }
 
     #[test]
     fn the_next_pages_that_hold_something_are_found_in_a_range_and_no_more_than_asked_for() {
