@@ -256,6 +256,11 @@ impl FrozenMemory<'_> {
             Page::Absent | Page::GivenBack => clone.faults.zero(address, bytes),
         };
         match done {
+            // The kernel fills nothing that is not in one mapping, and memory that was given back there is another one: what lies
+            // before it is still to be filled.
+            Err(error) if bytes > PAGE && error.raw_os_error() == Some(libc::ENOENT) => {
+                self.fill(clone, offset, PAGE)
+            }
             Err(error) if is_there(&error) => Ok(0),
             other => other,
         }
@@ -378,5 +383,69 @@ fn receive(stream: &OwnedFd) -> Hello {
             Hello::Machine(regions, fd)
         }
         _ => Hello::Nonsense,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use vm_memory::{Bytes as _, GuestAddress};
+
+    use super::*;
+    use crate::sys::uffd::Userfault;
+
+    /// A machine of one part, in this process.
+    fn clone_of(ram: &GuestRam, userfault: &Userfault) -> Clone {
+        let mapping = ram.parts()[0].mapping;
+        let (stream, _machine) = UnixStream::pair().unwrap();
+        Clone {
+            faults: ForeignFaults::new(userfault.as_fd().try_clone_to_owned().unwrap()),
+            regions: vec![Region {
+                base_host_virt_addr: mapping.address() as u64,
+                size: mapping.bytes() as u64,
+                offset: 0,
+            }],
+            stream: stream.into(),
+            came: Instant::now(),
+            touched: Instant::now(),
+            filled: 0,
+        }
+    }
+
+    #[test]
+    fn what_lies_beside_memory_that_a_clone_has_given_back_comes_too() {
+        const PAGES: u64 = 64;
+        let userfault = match Userfault::new() {
+            // As machines that are served, it takes a privilege.
+            Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => return,
+            found => found.unwrap(),
+        };
+        let byte = |ram: &GuestRam, number: u64| -> u8 {
+            let address = GuestAddress(number * PAGE + 5);
+            ram.mem().read_obj(address).unwrap()
+        };
+        let target = GuestRam::allocate(1 << 20).unwrap();
+        let mapping = target.parts()[0].mapping;
+        userfault.register(&mapping).unwrap();
+        mapping.replace(10 * PAGE_BYTES, 20 * PAGE_BYTES).unwrap();
+        let source = GuestRam::allocate(1 << 20).unwrap();
+        for number in 0..PAGES {
+            let address = GuestAddress(number * PAGE + 5);
+            source.mem().write_obj(7_u8, address).unwrap();
+        }
+        let mut clone = clone_of(&target, &userfault);
+        let memory = FrozenMemory {
+            ram: &source,
+            pages: &PageKinds::read(&source).unwrap(),
+        };
+        // What lies around a page that is touched, and then the rest.
+        memory.fill_around(&clone, 31 * PAGE).unwrap();
+        while memory.fill_more(&mut clone) == Progress::More {}
+        for number in 0..PAGES {
+            let expected = if (10..30).contains(&number) { 0 } else { 7 };
+            assert_eq!(byte(&target, number), expected, "page {number}");
+        }
+        assert_eq!(byte(&target, PAGES), 0, "the source has none");
     }
 }

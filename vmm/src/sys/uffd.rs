@@ -185,10 +185,11 @@ impl ForeignFaults {
     }
 
     /// Fills `address..+bytes` there with what lies at `offset` of `mapping`, and wakes who waits for it. Gives how many bytes were
-    /// filled before one was met that is there already, or that was never to be filled.
+    /// filled before one was met that is there already.
     ///
     /// # Errors
-    /// The kernel's, for the first page; `ESRCH` when the process is gone. `EINVAL` for what is not in `mapping`.
+    /// The kernel's, for the first page; `ESRCH` when the process is gone. `ENOENT` when some of the range is not to be filled, or
+    /// it lies in several mappings: none of it was filled then. `EINVAL` for what is not in `mapping`.
     pub fn copy(
         &self,
         address: u64,
