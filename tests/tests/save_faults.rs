@@ -171,6 +171,10 @@ fn a_machine_outlives_every_fault_of_its_snapshots() {
     // Both have been there: each gets its name by another one.
     let renames = moments.iter().filter(|moment| moment.call == "rename");
     assert_eq!(renames.count(), 2, "{text}");
+    // And neither before both are written.
+    let named = moments.iter().position(|moment| moment.call == "linkat");
+    let written = moments.iter().rposition(|moment| moment.call == "pwrite64");
+    assert!(written < named, "{text}");
     let before = scratch.listing();
     let (state, memory) = (scratch.read("s"), scratch.read("m"));
     for moment in &moments {
@@ -199,4 +203,46 @@ fn a_machine_outlives_every_fault_of_its_snapshots() {
         "{} calls of a snapshot have failed once each",
         moments.len()
     );
+}
+
+/// Of a snapshot whose memory has got its name when its state is refused, the old state and the new memory would be left: no
+/// snapshot at all.
+#[test]
+fn a_snapshot_whose_state_cannot_be_written_leaves_the_one_that_was_there() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let config = machine::with(
+        &machine::config(&scratch.guest_kernel(), "tick -- 0 5"),
+        &json!({"machine-config": {"mem_size_mib": 16}}),
+    );
+    let config = scratch.config("vm.json", &config);
+    let (api, process) = Api::start(&scratch, "vm", &["--config", &config]);
+    process.wait_stdout(|text| text.contains("tick 1\n").then_some(()));
+    api.set_state("Paused");
+    api.put(
+        "/snapshot/create",
+        &json!({"snapshot_path": "s", "mem_file_path": "m"}),
+    );
+    let (before, memory) = (scratch.listing(), scratch.read("m"));
+    // The guest counts in memory: what would be saved now is another.
+    api.set_state("Resumed");
+    process.wait_stdout(|text| text.contains("tick 3\n").then_some(()));
+    for live in [true, false] {
+        if !live {
+            api.set_state("Paused");
+        }
+        let body = json!({"snapshot_path": "nodir/s", "mem_file_path": "m", "live": live});
+        let refused = api.call("PUT", "/snapshot/create", &body);
+        assert!(refused.fault().contains("nodir/s"), "{refused:?}");
+        assert!(scratch.read("m") == memory, "live: {live}");
+        scratch.assert_same_files(&before);
+    }
+    api.put(
+        "/snapshot/create",
+        &json!({"snapshot_path": "s", "mem_file_path": "m"}),
+    );
+    assert!(scratch.read("m") != memory, "its memory has changed");
+    let _ = process.end();
 }

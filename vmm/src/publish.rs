@@ -147,16 +147,17 @@ impl NewFile {
     /// # Errors
     /// [`PublishError`].
     pub fn publish(self) -> Result<(), PublishError> {
+        self.sync()?.publish()
+    }
+
+    /// Syncs it: but for its name it is done.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn sync(self) -> Result<SyncedFile, PublishError> {
         let synced = self.file.sync_all();
         synced.map_err(|cause| self.failed("sync", cause))?;
-        let (folder, path) = (self.directory.clone(), self.path.clone());
-        self.publish_unsynced()?;
-        let synced = File::open(folder).and_then(|directory| directory.sync_all());
-        synced.map_err(|cause| PublishError {
-            path,
-            what: "sync the directory of",
-            cause,
-        })
+        Ok(SyncedFile(self))
     }
 
     /// Gives it its name without a sync: for what means nothing after a crash of the host.
@@ -201,6 +202,27 @@ impl NewFile {
             what,
             cause,
         }
+    }
+}
+
+/// A file that is written and synced, and has no name yet.
+#[derive(Debug)]
+pub struct SyncedFile(NewFile);
+
+impl SyncedFile {
+    /// Gives it its name; what had that name is gone then.
+    ///
+    /// # Errors
+    /// [`PublishError`].
+    pub fn publish(self) -> Result<(), PublishError> {
+        let (folder, path) = (self.0.directory.clone(), self.0.path.clone());
+        self.0.publish_unsynced()?;
+        let synced = File::open(folder).and_then(|directory| directory.sync_all());
+        synced.map_err(|cause| PublishError {
+            path,
+            what: "sync the directory of",
+            cause,
+        })
     }
 }
 

@@ -16,9 +16,10 @@ use crate::arch::host::rng_seed;
 use crate::config::{DriveConfig, MachineConfig};
 use crate::frozen::FrozenMemory;
 use crate::image::header::kind;
-use crate::image::manifest::{Manifest, MemoryMapV1};
+use crate::image::manifest::{Manifest, MemoryMapV1, MemoryRunV1};
 use crate::image::write::{
     ImageContents, Source, WriteImageError, check_target, write_image, write_image_unsynced,
+    write_unnamed,
 };
 use crate::limits;
 use crate::machine::Machine;
@@ -153,10 +154,10 @@ pub fn save(
     write_image(path, contents, Source::Ram(machine.ram.mem())).map_err(SaveError::Write)
 }
 
-/// Saves `machine` as two files: RAM, or what of it has changed, first; then the state, which knows it.
+/// Saves `machine` as two files: RAM, or what of it has changed, and the state, which knows it.
 ///
 /// # Errors
-/// [`SaveError`]. When the state could not be written, a new memory file may be there; an old state does not fit it.
+/// [`SaveError`]. What had their names is as it was, unless it is a name itself, or its folder's sync, that fails.
 pub fn save_apart(
     machine: &mut Machine,
     vcpus: &[VcpuStateV1],
@@ -164,7 +165,7 @@ pub fn save_apart(
     target: &SnapshotTarget,
 ) -> Result<(), SaveError> {
     ensure_targets(&machine.config, target)?;
-    let mut contents = state_of(machine, vcpus, devices)?;
+    let contents = state_of(machine, vcpus, devices)?;
     let changes = match &machine.page_log {
         Some(log) => Some(log.changes(&machine.ram).map_err(SaveError::PageMap)?),
         None => None,
@@ -175,16 +176,32 @@ pub fn save_apart(
         (SnapshotType::Diff, None) => page_log::own_pages(&machine.ram),
     };
     let runs = runs.map_err(SaveError::PageMap)?;
-    let known =
-        memory_file::write(&machine.ram, &runs, &target.memory).map_err(SaveError::Memory)?;
-    contents.add(0, &known).map_err(SaveError::Write)?;
-    add_disks(&mut contents, machine, deltas(machine))?;
-    write_image(&target.state, contents, Source::Ram(machine.ram.mem()))
-        .map_err(SaveError::Write)?;
+    write_both(machine, contents, &runs, deltas(machine), target)?;
     if let Some(changes) = changes {
         machine.page_log = Some(changes.log);
     }
     Ok(())
+}
+
+/// Writes both files of a snapshot, and then names them, memory first: a state that cannot be written must not leave the memory of
+/// an old one replaced.
+fn write_both(
+    machine: &Machine,
+    mut contents: ImageContents,
+    runs: &[MemoryRunV1],
+    deltas: Vec<(u32, StoredDelta)>,
+    target: &SnapshotTarget,
+) -> Result<(), SaveError> {
+    let written = memory_file::write(&machine.ram, runs, &target.memory);
+    let (memory, known) = written.map_err(SaveError::Memory)?;
+    contents.add(0, &known).map_err(SaveError::Write)?;
+    add_disks(&mut contents, machine, deltas)?;
+    let written = write_unnamed(&target.state, contents, Source::Ram(machine.ram.mem()));
+    let state = written.map_err(SaveError::Write)?;
+    let named = memory.publish();
+    named.map_err(|cause| SaveError::Memory(cause.into()))?;
+    let named = state.publish();
+    named.map_err(|cause| SaveError::Write(cause.into()))
 }
 
 /// Proves that `machine` can be saved as `target` while it runs: nothing that belongs to the snapshot changes outside of guest
@@ -236,19 +253,14 @@ pub fn save_live(
     devices: &SavedDevices,
     target: &SnapshotTarget,
 ) -> Result<SideProcess, SaveError> {
-    let mut contents = state_of(machine, vcpus, devices)?;
+    let contents = state_of(machine, vcpus, devices)?;
     let deltas = copied_deltas(machine)?;
     let kept = files_of(machine, &deltas);
     let started = SideProcess::start(SideWork::Write, kept, move |parent| {
         let pages = parent.hear().map_err(SaveError::Tell)?;
         PageKinds::from_bytes(&pages).stand_for_page_map();
         let runs = ram_scan::all_runs(&machine.ram).map_err(SaveError::PageMap)?;
-        let known = memory_file::write(&machine.ram, &runs, &target.memory);
-        let known = known.map_err(SaveError::Memory)?;
-        contents.add(0, &known).map_err(SaveError::Write)?;
-        add_disks(&mut contents, machine, deltas)?;
-        let written = write_image(&target.state, contents, Source::Ram(machine.ram.mem()));
-        written.map(|_bytes| ()).map_err(SaveError::Write)
+        write_both(machine, contents, &runs, deltas, target)
     });
     Ok(started?)
 }

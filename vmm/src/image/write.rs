@@ -19,7 +19,7 @@ use super::header::{ENTRY_BYTES, HEADER_BYTES, Header, MAGIC, SectionEntry, kind
 use super::manifest::MemoryRunV1;
 use super::read::Image;
 use crate::limits;
-use crate::publish::{self, NewFile, PublishError};
+use crate::publish::{self, NewFile, PublishError, SyncedFile};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::signal::waiting_end;
 
@@ -253,6 +253,19 @@ pub fn write_image_unsynced(
     let (target, end) = fill(path, contents, source)?;
     target.publish_unsynced()?;
     Ok(end)
+}
+
+/// Writes what will be the image `path`; it is to be given its name.
+///
+/// # Errors
+/// [`WriteImageError`].
+pub fn write_unnamed(
+    path: &Path,
+    contents: ImageContents,
+    source: Source<'_>,
+) -> Result<SyncedFile, WriteImageError> {
+    let (target, _end) = fill(path, contents, source)?;
+    Ok(target.sync()?)
 }
 
 fn fill(

@@ -23,7 +23,7 @@ use crate::arch::host::layout;
 use crate::image::manifest::MemoryRunV1;
 use crate::limits;
 use crate::memory::{GuestRam, RamRun};
-use crate::publish::{self, NewFile, PublishError};
+use crate::publish::{self, NewFile, PublishError, SyncedFile};
 use crate::sys::mapping::PAGE_BYTES;
 use crate::sys::process::wall_clock_ns;
 use crate::sys::signal::waiting_end;
@@ -144,7 +144,8 @@ pub fn check_target(path: &Path, in_use: &[&Path]) -> Result<(), WriteMemoryErro
     })
 }
 
-/// Writes `runs` of `ram` as the memory file `path`; all else of it is holes. The guest is paused.
+/// Writes `runs` of `ram` as what will be the memory file `path`; all else of it is holes. It is to be given its name when the state
+/// that knows it is written too. The guest is paused.
 ///
 /// # Errors
 /// [`WriteMemoryError`].
@@ -152,7 +153,7 @@ pub fn write(
     ram: &GuestRam,
     runs: &[MemoryRunV1],
     path: &Path,
-) -> Result<MemoryFileV1, WriteMemoryError> {
+) -> Result<(SyncedFile, MemoryFileV1), WriteMemoryError> {
     let file = NewFile::create(path)?;
     let bytes = ram.bytes();
     file.set_len(bytes)?;
@@ -161,12 +162,13 @@ pub fn write(
         copy_run(ram.mem(), *run, &file, &mut buffer)?;
     }
     let samples = samples(ram, runs)?;
-    file.publish()?;
-    Ok(MemoryFileV1 {
+    let file = file.sync()?;
+    let known = MemoryFileV1 {
         bytes,
         saved_unix_ns: wall_clock_ns(),
         samples,
-    })
+    };
+    Ok((file, known))
 }
 
 /// What a state knows of memory that is in no file: its length alone.
@@ -448,6 +450,12 @@ mod tests {
     use super::*;
     use crate::snapshot::ram_scan;
 
+    fn save_memory(ram: &GuestRam, runs: &[MemoryRunV1], path: &Path) -> MemoryFileV1 {
+        let (file, known) = write(ram, runs, path).unwrap();
+        file.publish().unwrap();
+        known
+    }
+
     #[test]
     fn the_file_has_no_hole_below_4_gib() {
         assert_eq!(file_offset(layout::HOLE_START - 1), layout::HOLE_START - 1);
@@ -468,7 +476,7 @@ mod tests {
             }
             let path = folder.path().join(name);
             let runs = ram_scan::all_runs(&ram).unwrap();
-            let known = write(&ram, &runs, &path).unwrap();
+            let known = save_memory(&ram, &runs, &path);
             (path, known)
         };
         let (path, known) = save("a", 7);
@@ -502,15 +510,15 @@ mod tests {
         };
         set(0x5000, 1);
         set(layout::HOLE_END, 1);
-        write(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("base")).unwrap();
+        save_memory(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("base"));
         // Two neighbours in the file, on both sides of the hole.
         set(layout::HOLE_START - 1, 2);
         set(layout::HOLE_END, 2);
         let changed = [page(layout::HOLE_START - PAGE), page(layout::HOLE_END)];
-        write(&ram, &changed, &path("first")).unwrap();
+        save_memory(&ram, &changed, &path("first"));
         set(0x5000, 0);
-        let known = write(&ram, &[page(0x5000)], &path("second")).unwrap();
-        write(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("full")).unwrap();
+        let known = save_memory(&ram, &[page(0x5000)], &path("second"));
+        save_memory(&ram, &ram_scan::all_runs(&ram).unwrap(), &path("full"));
         let diffs = [path("first"), path("second")];
         let layers = open(&path("base"), &diffs, &known).unwrap();
         assert_eq!(layers.len(), 3);
