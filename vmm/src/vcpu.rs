@@ -68,6 +68,10 @@ impl VcpuHandle {
 
     /// Lets a parked vCPU go on.
     pub fn run(&self) {
+        // Here, where it cannot be asked to park at the same time, and not by itself when it wakes: it would take back what it was
+        // asked since.
+        self.shared.park_wanted.store(false, Ordering::SeqCst);
+        self.immediate_exit.set(false);
         // A thread that is gone has said why by an event.
         let _ = self.commands.send(Command::Run);
     }
@@ -290,7 +294,9 @@ impl Vcpu {
                 }
             },
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                self.interrupted();
+                if self.shared.park_wanted.load(Ordering::SeqCst) {
+                    self.park();
+                }
                 return None;
             }
             Err(error) => {
@@ -317,14 +323,6 @@ impl Vcpu {
         }
     }
 
-    fn interrupted(&mut self) {
-        if self.shared.park_wanted.load(Ordering::SeqCst) {
-            self.park();
-        } else {
-            self.immediate_exit.set(false);
-        }
-    }
-
     /// Waits for commands until it is to run again.
     fn park(&mut self) {
         self.context.events.send(Event::Parked(self.id));
@@ -341,8 +339,6 @@ impl Vcpu {
                 },
             }
         }
-        self.shared.park_wanted.store(false, Ordering::SeqCst);
-        self.immediate_exit.set(false);
         // A guest that uses kvm-clock is told that it was stopped, so that its watchdog does not bark. Others have
         // no such clock, and KVM says so.
         let _ = self.fd.kvmclock_ctrl();
@@ -419,4 +415,59 @@ fn serve(exit: VcpuExit<'_>, bus: &Bus) -> Served {
         other => return Served::Failed(FailedExit::Unexpected(format!("{other:?}"))),
     };
     Served::Done(effect)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::sink;
+    use std::path::Path;
+
+    use lightv_devices::i8042::I8042;
+    use lightv_devices::serial::Serial;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::bus::PortDevices;
+    use crate::event::event_channel;
+    use crate::output::GuestOutput;
+    use crate::stamps::Stamps;
+    use crate::vm::{KVM_PATH, open_kvm};
+
+    fn context() -> VcpuContext {
+        let ports = PortDevices {
+            serial: Serial::new(EventFd::new(0).unwrap(), Box::new(sink())),
+            i8042: I8042::new(EventFd::new(0).unwrap()),
+        };
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let stamps = Arc::new(Stamps::new("boot", 0, None, None));
+        let output = GuestOutput::stdout();
+        let (events, _loop) = event_channel().unwrap();
+        VcpuContext {
+            bus: Arc::new(Bus::new(Vec::new(), ports, output, Arc::new(mem), stamps)),
+            events,
+            control_page: Arc::new(ControlPage::map(0).unwrap()),
+            gate: Arc::default(),
+            cpus: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn what_a_vcpu_is_asked_before_it_has_woken_is_not_forgotten() {
+        let Ok(kvm) = open_kvm(Path::new(KVM_PATH)) else {
+            return;
+        };
+        let fd = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
+        let (mut vcpu, handle) = prepare(0, fd, context());
+        handle.ask_to_park();
+        handle.run();
+        handle.ask_to_park();
+        // It comes back when it finds that it may go on.
+        vcpu.park();
+        assert!(vcpu.shared.park_wanted.load(Ordering::SeqCst));
+        let entered = vcpu.fd.run().map(|exit| format!("{exit:?}"));
+        assert_eq!(entered.map_err(|error| error.errno()), Err(libc::EINTR));
+        handle.run();
+        assert!(!vcpu.shared.park_wanted.load(Ordering::SeqCst));
+    }
 }
