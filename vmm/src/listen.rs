@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::limits;
 
@@ -188,7 +188,11 @@ pub fn remove_stale(path: &Path, purpose: Purpose) -> Result<(), ListenError> {
 fn connect(path: &Path) -> Result<(), Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    // Who gives out frozen memory takes one that leaves without a word for a machine that will not come; this is none, and what it
+    // says nobody understands. Whether it is heard does not matter.
+    let _ = rustix::net::send(&socket, &[0], SendFlags::NOSIGNAL);
+    Ok(())
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

@@ -1,7 +1,18 @@
+use std::io::{IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
 
 use super::*;
+use crate::frozen::FrozenMemory;
+use crate::memory::GuestRam;
+use crate::memory_watch::{SERVES, WHOLE};
+use crate::snapshot::page_map::PageKinds;
 
 fn refusal(path: &Path) -> String {
     listen(path, Purpose::Api)
@@ -71,4 +82,35 @@ fn a_socket_of_somebody_else_is_not_removed_at_the_end() {
     let _other = UnixListener::bind(&path).unwrap();
     file.remove();
     assert!(path.exists());
+}
+
+#[test]
+fn who_looks_whether_frozen_memory_is_given_out_is_no_machine_that_does_not_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory.sock");
+    let (listener, _file) = listen(&path, Purpose::Frozen).unwrap();
+    let server = thread::spawn(move || {
+        let ram = GuestRam::allocate(1 << 20).unwrap();
+        let pages = &PageKinds::all_held(&ram);
+        FrozenMemory { ram: &ram, pages }.give_out(&listener, 1)
+    });
+    for purpose in [Purpose::Frozen, Purpose::Api] {
+        let refused = listen(&path, purpose);
+        assert!(matches!(refused, Err(ListenError::InUse { .. })));
+    }
+    // One without memory has all of it at once.
+    let mut machine = UnixStream::connect(&path).unwrap();
+    let (faults, _kernel) = UnixStream::pair().unwrap();
+    let fds = [faults.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    let parts = [IoSlice::new(b"[]")];
+    sendmsg(&machine, &parts, &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    let deadline = Some(Duration::from_secs(10));
+    machine.set_read_timeout(deadline).unwrap();
+    let mut words = Vec::new();
+    machine.read_to_end(&mut words).unwrap();
+    assert_eq!(words, [SERVES, WHOLE]);
+    server.join().unwrap().unwrap();
 }
