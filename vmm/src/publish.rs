@@ -155,9 +155,11 @@ impl NewFile {
     /// # Errors
     /// [`PublishError`].
     pub fn sync(self) -> Result<SyncedFile, PublishError> {
+        let opened = File::open(&self.directory);
+        let folder = opened.map_err(|cause| self.failed("open the directory of", cause))?;
         let synced = self.file.sync_all();
         synced.map_err(|cause| self.failed("sync", cause))?;
-        Ok(SyncedFile(self))
+        Ok(SyncedFile { file: self, folder })
     }
 
     /// Gives it its name without a sync: for what means nothing after a crash of the host.
@@ -207,7 +209,11 @@ impl NewFile {
 
 /// A file that is written and synced, and has no name yet.
 #[derive(Debug)]
-pub struct SyncedFile(NewFile);
+pub struct SyncedFile {
+    file: NewFile,
+    /// Opened before it has its name: who may not read the folder, and so not sync it, learns it while nothing is replaced.
+    folder: File,
+}
 
 impl SyncedFile {
     /// Gives it its name; what had that name is gone then.
@@ -215,14 +221,17 @@ impl SyncedFile {
     /// # Errors
     /// [`PublishError`].
     pub fn publish(self) -> Result<(), PublishError> {
-        let (folder, path) = (self.0.directory.clone(), self.0.path.clone());
-        self.0.publish_unsynced()?;
-        let synced = File::open(folder).and_then(|directory| directory.sync_all());
-        synced.map_err(|cause| PublishError {
-            path,
-            what: "sync the directory of",
-            cause,
-        })
+        let path = self.file.path.clone();
+        self.file.publish_unsynced()?;
+        match self.folder.sync_all() {
+            // A file system whose folders are not synced (fsync(2)).
+            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            synced => synced.map_err(|cause| PublishError {
+                path,
+                what: "sync the directory of",
+                cause,
+            }),
+        }
     }
 }
 
@@ -303,6 +312,10 @@ fn remove_unless_in_use(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
     use super::*;
 
     #[test]
@@ -351,6 +364,27 @@ mod tests {
         drop(file);
         remove_leftovers(folder.path());
         assert!(!name.exists());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_told_of_before_the_old_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        fs::write(&path, "old").unwrap();
+        let set_mode = |mode| {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        // Root may read any folder; this thread may not.
+        let mut own = capabilities(None).unwrap();
+        own.effective
+            .remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+        set_capabilities(None, own).unwrap();
+        set_mode(0o300);
+        let refused = NewFile::create(&path).unwrap().publish().unwrap_err();
+        let found = fs::read(&path).unwrap();
+        set_mode(0o700);
+        assert_eq!(refused.cause.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(found, b"old");
     }
 
     #[test]
