@@ -1,6 +1,6 @@
 //! Sockets on which the process listens, for the API and for vsock: made, found stale, taken away.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -81,12 +81,31 @@ pub enum ListenError {
     },
 }
 
+/// What tells a file from another one that has come in its place. That may have the same inode, so when it was made belongs to it:
+/// nobody writes a socket, and another mode or owner leaves that time as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        }
+    }
+}
+
 /// The file of a socket that is listened on. Dropped or removed, the file goes; but never one that somebody else has put
 /// in its place.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: (u64, u64),
+    identity: Identity,
 }
 
 impl SocketFile {
@@ -179,7 +198,7 @@ pub fn remove_stale(path: &Path, purpose: Purpose) -> Result<(), ListenError> {
         Ok(()) | Err(_) => return Err(in_use("a process listens on it")),
     }
     // Another process may have come to the same end, and listen already.
-    if identity(path).map_err(host)? == (found.dev(), found.ino()) {
+    if identity(path).map_err(host)? == Identity::of(&found) {
         fs::remove_file(path).map_err(host)?;
     }
     Ok(())
@@ -195,8 +214,8 @@ fn connect(path: &Path) -> Result<(), Errno> {
     Ok(())
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
+fn identity(path: &Path) -> io::Result<Identity> {
+    fs::symlink_metadata(path).map(|found| Identity::of(&found))
 }
 
 #[cfg(test)]

@@ -72,6 +72,33 @@ fn paths_of_107_bytes_are_the_longest() {
 }
 
 #[test]
+fn a_socket_that_has_come_to_the_same_inode_is_another_and_one_of_another_mode_is_not() {
+    use rustix::fs::{AtFlags, CWD, Mode, Timestamps, chmod, utimensat};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let (_listener, file) = listen(&path, Purpose::Api).unwrap();
+    // As if it had been made a moment later.
+    let found = fs::symlink_metadata(&path).unwrap();
+    let time = rustix::time::Timespec {
+        tv_sec: found.mtime(),
+        tv_nsec: (found.mtime_nsec() + 4_000_000) % 1_000_000_000,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    file.remove();
+    assert!(path.exists());
+    fs::remove_file(&path).unwrap();
+    let (_listener, file) = listen(&path, Purpose::Api).unwrap();
+    chmod(&path, Mode::from(0o640)).unwrap();
+    file.remove();
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_socket_of_somebody_else_is_not_removed_at_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
