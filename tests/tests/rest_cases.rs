@@ -11,6 +11,7 @@ use lightv_tests::machine;
 use lightv_tests::netns::Netns;
 use lightv_tests::process::{Process, after_script, tool, wait_for};
 use lightv_tests::scratch::Scratch;
+use lightv_tests::strace::{attached, calls};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -339,7 +340,8 @@ fn a_signal_at_any_moment_ends_a_server_and_takes_its_socket_away() {
     }
 }
 
-/// 53: by default the time that a snapshot lay on disk does not pass for kvm-clock; the wall clock is the control device's.
+/// 53: by default the time that a snapshot lay on disk does not pass for kvm-clock; the wall clock is the control device's. When it
+/// does pass, the guest is told that it was stopped, as after a pause.
 #[test]
 fn a_load_takes_clock_realtime_and_goes_on() {
     if !has_kvm() {
@@ -356,7 +358,14 @@ fn a_load_takes_clock_realtime_and_goes_on() {
         let (api, process) = Api::start(&scratch, "clone", &[]);
         let mut body = load_body("s");
         body["clock_realtime"] = json!(realtime);
+        let log = scratch.path("strace.log");
+        let strace = attached(process.pid(), "ioctl", &log, &[]);
         api.put("/snapshot/load", &body);
+        strace.signal(Signal::INT);
+        let _ = strace.finish();
+        let log = fs::read_to_string(log).expect("a log");
+        let told = calls(&log).filter(|(_, _, rest)| rest.contains("KVM_KVMCLOCK_CTRL"));
+        assert_eq!(told.count(), usize::from(realtime), "{log}");
         process.wait_stdout(|text| (text.lines().count() > 3).then_some(()));
         let _ = process.end();
     }

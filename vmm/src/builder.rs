@@ -291,7 +291,15 @@ impl Builder<'_> {
                 allowed: "huge_pages None or Transparent in the load".to_owned(),
             }])));
         }
-        self.restore_saved(&image, &saved, memory, overrides)
+        let machine = self.restore_saved(&image, &saved, memory, overrides)?;
+        if files.advance_clock {
+            // As after a pause: to a guest's watchdog the leap would be a CPU that is stuck.
+            for vcpu in &machine.vcpus {
+                // A guest that uses no kvm-clock has seen no leap, and KVM says so.
+                let _ = vcpu.kvmclock_ctrl();
+            }
+        }
+        Ok(machine)
     }
 
     fn decode(&self, path: &Path) -> Result<(Image, SavedMachine), PrepareError> {
