@@ -31,9 +31,15 @@ pub struct Agent {
 /// The command line of an agent in `scratch`, with its state in the folder `state` there.
 #[must_use]
 pub fn command(scratch: &Scratch, args: &[&str]) -> Command {
+    command_at(scratch, "state", args)
+}
+
+/// The same with its state in the folder `state` there.
+#[must_use]
+pub fn command_at(scratch: &Scratch, state: &str, args: &[&str]) -> Command {
     let mut command = scratch.command(binary("lightv-agent"), &["--state"]);
     command
-        .arg(scratch.path("state"))
+        .arg(scratch.path(state))
         .args(args)
         .env("LIGHTV_VMM", binary("lightv-vmm"));
     command

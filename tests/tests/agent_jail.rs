@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
 use lightv_api::exit::BAD_ARGUMENTS;
-use lightv_tests::agent::{Agent, command};
+use lightv_tests::agent::{Agent, command, command_at};
 use lightv_tests::cgroups::{groups, remove_empty};
 use lightv_tests::host::{has_kvm, processes_in};
 use lightv_tests::jails::{probe, seen, with_folders};
@@ -384,6 +384,37 @@ fn a_jail_that_loses_its_agent_or_its_keeper_is_taken_away_all_the_same() {
     });
     // A record of one whose keeper was killed goes when somebody lists.
     let _ = scratch.run(&["ps"]).with_code(0);
+    check_nothing_left(&scratch);
+}
+
+#[test]
+fn a_jail_that_lives_keeps_its_vsock_though_an_agent_does_not_know_it() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    build_vsock(&scratch);
+    let agent = Agent::start(&scratch, &["--jail"]);
+    agent.put_image(&scratch, "vsock", "vsock.lv");
+    let made = agent.create(&json!({"image": "vsock", "name": "one"}));
+    agent.end();
+    // It is another agent's.
+    Agent::start_as(&scratch, &mut command_at(&scratch, "other", &[])).end();
+    check_echo(&made);
+    // Nobody can read what is written down of it.
+    let record = scratch.path(&format!("state/sandboxes/{}.json", made.id));
+    let written = fs::read(&record).expect("a record");
+    fs::write(&record, "{}").expect("a record");
+    let agent = Agent::start(&scratch, &["--jail"]);
+    assert_eq!(agent.list().len(), 0);
+    agent.end();
+    check_echo(&made);
+    fs::write(&record, written).expect("a record");
+    let agent = Agent::start(&scratch, &["--jail"]);
+    assert_eq!(agent.sandbox("one"), made);
+    check_echo(&made);
+    agent.delete("one");
+    agent.end();
     check_nothing_left(&scratch);
 }
 

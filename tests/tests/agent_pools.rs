@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use lightv_api::agent::sandbox::SandboxState;
-use lightv_tests::agent::Agent;
+use lightv_tests::agent::{Agent, command_at};
 use lightv_tests::host::{has_kvm, pids_of};
 use lightv_tests::machine;
 use lightv_tests::process::{Process, run, wait_for};
@@ -243,6 +243,15 @@ fn each_machine_of_a_pool_has_a_vsock_of_its_own_which_goes_with_it() {
     wait_for("the sockets of the others", || {
         (sockets() == both.clone().into()).then_some(())
     });
+    // An agent that does not know them leaves them alone.
+    for pid in [warm.pid, cold.pid].into_iter().flatten() {
+        let record = scratch.path(&format!("run/{pid}.json"));
+        wait_for("what it says of itself", || record.exists().then_some(()));
+    }
+    agent.end();
+    Agent::start_as(&scratch, &mut command_at(&scratch, "other", &[])).end();
+    assert_eq!(sockets(), BTreeSet::from(both));
+    let agent = Agent::start(&scratch, &[]);
     for sandbox in [&warm, &cold] {
         agent.delete(&sandbox.id);
     }

@@ -272,16 +272,23 @@ fn remove_strange_logs(agent: &Agent) {
 }
 
 /// Takes away sockets of a pool's machines that were killed while they were ready, and folders of jails whose sandboxes are
-/// forgotten.
+/// forgotten. What a machine listens on that lives stays: it may be of an agent with another state folder, or its record one that
+/// cannot be read.
 fn remove_strange_sockets(agent: &Agent) {
+    let Ok(running) = runtime_dir::list() else {
+        // Whose they are is looked for again at the next start.
+        return;
+    };
     let all = agent.sandboxes.all();
     let jails: BTreeSet<_> = all
         .iter()
         .map(|entry| agent.folders.jail(entry.id()))
+        .chain(running.iter().map(|vm| agent.folders.jail(&vm.id)))
         .collect();
     let known: BTreeSet<_> = all
         .iter()
         .filter_map(|entry| entry.sandbox().vsock_socket)
+        .chain(running.iter().map(|vm| agent.folders.pool_vsock(vm.pid)))
         .collect();
     let entries = fs::read_dir(agent.folders.runtime()).into_iter().flatten();
     for path in entries.flatten().map(|entry| entry.path()) {
