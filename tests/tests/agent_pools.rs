@@ -206,6 +206,27 @@ fn pools_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn what_no_machine_can_be_told_costs_a_pool_one_of_them() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let hello = scratch.build("hello", &[]);
+    let agent = Agent::start(&scratch, &[]);
+    agent.put_image(&scratch, "hello", &hello);
+    agent.fill_pool("hello", &json!({"min": 3, "max": 3}));
+    // Each of its bytes is six in JSON.
+    let long = "\u{1}".repeat(24_000);
+    let body = json!({"image": "hello", "warm": "require", "args": [long]});
+    let words: &[&str] = &["args", "131072"];
+    agent.refused(("POST", "/sandboxes"), &body, (400, words));
+    let pool = agent.wait_pool("hello", |pool| pool.ready == 3);
+    assert_eq!((pool.served, pool.missed), (1, 0), "{pool:?}");
+    assert_eq!(agent.list().len(), 0);
+    agent.end();
+}
+
+#[test]
 fn each_machine_of_a_pool_has_a_vsock_of_its_own_which_goes_with_it() {
     if !has_kvm() {
         return;

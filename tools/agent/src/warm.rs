@@ -13,7 +13,8 @@ use std::time::Instant;
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_api::exit;
 use lightv_launch::monitor;
-use lightv_pool::{Assignment, MachineError, News, Ready, Refusal as PoolRefusal};
+use lightv_packet::{BYTES_MAX, SendError};
+use lightv_pool::{AssignError, Assignment, MachineError, News, Ready, Refusal as PoolRefusal};
 use lightv_vmm::runtime_dir;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_blocking, spawn_local};
@@ -121,7 +122,7 @@ pub async fn start(
     let [stdin, stdout, stderr] = &warm.streams;
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     let running = ready.assign(&assignment, streams);
-    let running = running.map_err(|_| WarmError::Gone)?;
+    let running = running.map_err(|error| refused_or_gone(&error))?;
     drop(warm.streams);
     let socket = watch_copy(&running);
     let process = Rc::new(Process::of_pool(running).map_err(WarmError::Host)?);
@@ -140,6 +141,20 @@ pub async fn start(
         }
     });
     Ok(entry.write(warm.durability).await?)
+}
+
+/// Why it has no work: what is too long for it is too long for every other machine too.
+fn refused_or_gone(error: &AssignError) -> WarmError {
+    match error.cause {
+        SendError::TooLong { bytes } => WarmError::Refused(PoolRefusal {
+            text: format!(
+                "args and env: as JSON for a machine of a pool, with its name and socket, they have {bytes} bytes; \
+                 allowed: {BYTES_MAX}"
+            ),
+            exit_code: exit::BAD_CONFIG,
+        }),
+        _ => WarmError::Gone,
+    }
 }
 
 /// Waits until it runs, or has run.
