@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use lightv_api::agent::event::{AgentEvent, AgentHappening};
 use lightv_api::agent::exec::{ExecEnd, ExecLine};
 use lightv_api::agent::image::StoredImage;
 use lightv_api::agent::pool::Pool;
@@ -239,6 +240,31 @@ impl Agent {
             let pool: Pool = self.ask("GET", &format!("/pools/{image}"));
             is_so(&pool).then_some(pool)
         })
+    }
+
+    /// What has happened since its start, up to the first event of which `is_last` holds.
+    ///
+    /// # Panics
+    /// When that does not come.
+    #[must_use]
+    pub fn events(&self, is_last: impl Fn(&AgentHappening) -> bool) -> Vec<AgentHappening> {
+        let mut stream = self.api.connect().expect("a connection");
+        // To HTTP/1.0 a body without a length is sent as it is.
+        let request = b"GET /events HTTP/1.0\r\n\r\n";
+        stream.write_all(request).expect("a request");
+        let lines = BufReader::new(stream).lines();
+        let mut lines = lines.map(|line| line.expect("a line"));
+        let _ = lines.find(String::is_empty).expect("the head's end");
+        let mut all = Vec::new();
+        loop {
+            let line = lines.next().expect("an event");
+            let event: AgentEvent =
+                serde_json::from_str(&line).unwrap_or_else(|cause| panic!("{cause}: {line:?}"));
+            all.push(event.what);
+            if all.last().is_some_and(&is_last) {
+                return all;
+            }
+        }
     }
 
     /// What the sandbox `id` has printed.

@@ -1,10 +1,11 @@
 //! The host agent's pools: sandboxes and runs from machines that are ready, and what becomes of those that are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_tests::agent::{Agent, command_at};
 use lightv_tests::host::{has_kvm, pids_of};
@@ -66,6 +67,24 @@ fn a_sandbox_comes_from_its_pool_and_the_pool_is_filled_again() {
     agent.end();
 }
 
+/// Looks whether `runs` runs, which are over, were told of from the first to the last.
+fn check_told(scratch: &Scratch, agent: &Agent, runs: usize) {
+    agent.put_image(scratch, "last", "hello.lv");
+    let is_last = |event: &AgentHappening| matches!(event, AgentHappening::ImageSet { image, .. } if image == "last");
+    let mut told: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for event in agent.events(is_last) {
+        let (sandbox, what) = match event {
+            AgentHappening::Created { sandbox, .. } => (sandbox, "created"),
+            AgentHappening::Ended { sandbox, .. } => (sandbox, "ended"),
+            AgentHappening::Deleted { sandbox } => (sandbox, "deleted"),
+            _ => continue,
+        };
+        told.entry(sandbox).or_default().push(what);
+    }
+    let told: Vec<_> = told.into_values().collect();
+    assert_eq!(told, vec![["created", "ended", "deleted"]; runs]);
+}
+
 #[test]
 fn a_run_is_a_pools_where_its_bytes_are_ready_and_its_own_elsewhere() {
     if !has_kvm() {
@@ -111,6 +130,7 @@ fn a_run_is_a_pools_where_its_bytes_are_ready_and_its_own_elsewhere() {
     let other = scratch.run(&["run", &hello]).with_code(0);
     assert!(other.stdout.contains("other"), "{other:?}");
     assert_eq!(served(), 1);
+    check_told(&scratch, &agent, 3);
     agent.end();
 }
 

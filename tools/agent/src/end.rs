@@ -53,9 +53,12 @@ pub async fn watch(agent: Rc<Agent>, entry: Rc<Entry>, told: Option<Told>) {
     }
 }
 
-/// Tells of an end, and writes it down.
+/// Tells of an end, and writes it down, but for a run's.
 pub async fn finish(agent: &Rc<Agent>, entry: &Entry) {
     tell(agent, entry);
+    if entry.is_run() {
+        return;
+    }
     write(agent, entry).await;
     forget_oldest(agent).await;
 }
@@ -219,9 +222,14 @@ pub async fn delete(agent: &Rc<Agent>, entry: &Rc<Entry>) -> Result<(), Refusal>
         return Err(refusal);
     }
     forget(agent, entry).await;
+    tell_deleted(agent, entry);
+    Ok(())
+}
+
+/// Tells that it is forgotten.
+pub fn tell_deleted(agent: &Agent, entry: &Entry) {
     let sandbox = entry.id().to_owned();
     agent.events.publish(AgentHappening::Deleted { sandbox });
-    Ok(())
 }
 
 fn still_starts(entry: &Entry) -> Refusal {

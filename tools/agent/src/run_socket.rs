@@ -201,6 +201,7 @@ async fn begin(
             begun,
         });
     }
+    entry.announce_run();
     let start_us = entry.sandbox().start_us.unwrap_or_default();
     agent.figures.note_start(StartWay::Warm, start_us);
     agent.events.publish(AgentHappening::Created {
@@ -208,6 +209,9 @@ async fn begin(
         start_us,
         warm: true,
     });
+    if entry.has_ended() {
+        end::finish(agent, &entry).await;
+    }
     Ok(entry)
 }
 
@@ -237,5 +241,6 @@ async fn attend(agent: &Rc<Agent>, client: &Client, entry: &Rc<Entry>) {
     }
     if entry.begin_going() {
         end::forget(agent, entry).await;
+        end::tell_deleted(agent, entry);
     }
 }

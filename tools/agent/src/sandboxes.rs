@@ -82,6 +82,8 @@ pub struct Entry {
     is_going: Cell<bool>,
     /// Clients have been told that it runs, or are about to be: so they are told of its end.
     is_announced: Cell<bool>,
+    /// It is a run's: it is forgotten at its end, so that is not written down.
+    is_run: Cell<bool>,
 }
 
 impl Entry {
@@ -98,6 +100,7 @@ impl Entry {
             is_unwritten: Cell::new(false),
             is_going: Cell::new(false),
             is_announced: Cell::new(false),
+            is_run: Cell::new(false),
         }
     }
 
@@ -134,6 +137,18 @@ impl Entry {
     /// Clients are told of it.
     pub fn announce(&self) {
         self.is_announced.set(true);
+    }
+
+    /// The same of a run, of which nothing is remembered.
+    pub fn announce_run(&self) {
+        self.is_run.set(true);
+        self.announce();
+    }
+
+    /// Whether it is a run, of which nothing is remembered.
+    #[must_use]
+    pub fn is_run(&self) -> bool {
+        self.is_run.get()
     }
 
     /// Whether clients have been told of it.
