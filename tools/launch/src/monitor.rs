@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use lightv_api::exit;
+use lightv_api::runtime::VmRecord;
 
 /// Bytes of a log's end that are searched for the monitor's last message.
 const LOG_END_BYTES: u64 = 16 << 10;
@@ -67,13 +68,32 @@ pub fn is_name(name: &str) -> bool {
 }
 
 /// Which is listed in the runtime directory `folder`, the process `pid` or a child of it (that in its jail): then it serves.
+///
+/// A record that another process has left, which had the same id and was killed, is taken for it: see [`listed_as`].
 #[must_use]
 pub fn listed(folder: &Path, pid: u32) -> Option<u32> {
-    let has_record = |pid: &u32| folder.join(format!("{pid}.json")).exists();
-    if has_record(&pid) {
+    find_listed(pid, |pid| record_of(folder, pid).exists())
+}
+
+/// The same, of a microVM whose name `id` no other one has had: what others have left does not count.
+#[must_use]
+pub fn listed_as(folder: &Path, pid: u32, id: &str) -> Option<u32> {
+    find_listed(pid, |pid| {
+        // It is there whole or not at all.
+        let bytes = fs::read(record_of(folder, pid)).unwrap_or_default();
+        serde_json::from_slice(&bytes).is_ok_and(|record: VmRecord| record.id == id)
+    })
+}
+
+fn record_of(folder: &Path, pid: u32) -> PathBuf {
+    folder.join(format!("{pid}.json"))
+}
+
+fn find_listed(pid: u32, is_listed: impl Fn(u32) -> bool) -> Option<u32> {
+    if is_listed(pid) {
         return Some(pid);
     }
-    children_of(pid).into_iter().find(has_record)
+    children_of(pid).into_iter().find(|pid| is_listed(*pid))
 }
 
 /// The children of the process `pid`, which has one thread: those that it has not waited for too.
@@ -138,6 +158,53 @@ mod tests {
         for bad in ["", "a_b", "a/b", &"x".repeat(65)] {
             assert!(!is_name(bad), "{bad}");
         }
+    }
+
+    fn write_record(folder: &Path, pid: u32, id: &str) {
+        let record = VmRecord {
+            id: id.to_owned(),
+            pid,
+            pid_namespace: 0,
+            start_ticks: 0,
+            api_socket: None,
+            vsock_socket: None,
+            source: None,
+            log: None,
+            started_unix_s: 0,
+            version: String::new(),
+        };
+        fs::write(record_of(folder, pid), serde_json::to_vec(&record).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_record_that_another_process_has_left_does_not_count() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        // Ends with its input.
+        let mut parent = Command::new("sh")
+            .args(["-c", "sleep 600 & read line; kill $!"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = parent.id();
+        let child = loop {
+            if let [child] = children_of(pid)[..] {
+                break child;
+            }
+        };
+        let check = |expected| assert_eq!(listed_as(folder, pid, "a"), expected);
+        check(None);
+        write_record(folder, pid, "b");
+        check(None);
+        // What is in a jail is a child of whoever was started.
+        write_record(folder, child, "a");
+        check(Some(child));
+        fs::write(record_of(folder, child), "{").unwrap();
+        check(None);
+        write_record(folder, pid, "a");
+        check(Some(pid));
+        drop(parent.stdin.take());
+        let _ = parent.wait().unwrap();
     }
 
     #[test]
