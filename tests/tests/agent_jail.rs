@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -94,6 +94,19 @@ fn file_of(agent: &Agent, digest: &str) -> PathBuf {
     agent.state().join("images").join(name + ".lv")
 }
 
+/// Puts the bytes of the image `file`, of which a sandbox runs, once more: users of jails still read them.
+fn put_again(scratch: &Scratch, agent: &Agent, file: &Path) {
+    let looks = || {
+        let found = fs::metadata(file).expect("an image");
+        (found.permissions().mode() & 0o777, found.ino())
+    };
+    let (mode, inode) = looks();
+    let _ = agent.put_image(scratch, "vsock", "vsock.lv");
+    let (mode_again, inode_again) = looks();
+    assert_ne!(inode, inode_again, "another file");
+    assert_eq!((mode, mode_again), (0o644, 0o644));
+}
+
 /// Looks whether the agent and all its sandboxes have left neither files, processes nor mounts.
 fn check_nothing_left(scratch: &Scratch) {
     let left: Vec<_> = fs::read_dir(scratch.path("run"))
@@ -156,6 +169,7 @@ fn every_sandbox_is_in_a_jail_of_its_own_and_nothing_is_left_of_it() {
     let image = [file_of(&agent, &digest)];
 
     let one = agent.create(&json!({"image": "vsock", "name": "one"}));
+    put_again(&scratch, &agent, &image[0]);
     let other = agent.create(&json!({"image": "vsock"}));
     let pids = [&one, &other].map(|it| it.pid.expect("a process"));
     check_jail(&scratch, (&one, 1234, &image), pids[1]);

@@ -448,7 +448,12 @@ fn take_copy(folder: &Path, from: &Path) -> Result<Taken, PutImageError> {
         let path = from.to_owned();
         return Err(PutImageError::NoSnapshot { path });
     }
-    publish(&draft.0, &file_of(folder, &digest), Durability::Host)?;
+    let stored = file_of(folder, &digest);
+    // The user of a jail may be about to open the same bytes by that name, and could not any more.
+    if let Ok(found) = fs::metadata(&stored) {
+        copy.set_permissions(found.permissions()).map_err(failed)?;
+    }
+    publish(&draft.0, &stored, Durability::Host)?;
     Ok(Taken {
         digest,
         bytes,
