@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -223,6 +224,33 @@ fn one_that_died_meanwhile_is_told_of_and_an_adopted_one_tells_its_status() {
     }
     agent.end();
     assert_eq!(names_in(&scratch, "run"), BTreeSet::new());
+}
+
+#[test]
+fn a_fork_that_was_never_answered_leaves_neither_state_nor_memory() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    Agent::start(&scratch, &[]).end();
+    let id = "00112233445566ff";
+    let record = json!({
+        "id": id, "image": "tick", "digest": "sha256:0", "state": "starting", "warm": false,
+        "memory_mib": 1, "created_unix_ms": 1,
+        "api_socket": scratch.path(&format!("run/{id}.sock")),
+    });
+    scratch.write(&format!("state/sandboxes/{id}.json"), record.to_string());
+    scratch.write(&format!("run/fork-{id}.state"), "");
+    let memory = scratch.path(&format!("run/fork-{id}.memory.sock"));
+    let memory = UnixListener::bind(memory).expect("a socket");
+    let agent = Agent::start(&scratch, &[]);
+    // Memory that is frozen does not wait on for somebody who takes it.
+    memory.set_nonblocking(true).expect("a socket");
+    memory.accept().expect("a word that nobody comes");
+    agent.end();
+    for folder in ["run", "state/sandboxes"] {
+        assert_eq!(names_in(&scratch, folder), BTreeSet::new(), "{folder}");
+    }
 }
 
 #[test]

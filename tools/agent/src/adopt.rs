@@ -25,6 +25,7 @@ use crate::agent::Agent;
 use crate::clock::unix_ms;
 use crate::end::{self, leave_jail, remove_sockets};
 use crate::folders::{DRAFT, Durability, read_json};
+use crate::fork;
 use crate::jail::remove_folder;
 use crate::limits;
 use crate::process::{Process, serves, serving};
@@ -238,6 +239,7 @@ async fn reap(agent: &Agent, record: &Record) -> Result<(), AdoptError> {
         remove_stale_record(agent, pid);
     }
     remove_sockets(&agent.folders, &record.sandbox, None);
+    fork::take_away(agent, id).await;
     leave_jail(agent, &record.sandbox).await;
     let _ = fs::remove_file(agent.folders.log(id));
     if let Err(cause) = fs::remove_file(agent.folders.record(id)) {

@@ -112,24 +112,38 @@ struct Way {
     memory: PathBuf,
 }
 
+impl Way {
+    /// That of the fork `id` by `folder`.
+    fn by(folder: &Path, id: &str) -> Self {
+        let path = |end: &str| folder.join(format!("fork-{id}.{end}"));
+        Self {
+            state: path("state"),
+            memory: path("memory.sock"),
+        }
+    }
+}
+
 /// How state and memory come from one to the other: by the runtime directory, but by their own folders for those in jails.
 struct Passage {
     from: Way,
     to: Way,
 }
 
+/// Takes away what an agent that was killed has left in the runtime directory of the fork `id`: the folders of jails have the rest.
+pub async fn take_away(agent: &Agent, id: &str) {
+    let left = Way::by(agent.folders.runtime(), id);
+    // Frozen memory waits for nobody then. Of any other start there is none.
+    drop(connect(&left.memory).await);
+    for path in [left.state, left.memory] {
+        let _ = fs::remove_file(path);
+    }
+}
+
 impl Passage {
     fn new(agent: &Agent, source: &Sandbox, fork: &Sandbox) -> Self {
-        let way = |of: Option<&Sandbox>| {
-            let folder = of.map_or_else(
-                || agent.folders.runtime().to_owned(),
-                |of| agent.folders.jail(&of.id),
-            );
-            let path = |end: &str| folder.join(format!("fork-{}.{end}", fork.id));
-            Way {
-                state: path("state"),
-                memory: path("memory.sock"),
-            }
+        let way = |of: Option<&Sandbox>| match of {
+            None => Way::by(agent.folders.runtime(), &fork.id),
+            Some(of) => Way::by(&agent.folders.jail(&of.id), &fork.id),
         };
         let to = fork.jailed.then_some(fork);
         Self {
