@@ -14,6 +14,10 @@ pub const DISK_THREADS: usize = 4;
 /// Descriptors that are kept for files, monitors' streams and the agent itself.
 pub const FILES_KEPT: u64 = 32;
 
+/// Descriptors of a sandbox: its process, which one of a pool has twice, beside its socket; one that is taken over has two
+/// connections until it has said what it does, and then one.
+pub const FILES_PER_SANDBOX: u64 = 3;
+
 /// Sandboxes that have ended and are remembered; the oldest is forgotten, with its log.
 pub const ENDED_KEPT: usize = 1024;
 

@@ -107,8 +107,10 @@ pub fn run(args: ServeArgs, jail: &JailArgs) -> Result<(), RunError> {
     let spare = files - limits::FILES_KEPT;
     let settings = Settings {
         monitor,
-        // One descriptor each; the other half is for connections.
-        sandboxes_max: args.max_sandboxes.min(spare / 2),
+        // The other half is for connections, pools and programs.
+        sandboxes_max: args
+            .max_sandboxes
+            .min(spare / 2 / limits::FILES_PER_SANDBOX),
         memory_mib_max: args.max_memory,
         kept_memory_mib: args.keep_memory,
         requests_max: args.max_requests,
