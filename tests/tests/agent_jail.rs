@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use lightv_api::agent::sandbox::{Sandbox, SandboxState};
-use lightv_api::exit::BAD_ARGUMENTS;
+use lightv_api::exit::{BAD_ARGUMENTS, FAILURE};
 use lightv_tests::agent::{Agent, command, command_at};
+use lightv_tests::api::Api;
 use lightv_tests::cgroups::{groups, remove_empty};
 use lightv_tests::host::{has_kvm, processes_in};
 use lightv_tests::jails::{probe, seen, with_folders};
@@ -205,6 +207,37 @@ fn every_sandbox_is_in_a_jail_of_its_own_and_nothing_is_left_of_it() {
     scratch.assert_nothing_left(&before);
 }
 
+/// Does `work` while the API of `bad` says that its vsock has the socket of `good`.
+fn name_as_vsock(scratch: &Scratch, (bad, good): (&Sandbox, &Sandbox), work: impl FnOnce()) {
+    let api = scratch.path("run").join(format!("{}.sock", bad.id));
+    let kept = scratch.path("kept.sock");
+    let info = Api::at(&api).get("/");
+    let mut config = Api::at(&api).get("/vm/config");
+    config["vsock"]["uds_path"] = json!(good.vsock_socket);
+    fs::rename(&api, &kept).expect("its socket");
+    let listener = UnixListener::bind(&api).expect("a socket");
+    let server = thread::spawn(move || {
+        for body in [info.to_string(), config.to_string()] {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a request");
+                asked.push(byte[0]);
+            }
+            let length = body.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            stream
+                .write_all((head + &body).as_bytes())
+                .expect("an answer");
+        }
+    });
+    work();
+    server.join().expect("both were asked for");
+    fs::rename(&kept, &api).expect("its socket");
+}
+
 #[test]
 fn programs_of_a_jail_go_to_its_own_guest_whatever_lies_in_its_folder() {
     if !has_kvm() {
@@ -228,6 +261,12 @@ fn programs_of_a_jail_go_to_its_own_guest_whatever_lies_in_its_folder() {
         &ls,
         (503, &["Cannot connect", "vsock"]),
     );
+    let exec_bad = || {
+        let finished = scratch.run(&["exec", &bad.id, "--", "ls"]);
+        finished.assert_refused(FAILURE, &["Cannot connect", socket.to_str().expect("text")]);
+    };
+    exec_bad();
+    name_as_vsock(&scratch, (&bad, &good), exec_bad);
     for sandbox in [&bad, &good] {
         agent.delete(&sandbox.id);
     }

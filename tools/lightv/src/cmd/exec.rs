@@ -62,6 +62,8 @@ pub(crate) struct ExecArgs {
 
 /// How long a monitor may take to say what it does.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Of the name of a jail's folder in the runtime directory, before the sandbox's id (docs/runtime-directory.md).
+const JAIL_PREFIX: &str = "jail-";
 /// How long a monitor may take to end after its connections.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 const END_INTERVAL: Duration = Duration::from_millis(10);
@@ -114,7 +116,9 @@ fn socket_of(vm: &VmRecord) -> Result<PathBuf, Failure> {
             InstanceState::NotStarted => return Err(ExecError::NotStarted { id }.into()),
         }
         let config: FullConfig = client.get("/vm/config").map_err(VmError::Client)?;
-        named = config.vsock.map(|vsock| vsock.uds_path);
+        named = config
+            .vsock
+            .map(|vsock| jailed_socket(&id).unwrap_or(vsock.uds_path));
     }
     let own = || Some(runtime_dir::folder().join(runtime_dir::vsock_name(pid)));
     // A relative path is one of the monitor's folder, which the monitor knows best.
@@ -122,6 +126,13 @@ fn socket_of(vm: &VmRecord) -> Result<PathBuf, Failure> {
     let socket = known.or_else(|| vm.vsock_socket.clone());
     let socket = socket.or_else(|| own().filter(|path| path.exists()));
     Ok(socket.ok_or(ExecError::NoVsock { id })?)
+}
+
+/// The socket of the sandbox `id`, if it is in a jail of the host agent's. What its monitor says does not count: one that was taken
+/// over would name another machine's.
+fn jailed_socket(id: &str) -> Option<PathBuf> {
+    let jail = runtime_dir::folder().join(format!("{JAIL_PREFIX}{id}"));
+    jail.is_dir().then(|| jail.join("vsock"))
 }
 
 /// Whether the machine has ended, or does so now.

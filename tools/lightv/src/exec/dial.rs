@@ -1,12 +1,16 @@
 //! The connection to the agent, and its messages.
 
+use std::fs::File;
 use std::io::{self, Read, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lightv_contract::exec::{Message as _, ToGuest};
 use lightv_contract::exec_host::{Heard, Hearing, PATIENCE, call};
+use rustix::fs::{Mode, OFlags, open};
 
 use super::ExecError;
 
@@ -29,7 +33,7 @@ impl Connection {
             socket: socket.to_owned(),
             cause,
         };
-        let mut stream = UnixStream::connect(socket).map_err(connect)?;
+        let mut stream = connect_to(socket).map_err(connect)?;
         stream
             .set_write_timeout(Some(SEND_PATIENCE))
             .map_err(connect)?;
@@ -77,6 +81,19 @@ impl Connection {
     pub(crate) fn sender(&self) -> io::Result<UnixStream> {
         self.stream.try_clone()
     }
+}
+
+/// Connects to the socket `path`. A link in its place is not followed: a monitor that was taken over may have made it, and it would
+/// lead to another machine's.
+fn connect_to(path: &Path) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    if !file.metadata()?.file_type().is_socket() {
+        let kind = io::ErrorKind::ConnectionRefused;
+        return Err(io::Error::new(kind, "it is not a socket"));
+    }
+    // This very file, whatever has come to its path since.
+    UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Sends a message.
@@ -175,6 +192,17 @@ mod tests {
             panic!("{refused:?}")
         };
         assert_eq!(text, "a [2m");
+    }
+
+    #[test]
+    fn a_link_to_a_socket_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [socket, link] = ["socket", "link"].map(|name| folder.path().join(name));
+        let _listener = UnixListener::bind(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        assert!(connect_to(&socket).is_ok());
+        let refused = connect_to(&link).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[test]
