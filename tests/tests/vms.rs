@@ -374,6 +374,23 @@ fn one_that_stop_kills_leaves_no_socket_and_nothing_of_others_is_touched() {
 }
 
 #[test]
+fn no_vm_is_called_as_a_socket_of_the_host_agent() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let image = scratch.build("idle", &[]);
+    fs::rename(scratch.path(&image), scratch.path("agent.lv")).expect("another name");
+    for name in ["agent", "agent-run"] {
+        let args = ["run", "-d", "--name", name, "agent.lv"];
+        refused(&scratch, &args, 153, &[name, "host agent"]);
+    }
+    let started = run(&scratch, &["run", "-d", "agent.lv"]);
+    assert_eq!(started.stdout, "agent-2\n");
+    let _ = run(&scratch, &["stop", "agent-2"]);
+}
+
+#[test]
 fn a_name_is_given_once_however_many_want_it() {
     if !has_kvm() {
         return;

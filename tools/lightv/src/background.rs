@@ -9,6 +9,8 @@ use std::process::{Child, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lightv_api::agent::SOCKET_NAME;
+use lightv_api::agent::run::RUN_SOCKET_NAME;
 use lightv_api::exit;
 use lightv_api_client::Client;
 use lightv_launch::monitor::{self as launch, EarlyEnd, Place, is_name};
@@ -33,6 +35,8 @@ const LOG_KEPT: Duration = Duration::from_secs(24 * 3600);
 pub(crate) enum BackgroundError {
     #[error("--name {name}: 1–64 letters, digits and `-` are allowed")]
     Name { name: String },
+    #[error("--name {name}: the host agent's socket has that name; choose another one")]
+    Reserved { name: String },
     #[error("There is a microVM {name} already; choose another --name, or stop it")]
     Taken { name: String },
     #[error(transparent)]
@@ -62,7 +66,7 @@ pub(crate) enum BackgroundError {
 impl Coded for BackgroundError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Name { .. } | Self::Taken { .. } => exit::BAD_ARGUMENTS,
+            Self::Name { .. } | Self::Reserved { .. } | Self::Taken { .. } => exit::BAD_ARGUMENTS,
             Self::Monitor(cause) => cause.exit_code(),
             Self::Vm(cause) => cause.exit_code(),
             Self::Ended(end) => end.exit_code,
@@ -87,13 +91,19 @@ impl Background {
         let lock = lock(&folder)?;
         let running: Vec<String> = vms::list()?.into_iter().map(|vm| vm.id).collect();
         forget_old_logs(&folder, &running);
-        let is_taken =
-            |name: &String| running.contains(name) || folder.join(format!("{name}.sock")).exists();
+        let is_taken = |name: &String| {
+            is_reserved(name)
+                || running.contains(name)
+                || folder.join(format!("{name}.sock")).exists()
+        };
         let name = match name {
             Some(name) => {
                 let name = name.to_owned();
                 if !is_name(&name) {
                     return Err(BackgroundError::Name { name });
+                }
+                if is_reserved(&name) {
+                    return Err(BackgroundError::Reserved { name });
                 }
                 if running.contains(&name) {
                     return Err(BackgroundError::Taken { name });
@@ -149,6 +159,13 @@ fn lock(folder: &Path) -> Result<File, BackgroundError> {
         path: folder.to_owned(),
         cause,
     })
+}
+
+/// Whether one of the host agent's sockets is called so. It may come to serve later.
+fn is_reserved(name: &str) -> bool {
+    [SOCKET_NAME, RUN_SOCKET_NAME]
+        .iter()
+        .any(|socket| socket.strip_suffix(".sock") == Some(name))
 }
 
 fn free_name(source: &Path, is_taken: impl Fn(&String) -> bool) -> String {
