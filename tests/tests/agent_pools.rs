@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::SandboxState;
+use lightv_api::exit::FAILURE;
 use lightv_tests::agent::{Agent, command_at};
 use lightv_tests::host::{has_kvm, pids_of};
 use lightv_tests::machine;
@@ -55,8 +56,9 @@ fn a_sandbox_comes_from_its_pool_and_the_pool_is_filled_again() {
         agent.wait(&id);
         agent.delete(&id);
     }
-    let answer = agent.api.call("DELETE", "/pools/hello", &Value::Null);
-    assert_eq!(answer.status, 204, "{answer:?}");
+    // One that is not there keeps none of the others.
+    let forget = |what: &str| scratch.run(&[what, "rm", "gone", "hello"]);
+    forget("pool").assert_refused(FAILURE, &["gone"]);
     wait_for("the end of what was ready", || {
         pids_of("lightv-vmm", scratch.folder())
             .is_empty()
@@ -64,6 +66,8 @@ fn a_sandbox_comes_from_its_pool_and_the_pool_is_filled_again() {
     });
     let body = json!({"image": "hello", "warm": "require"});
     agent.refused(("POST", "/sandboxes"), &body, (503, &["no pool"]));
+    forget("images").assert_refused(FAILURE, &["gone"]);
+    assert_eq!(agent.ask::<Vec<Value>>("GET", "/images").len(), 0);
     agent.end();
 }
 

@@ -119,7 +119,9 @@ fn a_vm_in_the_background_is_listed_paused_saved_restored_and_stopped() {
         "written with this state",
     ];
     refused(&scratch, &bad, 1, &words);
-    let _ = run(&scratch, &["stop", "tick", "clone"]);
+    // One that is not there keeps none of the others.
+    let stop = ["stop", "gone", "tick", "clone"];
+    refused(&scratch, &stop, 153, &["no microVM gone"]);
     wait_for("their end", || listed(&scratch).is_empty().then_some(()));
     assert!(logs(&scratch, "clone").contains("tick"), "a log stays");
     let left: Vec<_> = fs::read_dir(scratch.path("run"))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use lightv_api::agent::sandbox::Sandbox;
@@ -9,7 +10,7 @@ use lightv_api::exit;
 use lightv_api_client::{Client, ClientError};
 use lightv_vmm::runtime_dir;
 
-use crate::failure::Coded;
+use crate::failure::{Coded, Failure};
 
 /// Why the agent gave no answer, or none that was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,23 @@ pub(crate) fn socket() -> PathBuf {
 /// A client of it.
 pub(crate) fn client() -> Client {
     Client::at(&socket())
+}
+
+/// Has it forget each of `names` in `list`, as `/images`. What it refuses is told, and keeps none of the others.
+pub(crate) fn delete_each(list: &str, names: &[String]) -> Result<ExitCode, Failure> {
+    let client = client();
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match client.delete(&format!("{list}/{name}")) {
+            Ok(()) => {}
+            Err(refused @ ClientError::Refused(_)) => {
+                code = Failure::from(AgentError::from(refused)).report();
+            }
+            // It would not answer the others either.
+            Err(other) => return Err(AgentError::from(other).into()),
+        }
+    }
+    Ok(code)
 }
 
 /// Its sandboxes by id; none where no agent serves, or answers.

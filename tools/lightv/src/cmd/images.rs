@@ -124,12 +124,7 @@ fn run_store(command: &StoreCommand) -> Result<ExitCode, Failure> {
             }
             return show(|out| table.write(out));
         }
-        StoreCommand::Rm { names } => {
-            for name in names {
-                let deleted = client.delete(&format!("/images/{name}"));
-                deleted.map_err(AgentError::from)?;
-            }
-        }
+        StoreCommand::Rm { names } => return agent::delete_each("/images", names),
     }
     Ok(ExitCode::SUCCESS)
 }

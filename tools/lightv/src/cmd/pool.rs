@@ -85,13 +85,7 @@ pub(crate) fn run(args: &PoolArgs) -> Result<ExitCode, Failure> {
             }
             list(&pools)
         }
-        PoolCommand::Rm { images } => {
-            for image in images {
-                let path = format!("/pools/{image}");
-                client.delete(&path).map_err(AgentError::from)?;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        PoolCommand::Rm { images } => agent::delete_each("/pools", images),
     }
 }
 

@@ -64,13 +64,18 @@ impl Coded for StopError {
     }
 }
 
-/// Stops them, one after the other.
+/// Stops them, one after the other. What cannot be is told, and keeps none of the others; the exit code is the first one's.
 pub(crate) fn run(args: &StopArgs) -> Result<ExitCode, Failure> {
     let patience = (!args.kill).then(|| Duration::from_secs(args.time));
+    let mut failed = None;
     for name in &args.vms {
-        stop(&vms::find(name)?, patience)?;
+        let stopped = vms::find(name).map_err(Failure::from);
+        if let Err(failure) = stopped.and_then(|vm| stop(&vm, patience)) {
+            let code = failure.report();
+            failed.get_or_insert(code);
+        }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(failed.unwrap_or(ExitCode::SUCCESS))
 }
 
 /// Stops `vm`: it is asked to end, and killed after `patience`; without, at once. What one that was killed leaves in the runtime
