@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +10,14 @@ use lightv_api::agent::event::AgentHappening;
 use lightv_api::agent::sandbox::SandboxState;
 use lightv_api::exit::FAILURE;
 use lightv_tests::agent::{Agent, command_at};
-use lightv_tests::host::{has_kvm, pids_of};
+use lightv_tests::host::{has_kvm, pids_of, proc_file};
 use lightv_tests::machine;
 use lightv_tests::process::{Process, run, wait_for};
 use lightv_tests::scratch::Scratch;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept, bind,
+    listen, recv, send, socket_with,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -318,6 +323,42 @@ fn each_machine_of_a_pool_has_a_vsock_of_its_own_which_goes_with_it() {
         sockets()
     );
     agent.end();
+}
+
+/// A `lightv run` that has asked an agent at `listener`, and the agent's end.
+fn ask_silent(scratch: &Scratch, listener: &OwnedFd) -> (Process, OwnedFd) {
+    let run = Process::start(&mut scratch.lightv(&["run", "any.lv"]));
+    let client = wait_for("a client", || accept(listener).ok());
+    wait_for("its request", || {
+        recv(&client, &mut [0; 1][..], RecvFlags::DONTWAIT).ok()
+    });
+    (run, client)
+}
+
+#[test]
+fn a_signal_ends_a_run_that_an_agent_has_not_granted() {
+    let scratch = Scratch::new();
+    scratch.write("any.lv", "");
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let kind = SocketType::SEQPACKET;
+    let listener = socket_with(AddressFamily::UNIX, kind, flags, None).expect("a socket");
+    let address = SocketAddrUnix::new(scratch.path("run/agent-run.sock")).expect("short");
+    bind(&listener, &address).expect("a name");
+    listen(&listener, 8).expect("a listener");
+    // It never answers.
+    let (run, _client) = ask_silent(&scratch, &listener);
+    let _ = run.end().with_code(143);
+    // It refuses when the signal has come: the run does not begin here.
+    let (run, client) = ask_silent(&scratch, &listener);
+    run.signal(Signal::STOP);
+    wait_for("its stop", || {
+        proc_file(run.pid(), "stat").contains(") T ").then_some(())
+    });
+    run.signal(Signal::TERM);
+    let refused = br#"{"refused": "none", "exit_code": 1}"#;
+    let _ = send(&client, refused, SendFlags::NOSIGNAL).expect("a client");
+    run.signal(Signal::CONT);
+    let _ = run.finish().with_code(143);
 }
 
 #[test]

@@ -71,14 +71,26 @@ pub(crate) fn try_run(
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
     socket.send(&request, &streams).ok()?;
-    // It says at once whether it has one, and from then on the run is the guest's.
+    // It says at once whether it has one, and from then on the run is the guest's. Until then a signal ends us, and an agent that
+    // goes on sees that we are gone.
+    loop {
+        match wait(&socket, &signals) {
+            Ok(true) => break,
+            Ok(false) => {}
+            Err(cause) => return Some(Err(AgentRunError::Follow(cause).into())),
+        }
+        if let Some(code) = signalled(&signals) {
+            return Some(Ok(code));
+        }
+    }
     let answer = socket.receive::<RunAnswer>().ok().flatten();
     let Some(answer) = answer else {
         return Some(Err(AgentRunError::NoAnswer.into()));
     };
     match answer.message {
         RunAnswer::Running { pid, .. } => Some(follow(&socket, &signals, pid)),
-        RunAnswer::Refused { begun: false, .. } => None,
+        // Nobody else has heard of a signal that came meanwhile.
+        RunAnswer::Refused { begun: false, .. } => signalled(&signals).map(Ok),
         RunAnswer::Refused {
             refused, exit_code, ..
         } => Some(Err(AgentRunError::Failed { refused, exit_code }.into())),
@@ -97,6 +109,30 @@ fn signals() -> io::Result<Vec<(i32, UnixStream)>> {
     FORWARDED.into_iter().map(one).collect()
 }
 
+/// Waits for the agent or a signal. True: the agent has said something, or is gone.
+fn wait(socket: &PacketSocket, signals: &[(i32, UnixStream)]) -> io::Result<bool> {
+    let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
+    fds.extend(
+        signals
+            .iter()
+            .map(|(_, stream)| PollFd::new(stream, PollFlags::IN)),
+    );
+    match poll(&mut fds, None) {
+        Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().is_empty()),
+        Err(cause) => Err(cause.into()),
+    }
+}
+
+/// The exit code of a run that a signal has ended before it began, if one has come.
+fn signalled(signals: &[(i32, UnixStream)]) -> Option<ExitCode> {
+    let has_come = |(_, stream): &&(i32, UnixStream)| {
+        io::Read::read(&mut &*stream, &mut [0]).is_ok_and(|length| length > 0)
+    };
+    let (signal, _) = signals.iter().find(has_come)?;
+    let code = exit::by_signal(u8::try_from(*signal).unwrap_or_default());
+    Some(ExitCode::from(code))
+}
+
 /// Hands on signals until the run has ended.
 fn follow(
     socket: &PacketSocket,
@@ -107,17 +143,7 @@ fn follow(
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = raw.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     loop {
-        let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
-        fds.extend(
-            signals
-                .iter()
-                .map(|(_, stream)| PollFd::new(stream, PollFlags::IN)),
-        );
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(cause) => return Err(AgentRunError::Follow(cause.into()).into()),
-        }
-        let is_told = !fds[0].revents().is_empty();
+        let is_told = wait(socket, signals).map_err(AgentRunError::Follow)?;
         for (signal, stream) in signals {
             let mut byte = [0];
             while io::Read::read(&mut &*stream, &mut byte).is_ok_and(|length| length > 0) {
