@@ -1,7 +1,8 @@
 //! Jails by the flags of Firecracker's jailer.
 
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lightv_api::exit::{BAD_ARGUMENTS, HOST_FAILURE, OK};
@@ -44,13 +45,17 @@ impl Jailer {
     }
 
     fn command(&self, flags: &[&str], args: &[&str]) -> Command {
+        self.command_as("1234", flags, args)
+    }
+
+    fn command_as(&self, uid: &str, flags: &[&str], args: &[&str]) -> Command {
         let needed = [
             "--id",
             "a",
             "--exec-file",
             "firecracker",
             "--uid",
-            "1234",
+            uid,
             "--gid",
             "1234",
         ];
@@ -154,6 +159,51 @@ fn firecrackers_jailer_leaves_a_daemon_alone_in_its_groups() {
         session.split_whitespace().nth(3),
         Some(pid.to_string().as_str())
     );
+    end_daemon(pid, &group, &parent);
+}
+
+#[test]
+fn firecrackers_jailer_changes_nothing_of_a_machine_that_has_the_id() {
+    if !has_kvm() {
+        return;
+    }
+    let jailer = Jailer::new("tick -- 0 20");
+    let parent = format!("lightv-taken-{}", std::process::id());
+    let version = version_of("pids");
+    let limited = |limit| {
+        let version = ["--cgroup-version", version];
+        [
+            &["--cgroup", limit, "--parent-cgroup", &parent],
+            &version[..],
+        ]
+        .concat()
+    };
+    let args = ["--config-file", "vm.json"];
+    let flags = [&["--daemonize"], &limited("pids.max=64")[..]].concat();
+    let _ = run(&mut jailer.command(&flags, &args)).with_code(OK);
+    let parents = groups(&parent);
+    let group = parents.first().expect("its parent").join("a");
+    let seen = || {
+        let limit = fs::read_to_string(group.join("pids.max")).expect("its limit");
+        let files = ["", "dev", "dev/kvm", "run", "firecracker.pid"].map(|name| {
+            let found = fs::metadata(jailer.root.join(name)).expect(name);
+            (name, found.ino(), found.uid(), found.mode())
+        });
+        (limit, files)
+    };
+    let before = seen();
+    assert_eq!(before.0.trim(), "64");
+    for way in [&["--daemonize"][..], &["--daemonize", "--new-pid-ns"], &[]] {
+        let flags = [way, &limited("pids.max=63")[..]].concat();
+        let second = run(&mut jailer.command_as("1235", &flags, &args));
+        second.assert_refused(HOST_FAILURE, &["firecracker.pid", "--id"]);
+        assert_eq!(seen(), before, "{way:?}");
+    }
+    end_daemon(jailer.forget_pid(), &group, &parent);
+}
+
+/// Ends the daemon `pid`, and takes its groups away.
+fn end_daemon(pid: u32, group: &Path, parent: &str) {
     let number = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid"));
     rustix::process::kill_process(number.expect("a pid"), Signal::TERM).expect("ours");
     wait_for("its end", || {
@@ -162,10 +212,10 @@ fn firecrackers_jailer_leaves_a_daemon_alone_in_its_groups() {
             .then_some(())
     });
     wait_for("the end of its groups", || {
-        let _ = fs::remove_dir(&group);
+        let _ = fs::remove_dir(group);
         (!group.exists()).then_some(())
     });
-    for parent in groups(&parent) {
+    for parent in groups(parent) {
         fs::remove_dir(parent).expect("an empty group");
     }
 }

@@ -208,6 +208,12 @@ fn start(plan: &JailerPlan) -> Result<(), Failure> {
         path: site.root.clone(),
         cause,
     })?;
+    // Before anything is changed that may be another machine's.
+    let mut pid_file = PidFile::make(&site, &mut made, &within)?;
+    let is_apart = plan.daemonize || plan.new_pid_ns;
+    if !is_apart {
+        pid_file.write(std::process::id())?;
+    }
     let cgroups = make_cgroups(&site)?;
     if let Some(path) = &plan.netns {
         super::join_network(path).map_err(|cause| JailerError::Netns {
@@ -215,11 +221,9 @@ fn start(plan: &JailerPlan) -> Result<(), Failure> {
             cause,
         })?;
     }
-    if plan.daemonize || plan.new_pid_ns {
-        return start_apart(&site, made, cgroups, &within);
+    if is_apart {
+        return start_apart(&site, (made, &within), cgroups, pid_file);
     }
-    let own = std::process::id();
-    write_pid(&site, &mut made, &within, own)?;
     cgroups.enter()?;
     let error = become_monitor(&site, &mut made, &within);
     cgroups.leave();
@@ -234,9 +238,9 @@ fn start(plan: &JailerPlan) -> Result<(), Failure> {
 /// The monitor in a process of its own. This one ends once it runs.
 fn start_apart(
     site: &Site<'_>,
-    mut made: Made,
+    (made, within): (Made, &Path),
     cgroups: Cgroups,
-    within: &Path,
+    mut pid_file: PidFile,
 ) -> Result<(), Failure> {
     if site.plan.new_pid_ns {
         unshare(UnshareFlags::NEWPID).map_err(JailerError::step_of(
@@ -262,8 +266,7 @@ fn start_apart(
         }
         Forked::Parent(pid) => {
             drop(writer);
-            let number = pid.unsigned_abs();
-            let written = write_pid(site, &mut made, within, number);
+            let written = pid_file.write(pid.unsigned_abs());
             let runs = is_monitor(reader);
             let pid = Pid::from_raw(pid);
             if let Err(error) = written {
@@ -356,27 +359,37 @@ impl Site<'_> {
     }
 }
 
-/// `NAME.pid` in the root.
-fn write_pid(
-    site: &Site<'_>,
-    made: &mut Made,
-    within: &Path,
-    number: u32,
-) -> Result<(), JailerError> {
-    let mut name = site.name.clone();
-    name.push(".pid");
-    let path = site.root.join(&name);
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o644).open(&path);
-    let mut file = file.map_err(|cause| match cause.kind() {
-        io::ErrorKind::AlreadyExists => JailerError::Taken { path: path.clone() },
-        _ => JailerError::Make {
-            path: path.clone(),
+/// `NAME.pid` in the root: who has made it has the root. Closed by exec.
+struct PidFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PidFile {
+    /// Makes it, empty still.
+    fn make(site: &Site<'_>, made: &mut Made, within: &Path) -> Result<Self, JailerError> {
+        let mut name = site.name.clone();
+        name.push(".pid");
+        let path = site.root.join(&name);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o644).open(&path);
+        let file = file.map_err(|cause| match cause.kind() {
+            io::ErrorKind::AlreadyExists => JailerError::Taken { path: path.clone() },
+            _ => JailerError::Make {
+                path: path.clone(),
+                cause,
+            },
+        })?;
+        made.note(within.join(&name), AtFlags::empty());
+        Ok(Self { path, file })
+    }
+
+    fn write(&mut self, number: u32) -> Result<(), JailerError> {
+        write!(self.file, "{number}").map_err(|cause| JailerError::Make {
+            path: self.path.clone(),
             cause,
-        },
-    })?;
-    made.note(within.join(&name), AtFlags::empty());
-    write!(file, "{number}").map_err(|cause| JailerError::Make { path, cause })
+        })
+    }
 }
 
 /// Enters the jail and runs the monitor in it.
