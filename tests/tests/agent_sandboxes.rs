@@ -130,6 +130,21 @@ fn arguments_environment_status_and_logs_are_the_guests() {
     );
     let followed = read_all(&agent, &format!("/sandboxes/{}/logs?follow", made.id));
     assert!(followed.contains("Hello, you!"), "{followed}");
+    // By the command line too, whatever bytes they are.
+    let log = agent.state().join(format!("logs/{}.log", made.id));
+    let log = fs::OpenOptions::new().append(true).open(log);
+    log.and_then(|mut log| log.write_all(b"\xff\n"))
+        .expect("a log");
+    let ask = |path: &str| {
+        let path = format!("/sandboxes/{}/{path}", made.id);
+        scratch.run(&["api", "--agent", "GET", &path]).with_code(0)
+    };
+    for path in ["logs", "logs?tail=9&follow"] {
+        let shown = ask(path).stdout;
+        assert!(shown.contains("Hello, you!"), "{shown}");
+        assert!(shown.ends_with("\u{fffd}\n"), "{shown}");
+    }
+    assert!(ask("wait").stdout.contains("\"ended\""));
     agent.end();
 }
 

@@ -119,6 +119,15 @@ impl Client {
         }
     }
 
+    /// The same, for what is answered once something has happened, however long that takes.
+    #[must_use]
+    pub fn without_limit(&self) -> Self {
+        Self {
+            agent: agent_for(&self.socket, |config| config),
+            socket: self.socket.clone(),
+        }
+    }
+
     /// Asks; a refusal is an answer too.
     ///
     /// # Errors
@@ -340,6 +349,29 @@ mod tests {
             body.read_to_string(&mut text).map(|_| (status, text))
         });
         assert_eq!(text.expect("read"), (200, "a\nb".to_owned()));
+    }
+
+    #[test]
+    fn who_waits_without_a_limit_gets_an_answer_that_others_do_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let hasty = Client::with_patience(&socket, Duration::from_millis(20));
+        let given_up = hasty.get::<Value>("/wait").expect_err("no answer");
+        assert!(
+            matches!(given_up, ClientError::Timeout { .. }),
+            "{given_up}"
+        );
+        let waiter = hasty.without_limit();
+        let waiter = thread::spawn(move || waiter.get::<Value>("/wait"));
+        // That of the hasty one is the first.
+        let _ = listener.accept().expect("a client");
+        let (mut stream, _) = listener.accept().expect("a client");
+        thread::sleep(Duration::from_millis(100));
+        let answer = b"HTTP/1.1 200 \r\nContent-Length: 1\r\n\r\n7";
+        stream.write_all(answer).expect("an answer");
+        let got = waiter.join().expect("a waiter");
+        assert_eq!(got.expect("granted"), json!(7));
     }
 
     #[test]

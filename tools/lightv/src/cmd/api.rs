@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use lightv_api::exit;
-use lightv_api_client::{Client, ClientError};
+use lightv_api_client::Client;
 
 use super::show;
 use crate::agent::{self, AgentError};
@@ -50,9 +50,11 @@ pub(crate) struct ApiArgs {
     body: Option<String>,
 }
 
-/// Why nothing was sent.
+/// Why nothing was sent, or not all of the answer came.
 #[derive(Debug, thiserror::Error)]
 enum ApiError {
+    #[error("The log broke off")]
+    Log(#[source] io::Error),
     #[error("Cannot read the body from {name}")]
     Body {
         name: String,
@@ -63,7 +65,36 @@ enum ApiError {
 
 impl Coded for ApiError {
     fn exit_code(&self) -> u8 {
-        exit::BAD_ARGUMENTS
+        match self {
+            Self::Log(_) => exit::FAILURE,
+            Self::Body { .. } => exit::BAD_ARGUMENTS,
+        }
+    }
+}
+
+/// How the answer to a request comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coming {
+    /// At once.
+    Now,
+    /// Once something has happened.
+    Later,
+    /// In pieces, perhaps without an end; an end of the connection is one.
+    Endless,
+    /// In pieces too: any bytes, any number of them.
+    Log,
+}
+
+impl Coming {
+    fn of(method: &str, path: &str) -> Self {
+        let path = path.split('?').next().unwrap_or_default();
+        let parts: Vec<&str> = path.split('/').collect();
+        match (method, parts.as_slice()) {
+            ("GET", ["", "events"]) | ("POST", ["", "sandboxes", _, "exec"]) => Self::Endless,
+            ("GET", ["", "sandboxes", _, "logs"]) => Self::Log,
+            ("GET", ["", "sandboxes", _, "wait"]) => Self::Later,
+            _ => Self::Now,
+        }
     }
 }
 
@@ -81,14 +112,16 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
         false => Failure::from(VmError::Client(cause)),
     };
     let path = args.path.as_str();
-    let has_no_end = match method.as_str() {
-        "GET" => path.starts_with("/events") || path.contains("?follow"),
-        method => method == "POST" && path.ends_with("/exec"),
+    let coming = Coming::of(&method, path);
+    let client = match coming {
+        Coming::Endless | Coming::Log => {
+            let streamed = client.stream(&method, path, body.as_deref());
+            return show_stream(streamed.map_err(told)?, coming);
+        }
+        Coming::Later => client.without_limit(),
+        Coming::Now => client,
     };
-    if has_no_end {
-        return follow(&client, (&method, path), body.as_deref(), told);
-    }
-    let answer = client.call(&method, &args.path, body.as_deref());
+    let answer = client.call(&method, path, body.as_deref());
     let answer = answer.map_err(told)?;
     if !answer.body.is_empty() {
         show(|out| writeln!(out, "{}", answer.body.trim_end()))?;
@@ -96,27 +129,34 @@ pub(crate) fn run(args: &ApiArgs) -> Result<ExitCode, Failure> {
     Ok(verdict(answer.status))
 }
 
-/// Prints what has no end, as it comes.
-fn follow(
-    client: &Client,
-    (method, path): (&str, &str),
-    body: Option<&str>,
-    told: impl FnOnce(ClientError) -> Failure,
+/// Prints what comes in pieces, as it comes; a refusal is a line.
+fn show_stream(
+    (status, mut answer): (u16, impl io::Read),
+    coming: Coming,
 ) -> Result<ExitCode, Failure> {
-    let (status, mut answer) = client.stream(method, path, body).map_err(told)?;
     let mut part = [0; 4096];
     loop {
-        // A machine that was killed breaks off: that is its end too.
-        let length = answer.read(&mut part).unwrap_or(0);
+        let length = match answer.read(&mut part) {
+            Err(cause) if coming == Coming::Log => return Err(ApiError::Log(cause).into()),
+            // A machine that was killed breaks off: that is its end too.
+            read => read.unwrap_or(0),
+        };
         let Some(text) = part.get(..length).filter(|text| !text.is_empty()) else {
+            if !is_granted(status) {
+                show(|out| writeln!(out))?;
+            }
             return Ok(verdict(status));
         };
         show(|out| out.write_all(text))?;
     }
 }
 
+const fn is_granted(status: u16) -> bool {
+    status >= 200 && status < 300
+}
+
 fn verdict(status: u16) -> ExitCode {
-    if (200..300).contains(&status) {
+    if is_granted(status) {
         return ExitCode::SUCCESS;
     }
     let _ = writeln!(io::stderr(), "lightv: refused with status {status}");
@@ -145,5 +185,30 @@ fn read_body(text: &str) -> Result<String, ApiError> {
         Some(path) => read(path, fs::File::open(path).map(|file| Box::new(file) as _)),
         None if text == "-" => read("standard input", Ok(Box::new(io::stdin()))),
         None => Ok(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_an_answer_comes_is_known_by_its_path() {
+        for (method, path, coming) in [
+            ("GET", "/events", Coming::Endless),
+            ("GET", "/events?since=7", Coming::Endless),
+            ("POST", "/sandboxes/web/exec", Coming::Endless),
+            ("GET", "/sandboxes/web/logs", Coming::Log),
+            ("GET", "/sandboxes/web/logs?follow", Coming::Log),
+            ("GET", "/sandboxes/web/logs?tail=5&follow", Coming::Log),
+            ("GET", "/sandboxes/web/wait", Coming::Later),
+            ("GET", "/sandboxes/web/wait?timeout_ms=9", Coming::Later),
+            ("GET", "/sandboxes/web", Coming::Now),
+            ("POST", "/sandboxes", Coming::Now),
+            ("GET", "/sandboxes/logs", Coming::Now),
+            ("GET", "/images/wait", Coming::Now),
+        ] {
+            assert_eq!(Coming::of(method, path), coming, "{method} {path}");
+        }
     }
 }
