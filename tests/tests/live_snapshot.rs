@@ -195,7 +195,7 @@ fn a_copy_that_fails_or_is_killed_is_told_of_and_the_machine_goes_on() {
         ),
         (
             "fsync",
-            3,
+            2,
             Fate::Error("EIO"),
             "x.state: Input/output error",
         ),
