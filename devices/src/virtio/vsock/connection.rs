@@ -341,8 +341,13 @@ impl Connection {
 
     /// Something has happened to the host's socket.
     pub(super) fn fired(&mut self, events: EventFlags) {
+        let kept = self.buffer.len();
         if events.contains(EventFlags::OUT) || self.has_bytes_for_host() {
             self.flush();
+        }
+        if self.is_draining() && self.buffer.len() < kept {
+            // A host that takes some of it has the whole time for the rest.
+            self.restart_clock(Instant::now());
         }
         if events.intersects(EventFlags::HUP | EventFlags::ERR) && !self.may_read() {
             // All that it sent has been read, or nobody wants it.
@@ -395,11 +400,12 @@ impl Connection {
             true => EventFlags::OUT,
             false => EventFlags::empty(),
         };
+        let is_gone = self.is_host_deaf && self.is_host_mute;
         match self.stage {
             Stage::Draining => Some(output),
             Stage::Open if self.can_read() && !self.is_readable => Some(EventFlags::IN | output),
-            // An end that comes after all was read.
-            Stage::Open if !self.may_read() && !self.is_host_deaf => Some(output),
+            // An end that comes after all was read, or of one that takes nothing any more.
+            Stage::Open if !(self.may_read() || is_gone) => Some(output),
             Stage::Open | Stage::Closing if !output.is_empty() => Some(output),
             _ => None,
         }

@@ -202,6 +202,44 @@ fn what_the_guest_sent_before_it_closed_is_given_to_a_slow_host() {
 }
 
 #[test]
+fn a_slow_host_that_takes_something_is_waited_for_on() {
+    let (mut host, mut connection) = open();
+    while !connection.has_bytes_for_host() {
+        assert_eq!(send(&mut connection, &[9; 4096]), Fate::Stays);
+    }
+    let early = Instant::now() - Duration::from_millis(VSOCK_DRAIN_MS / 2);
+    assert!(connection.drain(early));
+    let first = connection.deadline().unwrap();
+    connection.fired(EventFlags::OUT);
+    assert_eq!(connection.deadline(), Some(first), "it has taken nothing");
+    // As much as has its socket tell of room.
+    let mut taken = vec![0; 256 << 10];
+    while connection.deadline() == Some(first) && connection.has_bytes_for_host() {
+        let _ = host.read(&mut taken).unwrap();
+        connection.fired(EventFlags::OUT);
+    }
+    let left = connection.deadline().unwrap() - first;
+    assert!(left > Duration::from_millis(VSOCK_DRAIN_MS / 4), "{left:?}");
+}
+
+#[test]
+fn a_host_that_has_gone_is_seen_though_the_guest_takes_nothing_and_cannot_send() {
+    let (host, mut connection) = open();
+    let header = Header {
+        flags: shutdown::RECEIVE,
+        ..packet(op::SHUTDOWN, 0)
+    };
+    assert_eq!(connection.take(&header, Some(&[])), Fate::Stays);
+    drop(host);
+    assert_eq!(send(&mut connection, b"x"), Fate::Stays);
+    assert!(connection.wanted_events().is_some());
+    connection.fired(EventFlags::HUP);
+    assert_eq!(connection.wanted_events(), None);
+    let told = shut_of(&mut connection);
+    assert_eq!(told, shutdown::BOTH, "{told}");
+}
+
+#[test]
 fn a_client_is_told_when_the_guest_takes_it() {
     let (mut client, ours) = UnixStream::pair().unwrap();
     let now = Instant::now();

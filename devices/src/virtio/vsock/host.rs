@@ -428,6 +428,8 @@ impl Host {
         let ready = self.watch.take();
         let ready = ready.map_err(|cause| (HostOperation::WatchStreams, cause))?;
         let mut result = Ok(());
+        // It may break off a connection whose place another one takes at once: what has happened is of the one before.
+        let ticks = ready.iter().any(|(token, _)| *token == Token::Tick);
         for (token, events) in ready {
             let served = match token {
                 Token::Listener => {
@@ -439,13 +441,12 @@ impl Host {
                     self.fired(slot, events);
                     Ok(())
                 }
-                Token::Tick => {
-                    self.tick();
-                    Ok(())
-                }
-                Token::More => Ok(()),
+                Token::Tick | Token::More => Ok(()),
             };
             result = result.and(served);
+        }
+        if ticks {
+            self.tick();
         }
         self.update_listening();
         result
