@@ -432,7 +432,13 @@ impl Session {
         while !self.outgoing.is_empty() {
             let (first, _) = self.outgoing.as_slices();
             match rustix::io::write(&self.stream, first) {
-                Ok(length) => drop(self.outgoing.drain(..length)),
+                Ok(length) => {
+                    drop(self.outgoing.drain(..length));
+                    if let Stage::Closing { until } = &mut self.stage {
+                        // A host that takes some of it has the whole time for the rest.
+                        *until = Instant::now() + CLOSING_PATIENCE;
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 Err(_) => return self.lose(),

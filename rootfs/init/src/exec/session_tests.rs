@@ -98,6 +98,28 @@ fn a_stream_that_says_nothing_has_its_time() {
 }
 
 #[test]
+fn a_slow_host_that_takes_something_is_waited_for_on() {
+    let (mut session, mut host) = meet();
+    session.outgoing.extend(std::iter::repeat_n(7, 1 << 20));
+    let first = Instant::now() + CLOSING_PATIENCE / 2;
+    session.stage = Stage::Closing { until: first };
+    session.flush();
+    let until = |session: &Session| match session.stage {
+        Stage::Closing { until } => until,
+        _ => panic!("it is over"),
+    };
+    assert!(until(&session) > first, "some of it");
+    session.stage = Stage::Closing { until: first };
+    session.flush();
+    assert_eq!(until(&session), first, "nothing");
+    let mut taken = vec![0; 512 << 10];
+    host.set_nonblocking(true).unwrap();
+    while host.read(&mut taken).is_ok() {}
+    session.flush();
+    assert!(until(&session) > first + CLOSING_PATIENCE / 4);
+}
+
+#[test]
 fn one_too_many_is_told_so_whatever_it_says() {
     let (mut session, mut host) = meet();
     session.turn_away();
