@@ -29,6 +29,7 @@ pub mod export;
 pub mod feed;
 pub mod foreground;
 pub mod frozen;
+pub mod held_socket;
 pub mod host_check;
 pub mod image;
 pub mod inspect;

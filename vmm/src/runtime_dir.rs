@@ -191,6 +191,27 @@ pub fn vsock_name(pid: u32) -> String {
     format!("{pid}.vsock")
 }
 
+/// Of the name of a jail's folder in the directory, before the sandbox's id (docs/runtime-directory.md).
+const JAIL_PREFIX: &str = "jail-";
+
+/// Name of the folder in the directory that the jail of the host agent's sandbox `id` has of it.
+#[must_use]
+pub fn jail_name(id: &str) -> String {
+    format!("{JAIL_PREFIX}{id}")
+}
+
+/// Whether that of some sandbox is called `name`.
+#[must_use]
+pub fn is_jail_name(name: &str) -> bool {
+    name.starts_with(JAIL_PREFIX)
+}
+
+/// The socket of vsock in the folder `jail` of a jail.
+#[must_use]
+pub fn jailed_vsock(jail: &Path) -> PathBuf {
+    jail.join("vsock")
+}
+
 /// Name of the file in the directory to which the output of a machine in the background goes.
 #[must_use]
 pub fn log_name(id: &str) -> String {

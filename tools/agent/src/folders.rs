@@ -62,9 +62,6 @@ pub enum OpenFoldersError {
     },
 }
 
-/// Of the name of a jail's folder, before the sandbox's id.
-const JAIL_PREFIX: &str = "jail-";
-
 /// The folders, which are this agent's as long as it lives.
 #[derive(Debug)]
 pub struct Folders {
@@ -197,20 +194,20 @@ impl Folders {
     /// The folder of the jail of sandbox `id`.
     #[must_use]
     pub fn jail(&self, id: &str) -> PathBuf {
-        self.runtime.join(format!("{JAIL_PREFIX}{id}"))
+        self.runtime.join(runtime_dir::jail_name(id))
     }
 
     /// Whether `path`, in the runtime directory, is the folder of a jail.
     #[must_use]
     pub fn is_jail(&self, path: &Path) -> bool {
         let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with(JAIL_PREFIX)) && path.is_dir()
+        name.is_some_and(runtime_dir::is_jail_name) && path.is_dir()
     }
 
     /// The vsock of sandbox `id`, which is in a jail.
     #[must_use]
     pub fn jailed_vsock(&self, id: &str) -> PathBuf {
-        self.jail(id).join("vsock")
+        runtime_dir::jailed_vsock(&self.jail(id))
     }
 
     /// What the monitor `pid` says of itself.

@@ -5,14 +5,13 @@
 //! of a monitor that was taken over: nothing here follows a link in it.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _, lchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, lchown};
+use std::path::Path;
 
 use lightv_vmm::args::JailArgs;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use lightv_vmm::held_socket::HeldSocket;
 use tokio::net::UnixStream;
 
 use crate::limits;
@@ -102,19 +101,10 @@ pub fn remove_folder(folder: &Path) -> io::Result<()> {
     fs::remove_dir(folder)
 }
 
-/// Connects to the socket `path` of a machine. A link in its place is not followed: it would lead to another machine's, or ours.
-///
-/// # Errors
-/// The kernel's.
+/// Connects to the socket `path` of a machine: see [`HeldSocket`].
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(openat(CWD, path, flags, Mode::empty())?);
-    if !file.metadata()?.file_type().is_socket() {
-        return Err(io::ErrorKind::ConnectionRefused.into());
-    }
-    // This very file, whatever has come to its path since.
-    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    UnixStream::connect(path).await
+    let socket = HeldSocket::open(path)?;
+    UnixStream::connect(socket.path()).await
 }
 
 #[cfg(test)]

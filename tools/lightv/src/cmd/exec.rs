@@ -62,8 +62,6 @@ pub(crate) struct ExecArgs {
 
 /// How long a monitor may take to say what it does.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Of the name of a jail's folder in the runtime directory, before the sandbox's id (docs/runtime-directory.md).
-const JAIL_PREFIX: &str = "jail-";
 /// How long a monitor may take to end after its connections.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 const END_INTERVAL: Duration = Duration::from_millis(10);
@@ -131,8 +129,8 @@ fn socket_of(vm: &VmRecord) -> Result<PathBuf, Failure> {
 /// The socket of the sandbox `id`, if it is in a jail of the host agent's. What its monitor says does not count: one that was taken
 /// over would name another machine's.
 fn jailed_socket(id: &str) -> Option<PathBuf> {
-    let jail = runtime_dir::folder().join(format!("{JAIL_PREFIX}{id}"));
-    jail.is_dir().then(|| jail.join("vsock"))
+    let jail = runtime_dir::folder().join(runtime_dir::jail_name(id));
+    jail.is_dir().then(|| runtime_dir::jailed_vsock(&jail))
 }
 
 /// Whether the machine has ended, or does so now.

@@ -1,16 +1,13 @@
 //! The connection to the agent, and its messages.
 
-use std::fs::File;
 use std::io::{self, Read, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lightv_contract::exec::{Message as _, ToGuest};
 use lightv_contract::exec_host::{Heard, Hearing, PATIENCE, call};
-use rustix::fs::{Mode, OFlags, open};
+use lightv_vmm::held_socket::HeldSocket;
 
 use super::ExecError;
 
@@ -83,17 +80,9 @@ impl Connection {
     }
 }
 
-/// Connects to the socket `path`. A link in its place is not followed: a monitor that was taken over may have made it, and it would
-/// lead to another machine's.
+/// Connects to the socket `path` of a machine: see [`HeldSocket`].
 fn connect_to(path: &Path) -> io::Result<UnixStream> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(open(path, flags, Mode::empty())?);
-    if !file.metadata()?.file_type().is_socket() {
-        let kind = io::ErrorKind::ConnectionRefused;
-        return Err(io::Error::new(kind, "it is not a socket"));
-    }
-    // This very file, whatever has come to its path since.
-    UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    UnixStream::connect(HeldSocket::open(path)?.path())
 }
 
 /// Sends a message.
