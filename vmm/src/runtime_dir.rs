@@ -370,14 +370,8 @@ mod tests {
         VmRecord {
             id: "x".to_owned(),
             pid,
-            pid_namespace: 0,
             start_ticks,
-            api_socket: None,
-            vsock_socket: None,
-            source: None,
-            log: None,
-            started_unix_s: 0,
-            version: String::new(),
+            ..VmRecord::default()
         }
     }
 

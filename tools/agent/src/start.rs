@@ -361,7 +361,7 @@ async fn wait_served(agent: &Rc<Agent>, entry: &Rc<Entry>, pid: u32) -> Result<(
             let status = ExitStatus::from_raw(i32::from(code) << 8);
             return monitor::early_end(status, &log).map_err(StartError::Ended);
         }
-        if let Some(listed) = monitor::listed_as(agent.folders.runtime(), pid, entry.id()) {
+        if let Some(listed) = monitor::listed(agent.folders.runtime(), pid, entry.id()) {
             // In a jail it is another one than the one that was started.
             entry.change(|record| {
                 if !record.has_ended() {

@@ -67,33 +67,23 @@ pub fn is_name(name: &str) -> bool {
     plain && (1..=64).contains(&name.len())
 }
 
-/// Which is listed in the runtime directory `folder`, the process `pid` or a child of it (that in its jail): then it serves.
-///
-/// A record that another process has left, which had the same id and was killed, is taken for it: see [`listed_as`].
+/// Which is listed in the runtime directory `folder` as the microVM `id`, the process `pid` or a child of it (that in its jail): then
+/// it serves. A record of another name does not count: a process that was killed has left it, which had the same id.
 #[must_use]
-pub fn listed(folder: &Path, pid: u32) -> Option<u32> {
-    find_listed(pid, |pid| record_of(folder, pid).exists())
-}
-
-/// The same, of a microVM whose name `id` no other one has had: what others have left does not count.
-#[must_use]
-pub fn listed_as(folder: &Path, pid: u32, id: &str) -> Option<u32> {
-    find_listed(pid, |pid| {
+pub fn listed(folder: &Path, pid: u32, id: &str) -> Option<u32> {
+    let is_listed = |pid: &u32| {
         // It is there whole or not at all.
-        let bytes = fs::read(record_of(folder, pid)).unwrap_or_default();
+        let bytes = fs::read(record_of(folder, *pid)).unwrap_or_default();
         serde_json::from_slice(&bytes).is_ok_and(|record: VmRecord| record.id == id)
-    })
+    };
+    if is_listed(&pid) {
+        return Some(pid);
+    }
+    children_of(pid).into_iter().find(is_listed)
 }
 
 fn record_of(folder: &Path, pid: u32) -> PathBuf {
     folder.join(format!("{pid}.json"))
-}
-
-fn find_listed(pid: u32, is_listed: impl Fn(u32) -> bool) -> Option<u32> {
-    if is_listed(pid) {
-        return Some(pid);
-    }
-    children_of(pid).into_iter().find(|pid| is_listed(*pid))
 }
 
 /// The children of the process `pid`, which has one thread: those that it has not waited for too.
@@ -164,14 +154,7 @@ mod tests {
         let record = VmRecord {
             id: id.to_owned(),
             pid,
-            pid_namespace: 0,
-            start_ticks: 0,
-            api_socket: None,
-            vsock_socket: None,
-            source: None,
-            log: None,
-            started_unix_s: 0,
-            version: String::new(),
+            ..VmRecord::default()
         };
         fs::write(record_of(folder, pid), serde_json::to_vec(&record).unwrap()).unwrap();
     }
@@ -192,7 +175,7 @@ mod tests {
                 break child;
             }
         };
-        let check = |expected| assert_eq!(listed_as(folder, pid, "a"), expected);
+        let check = |expected| assert_eq!(listed(folder, pid, "a"), expected);
         check(None);
         write_record(folder, pid, "b");
         check(None);

@@ -213,7 +213,7 @@ impl Started {
                 return Ok(launch::early_end(status, log)?);
             }
             // Written once it serves, for this very process, or for that in its jail.
-            if launch::listed(&folder, self.child.id()).is_some() {
+            if launch::listed(&folder, self.child.id(), &self.name).is_some() {
                 return Ok(());
             }
             if began.elapsed() > PATIENCE {

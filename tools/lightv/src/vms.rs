@@ -162,14 +162,7 @@ mod tests {
         VmRecord {
             id: id.to_owned(),
             pid,
-            pid_namespace: 0,
-            start_ticks: 0,
-            api_socket: None,
-            vsock_socket: None,
-            source: None,
-            log: None,
-            started_unix_s: 0,
-            version: String::new(),
+            ..VmRecord::default()
         }
     }
 

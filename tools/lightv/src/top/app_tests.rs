@@ -13,14 +13,12 @@ pub(in crate::top) fn row(id: &str, pid: u32, cpu_percent: f64) -> Row {
         vm: VmRecord {
             id: id.to_owned(),
             pid,
-            pid_namespace: 0,
-            start_ticks: 0,
             api_socket: Some(format!("/run/lightv/{id}.sock").into()),
             source: Some(format!("/srv/{id}.lv").into()),
             log: Some(format!("/run/lightv/{id}.log").into()),
             started_unix_s: 1_000_000 - u64::from(pid) * 60,
-            vsock_socket: None,
             version: "0.1.0".to_owned(),
+            ..VmRecord::default()
         },
         state: State::Known(InstanceState::Running),
         cpu_percent: Some(cpu_percent),
