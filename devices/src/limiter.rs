@@ -200,6 +200,16 @@ mod tests {
         (Bucket::new(options, now).unwrap(), now)
     }
 
+    /// One operation, and no other for a long time.
+    const ONE_OPERATION: LimiterOptions = LimiterOptions {
+        bytes: None,
+        operations: Some(BucketOptions {
+            size: 1,
+            refill: Duration::from_secs(1000),
+            burst: 0,
+        }),
+    };
+
     #[test]
     fn a_bucket_fills_up_evenly_and_no_further_than_its_size() {
         let (mut bucket, start) = bucket(10, 0);
@@ -281,15 +291,7 @@ mod tests {
 
     #[test]
     fn a_queue_in_which_nothing_waits_does_not_end_the_wait_of_another() {
-        let options = LimiterOptions {
-            bytes: None,
-            operations: Some(BucketOptions {
-                size: 1,
-                refill: 1000 * SECOND,
-                burst: 0,
-            }),
-        };
-        let mut limiter = Limiter::new(options);
+        let mut limiter = Limiter::new(ONE_OPERATION);
         let throttled = AtomicU64::new(0);
         limiter.charge(1);
         assert!(limiter.holds_up(&throttled, || true));
@@ -303,20 +305,12 @@ mod tests {
 
     #[test]
     fn a_wait_that_is_over_is_kept_until_all_ask_again() {
-        let options = LimiterOptions {
-            bytes: None,
-            operations: Some(BucketOptions {
-                size: 1,
-                refill: 1000 * SECOND,
-                burst: 0,
-            }),
-        };
         let throttled = AtomicU64::new(0);
-        let mut limiter = Limiter::new(options);
+        let mut limiter = Limiter::new(ONE_OPERATION);
         limiter.charge(1);
         assert!(limiter.holds_up(&throttled, || true));
         // New buckets are full: the time has come.
-        limiter.change(options);
+        limiter.change(ONE_OPERATION);
         let due = limiter.blocked_until();
         assert!(due <= Some(Instant::now()));
         // Another queue comes first, is served, and then held up itself.

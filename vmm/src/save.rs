@@ -197,7 +197,7 @@ fn write_both(
     contents.add(0, &known).map_err(SaveError::Write)?;
     add_disks(&mut contents, machine, deltas)?;
     let written = write_unnamed(&target.state, contents, Source::Ram(machine.ram.mem()));
-    let state = written.map_err(SaveError::Write)?;
+    let (state, _bytes) = written.map_err(SaveError::Write)?;
     let named = memory.publish();
     named.map_err(|cause| SaveError::Memory(cause.into()))?;
     let named = state.publish();

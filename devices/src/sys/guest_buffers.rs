@@ -184,7 +184,7 @@ impl GuestBuffers {
             // memory may be written at any time: no Rust reference to it exists. The kernel checks `file`.
             unsafe { libc::syscall(libc::SYS_preadv, fd, vectors, count, offset, 0) }
         });
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+        bytes_of(result)
     }
 
     /// As [`read_from`](Self::read_from), but only what the kernel has in memory (preadv2(2), RWF_NOWAIT).
@@ -207,7 +207,7 @@ impl GuestBuffers {
                 flags,
             )
         };
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+        bytes_of(result)
     }
 
     /// Writes at most `bytes` of the pieces to `file` at `offset`. May stop early.
@@ -227,7 +227,7 @@ impl GuestBuffers {
             // copies it, whatever the guest does to it meanwhile.
             unsafe { libc::syscall(libc::SYS_pwritev, fd, vectors, count, offset, 0) }
         });
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+        bytes_of(result)
     }
 
     /// Sends `header` and then the pieces as one frame.
@@ -253,7 +253,7 @@ impl GuestBuffers {
                 count,
             )
         };
-        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        let result = bytes_of(result);
         if let Some(slot) = self.vectors.first_mut() {
             *slot = EMPTY;
         }
@@ -285,7 +285,7 @@ impl GuestBuffers {
         // SAFETY: `message` has no name and no control data; slot 0 of its vectors is `start`, borrowed over the call and
         // only read by it, the others are pieces of mappings that `self.mem` keeps alive; there are as many as it says.
         let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
-        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        let result = bytes_of(result);
         if let Some(slot) = self.vectors.first_mut() {
             *slot = EMPTY;
         }
@@ -312,7 +312,7 @@ impl GuestBuffers {
         // `self.mem` keeps alive and that may be written at any time.
         let result =
             unsafe { libc::syscall(libc::SYS_readv, fd.as_raw_fd(), vectors.as_ptr(), count) };
-        let result = usize::try_from(result).map_err(|_| io::Error::last_os_error());
+        let result = bytes_of(result);
         self.vectors.pop();
         result
     }
@@ -323,6 +323,11 @@ fn vector_of<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> libc::iovec {
         iov_base: slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>(),
         iov_len: slice.len(),
     }
+}
+
+/// What a call has returned: a number of bytes, or -1.
+fn bytes_of(result: impl TryInto<usize>) -> io::Result<usize> {
+    result.try_into().map_err(|_| io::Error::last_os_error())
 }
 
 /// A count above the kernel's limit is refused by the kernel.

@@ -77,14 +77,22 @@ impl Linger {
         }
     }
 
-    /// How long is to be looked at `now`, if at all; something else is due at `due`.
-    fn window(&mut self, whom: For, now: Instant, due: Option<Instant>) -> Option<Duration> {
+    /// How long is to be looked at `now`, if at all. `due` tells when something else is, and is asked only then.
+    fn window(
+        &mut self,
+        whom: For,
+        now: Instant,
+        due: impl FnOnce() -> Option<Instant>,
+    ) -> Option<Duration> {
         if self.rests_until.is_some_and(|until| now < until) {
             return None;
         }
         self.rests_until = None;
         let window = *self.window_mut(whom);
-        let left = due.map_or(window, |due| due.saturating_duration_since(now).min(window));
+        if window.is_zero() {
+            return None;
+        }
+        let left = due().map_or(window, |due| due.saturating_duration_since(now).min(window));
         (!left.is_zero()).then_some(left)
     }
 
@@ -201,7 +209,7 @@ impl Control {
             true => For::Host,
             false => For::Driver,
         };
-        let due = self.machine.devices.wake_at();
+        let due = || self.machine.devices.wake_at();
         let mut tokens = match self.linger.window(whom, began, due) {
             Some(window) => {
                 let mut around = Machine {
@@ -253,25 +261,25 @@ mod tests {
     fn short_waits_for_a_disk_are_looked_through_and_no_others() {
         let now = Instant::now();
         let mut linger = linger(DISK_POLL_US);
-        assert_eq!(linger.window(Driver, now, None), None);
+        assert_eq!(linger.window(Driver, now, || None), None);
         linger.note(Driver, SHORT, false);
-        assert_eq!(linger.window(Driver, now, None), None);
+        assert_eq!(linger.window(Driver, now, || None), None);
         linger.note(Driver, SHORT, true);
-        assert_eq!(linger.window(Driver, now, None), Some(BEGIN));
+        assert_eq!(linger.window(Driver, now, || None), Some(BEGIN));
         linger.note(Driver, SHORT, true);
         linger.note(Driver, SHORT, true);
-        let long_enough = linger.window(Driver, now, None).unwrap();
+        let long_enough = linger.window(Driver, now, || None).unwrap();
         assert!(long_enough >= SHORT);
         linger.note(Driver, SHORT, true);
-        assert_eq!(linger.window(Driver, now, None), Some(long_enough));
+        assert_eq!(linger.window(Driver, now, || None), Some(long_enough));
         for _ in 0..20 {
             linger.note(Driver, MOST, true);
         }
-        assert_eq!(linger.window(Driver, now, None), Some(MOST));
+        assert_eq!(linger.window(Driver, now, || None), Some(MOST));
         linger.note(Driver, SHORT, false);
-        assert_eq!(linger.window(Driver, now, None), Some(MOST / 2));
+        assert_eq!(linger.window(Driver, now, || None), Some(MOST / 2));
         linger.note(Driver, MOST + SHORT, true);
-        assert_eq!(linger.window(Driver, now, None), None);
+        assert_eq!(linger.window(Driver, now, || None), None);
     }
 
     #[test]
@@ -282,12 +290,12 @@ mod tests {
         for linger in [&mut none, &mut little] {
             (0..4).for_each(|_| linger.note(Driver, Duration::from_micros(9), true));
         }
-        assert_eq!(none.window(Driver, now, None), None);
+        assert_eq!(none.window(Driver, now, || None), None);
         let most = Duration::from_micros(10);
-        assert_eq!(little.window(Driver, now, None), Some(most));
+        assert_eq!(little.window(Driver, now, || None), Some(most));
         let soon = Duration::from_micros(3);
-        assert_eq!(little.window(Driver, now, Some(now + soon)), Some(soon));
-        assert_eq!(little.window(Driver, now + soon, Some(now)), None);
+        assert_eq!(little.window(Driver, now, || Some(now + soon)), Some(soon));
+        assert_eq!(little.window(Driver, now + soon, || Some(now)), None);
     }
 
     #[test]
@@ -298,7 +306,7 @@ mod tests {
             let config = crate::config::MachineConfig::prove(spec.unwrap(), 1 << 40).unwrap();
             let mut linger = Linger::new(config.tuning());
             linger.note(Driver, BEGIN, true);
-            linger.window(Driver, now, None)
+            linger.window(Driver, now, || None)
         };
         let pinned = r#"{"tuning":{"pin_vcpus":{"0":1},"pin_control":CPU}}"#;
         assert_eq!(looks_after(&pinned.replace("CPU", "1")), None);
@@ -319,12 +327,12 @@ mod tests {
             linger.note(Driver, SHORT, true);
             linger.note(Host, 4 * MOST, true);
         }
-        assert!(linger.window(Driver, now, None).unwrap() >= SHORT);
-        assert_eq!(linger.window(Host, now, None), None);
+        assert!(linger.window(Driver, now, || None).unwrap() >= SHORT);
+        assert_eq!(linger.window(Host, now, || None), None);
         linger.note(Host, SHORT, true);
         linger.note(Driver, 4 * MOST, true);
-        assert_eq!(linger.window(Driver, now, None), None);
-        assert_eq!(linger.window(Host, now, None), Some(BEGIN));
+        assert_eq!(linger.window(Driver, now, || None), None);
+        assert_eq!(linger.window(Host, now, || None), Some(BEGIN));
     }
 
     #[test]
@@ -332,7 +340,7 @@ mod tests {
         let mut linger = linger(DISK_POLL_US);
         (0..20).for_each(|_| linger.note(Driver, MOST, true));
         (0..4).for_each(|_| linger.note(Driver, SHORT, false));
-        assert_eq!(linger.window(Driver, Instant::now(), None), None);
+        assert_eq!(linger.window(Driver, Instant::now(), || None), None);
     }
 
     /// A machine of which memory and the kernel tell the same each time.
@@ -400,9 +408,9 @@ mod tests {
         let mut linger = linger(DISK_POLL_US);
         linger.note(Driver, SHORT, true);
         linger.rest(now);
-        assert_eq!(linger.window(Driver, now, None), None);
+        assert_eq!(linger.window(Driver, now, || None), None);
         linger.note(Driver, SHORT, true);
-        assert_eq!(linger.window(Driver, now + REST / 2, None), None);
-        assert!(linger.window(Driver, now + REST, None).is_some());
+        assert_eq!(linger.window(Driver, now + REST / 2, || None), None);
+        assert!(linger.window(Driver, now + REST, || None).is_some());
     }
 }

@@ -36,7 +36,7 @@ pub use self::taps::HeldTaps;
 pub use self::wiring::make_ports;
 
 use self::held::Held;
-use self::place::Place;
+use self::place::{Place, in_turn};
 use self::wiring::Wiring;
 use crate::arch::host::board::MmioPlace;
 use crate::config::MachineConfig;
@@ -347,10 +347,7 @@ impl DeviceSet {
 
     fn look_for(&mut self, most: usize) -> Vec<Token> {
         let mut tokens = Vec::new();
-        let count = self.places.len();
-        self.first_looked = (self.first_looked + 1).checked_rem(count).unwrap_or(0);
-        let (before, after) = (0..self.first_looked, self.first_looked..count);
-        for device in after.chain(before) {
+        for device in in_turn(&mut self.first_looked, self.places.len()) {
             let Some(place) = self.places.get_mut(device) else {
                 continue;
             };

@@ -35,6 +35,13 @@ pub(super) struct Place {
     pub(super) reports: u32,
 }
 
+/// All of `count`, from number `first` on, which is another one the next time.
+pub(super) fn in_turn(first: &mut usize, count: usize) -> impl Iterator<Item = usize> + use<> {
+    let begin = *first;
+    *first = (begin + 1).checked_rem(count).unwrap_or(0);
+    (begin..count).chain(0..begin)
+}
+
 impl Place {
     pub(super) fn activate(&mut self, resume: ResumePoint) -> bool {
         self.acked_features = resume.acked_features;
@@ -68,10 +75,8 @@ impl Place {
     /// that a rate limiter lets pass.
     pub(super) fn ring_all(&mut self) {
         self.device.rung();
-        let count = self.doorbells.len();
-        let (before, after) = (0..self.first_rung, self.first_rung..count);
-        after.chain(before).for_each(|queue| self.ring(queue));
-        self.first_rung = (self.first_rung + 1).checked_rem(count).unwrap_or(0);
+        let queues = in_turn(&mut self.first_rung, self.doorbells.len());
+        queues.for_each(|queue| self.ring(queue));
     }
 
     /// Makes what is to outlive the machine safe.

@@ -236,7 +236,7 @@ pub fn write_image(
     contents: ImageContents,
     source: Source<'_>,
 ) -> Result<u64, WriteImageError> {
-    let (target, end) = fill(path, contents, source)?;
+    let (target, end) = write_unnamed(path, contents, source)?;
     target.publish()?;
     Ok(end)
 }
@@ -255,7 +255,7 @@ pub fn write_image_unsynced(
     Ok(end)
 }
 
-/// Writes what will be the image `path`; it is to be given its name.
+/// Writes what will be the image `path`, and syncs it; it is to be given its name. Returns its length in bytes too.
 ///
 /// # Errors
 /// [`WriteImageError`].
@@ -263,9 +263,9 @@ pub fn write_unnamed(
     path: &Path,
     contents: ImageContents,
     source: Source<'_>,
-) -> Result<SyncedFile, WriteImageError> {
-    let (target, _end) = fill(path, contents, source)?;
-    Ok(target.sync()?)
+) -> Result<(SyncedFile, u64), WriteImageError> {
+    let (target, end) = fill(path, contents, source)?;
+    Ok((target.sync()?, end))
 }
 
 fn fill(
