@@ -35,6 +35,14 @@ fn build_vsock(scratch: &Scratch) {
     let _ = run(&mut scratch.vmm(&["--config", &config, "--save", "vsock.lv"])).with_code(0);
 }
 
+/// An agent with that image, whose sandboxes are in jails.
+fn jailing(scratch: &Scratch) -> Agent {
+    build_vsock(scratch);
+    let agent = Agent::start(scratch, &["--jail"]);
+    agent.put_image(scratch, "vsock", "vsock.lv");
+    agent
+}
+
 /// The folder of the jail of `sandbox`.
 fn folder_of(scratch: &Scratch, sandbox: &Sandbox) -> PathBuf {
     scratch.path("run").join(format!("jail-{}", sandbox.id))
@@ -244,9 +252,7 @@ fn programs_of_a_jail_go_to_its_own_guest_whatever_lies_in_its_folder() {
         return;
     }
     let scratch = Scratch::new();
-    build_vsock(&scratch);
-    let agent = Agent::start(&scratch, &["--jail"]);
-    agent.put_image(&scratch, "vsock", "vsock.lv");
+    let agent = jailing(&scratch);
     let [bad, good] =
         ["bad", "good"].map(|name| agent.create(&json!({"image": "vsock", "name": name})));
     let socket = bad.vsock_socket.clone().expect("a socket");
@@ -446,9 +452,7 @@ fn a_jail_that_lives_keeps_its_vsock_though_an_agent_does_not_know_it() {
         return;
     }
     let scratch = Scratch::new();
-    build_vsock(&scratch);
-    let agent = Agent::start(&scratch, &["--jail"]);
-    agent.put_image(&scratch, "vsock", "vsock.lv");
+    let agent = jailing(&scratch);
     let made = agent.create(&json!({"image": "vsock", "name": "one"}));
     agent.end();
     // It is another agent's.

@@ -26,15 +26,21 @@ fn kill(pid: u32) {
     kill_process(pid.expect("a process"), Signal::KILL).expect("a signal");
 }
 
+/// An agent that has hello-world.
+fn with_hello(scratch: &Scratch) -> Agent {
+    let image = scratch.build("hello", &[]);
+    let agent = Agent::start(scratch, &[]);
+    agent.put_image(scratch, "hello", &image);
+    agent
+}
+
 #[test]
 fn a_sandbox_comes_from_its_pool_and_the_pool_is_filled_again() {
     if !has_kvm() {
         return;
     }
     let scratch = Scratch::new();
-    let image = scratch.build("hello", &[]);
-    let agent = Agent::start(&scratch, &[]);
-    agent.put_image(&scratch, "hello", &image);
+    let agent = with_hello(&scratch);
     let pool = agent.fill_pool("hello", &json!({"min": 2, "max": 4}));
     assert_eq!(
         (pool.ready, pool.served, pool.missed),
@@ -214,9 +220,7 @@ fn pools_that_cannot_be_are_refused() {
         return;
     }
     let scratch = Scratch::new();
-    let hello = scratch.build("hello", &[]);
-    let agent = Agent::start(&scratch, &[]);
-    agent.put_image(&scratch, "hello", &hello);
+    let agent = with_hello(&scratch);
     let before = scratch.listing();
     let pool = ("PUT", "/pools/hello");
     for (what, body, status, words) in [
@@ -240,9 +244,7 @@ fn what_no_machine_can_be_told_costs_a_pool_one_of_them() {
         return;
     }
     let scratch = Scratch::new();
-    let hello = scratch.build("hello", &[]);
-    let agent = Agent::start(&scratch, &[]);
-    agent.put_image(&scratch, "hello", &hello);
+    let agent = with_hello(&scratch);
     agent.fill_pool("hello", &json!({"min": 3, "max": 3}));
     // Each of its bytes is six in JSON.
     let long = "\u{1}".repeat(24_000);

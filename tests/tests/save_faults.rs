@@ -8,7 +8,7 @@ use lightv_api::exit::{OK, SAVE_FAILED};
 use lightv_tests::api::Api;
 use lightv_tests::host::has_kvm;
 use lightv_tests::machine;
-use lightv_tests::process::{Finished, run};
+use lightv_tests::process::{Finished, Process, run};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::strace::{Fate, Moment, attached, moments, traced};
 use rustix::process::Signal;
@@ -142,6 +142,20 @@ fn a_save_that_is_killed_leaves_the_old_image_or_the_whole_new_one() {
     println!("killed in {kills} moments of {}", moments.len());
 }
 
+/// A machine of `mib` that counts, paused once it has come to `tick`.
+fn paused(scratch: &Scratch, mib: u64, tick: u32) -> (Api, Process) {
+    let config = machine::with(
+        &machine::config(&scratch.guest_kernel(), "tick -- 0 5"),
+        &json!({"machine-config": {"mem_size_mib": mib}}),
+    );
+    let config = scratch.config("vm.json", &config);
+    let (api, process) = Api::start(scratch, "vm", &["--config", &config]);
+    let counted = format!("tick {tick}\n");
+    process.wait_stdout(|text| text.contains(&counted).then_some(()));
+    api.set_state("Paused");
+    (api, process)
+}
+
 /// The calls of a snapshot's two files, one after the other, on one machine that goes on living.
 #[test]
 fn a_machine_outlives_every_fault_of_its_snapshots() {
@@ -149,14 +163,7 @@ fn a_machine_outlives_every_fault_of_its_snapshots() {
         return;
     }
     let scratch = Scratch::new();
-    let config = machine::with(
-        &machine::config(&scratch.guest_kernel(), "tick -- 0 5"),
-        &json!({"machine-config": {"mem_size_mib": 32}}),
-    );
-    let config = scratch.config("vm.json", &config);
-    let (api, process) = Api::start(&scratch, "vm", &["--config", &config]);
-    process.wait_stdout(|text| text.contains("tick 2\n").then_some(()));
-    api.set_state("Paused");
+    let (api, process) = paused(&scratch, 32, 2);
     let body = json!({"snapshot_path": "s", "mem_file_path": "m"});
     let create = || api.call("PUT", "/snapshot/create", &body);
     assert_eq!(create().status, 204);
@@ -213,14 +220,7 @@ fn a_snapshot_whose_state_cannot_be_written_leaves_the_one_that_was_there() {
         return;
     }
     let scratch = Scratch::new();
-    let config = machine::with(
-        &machine::config(&scratch.guest_kernel(), "tick -- 0 5"),
-        &json!({"machine-config": {"mem_size_mib": 16}}),
-    );
-    let config = scratch.config("vm.json", &config);
-    let (api, process) = Api::start(&scratch, "vm", &["--config", &config]);
-    process.wait_stdout(|text| text.contains("tick 1\n").then_some(()));
-    api.set_state("Paused");
+    let (api, process) = paused(&scratch, 16, 1);
     api.put(
         "/snapshot/create",
         &json!({"snapshot_path": "s", "mem_file_path": "m"}),
