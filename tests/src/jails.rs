@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::host::proc_file;
 
+/// A user of a machine's own.
+pub const AS_USER: [&str; 5] = ["--jail", "--jail-uid", "1234", "--jail-gid", "1234"];
+
 /// What a process sees from its root on, without what is in proc.
 ///
 /// # Panics

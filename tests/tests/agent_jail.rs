@@ -15,15 +15,12 @@ use lightv_tests::agent::{Agent, command, command_at};
 use lightv_tests::api::Api;
 use lightv_tests::cgroups::{groups, remove_empty};
 use lightv_tests::host::{has_kvm, processes_in};
-use lightv_tests::jails::{probe, seen, with_folders};
+use lightv_tests::jails::{AS_USER, probe, seen, with_folders};
 use lightv_tests::machine;
 use lightv_tests::process::{DEADLINE, run, wait_for};
 use lightv_tests::scratch::Scratch;
 use lightv_tests::unprivileged::{MOUNT_NAME_SPACE, UNPRIVILEGED, open_to_all, private_dev};
 use serde_json::{Value, json};
-
-/// A user of sandboxes' own.
-const AS_USER: [&str; 5] = ["--jail", "--jail-uid", "1234", "--jail-gid", "1234"];
 
 /// The image `vsock` of a guest that echoes what comes by its vsock.
 fn build_vsock(scratch: &Scratch) {

@@ -5,12 +5,15 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
 use lightv_tests::api::Api;
 use lightv_tests::host::{has_kvm, processes_in};
+use lightv_tests::jails::AS_USER;
 use lightv_tests::machine;
 use lightv_tests::process::{Process, wait_for};
 use lightv_tests::scratch::Scratch;
+use lightv_tests::unprivileged::open_to_all;
 use lightv_tests::usage::Curve;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -254,6 +257,55 @@ fn frozen_memory_outlives_its_machine_and_what_kills_it_is_told() {
         assert!(!scratch.path("g.sock").exists(), "{body}");
     }
     let _ = process.end();
+}
+
+/// A machine in a jail that has been forked, for one clone, and has been told to end since.
+fn forked_and_ending(scratch: &Scratch) -> Process {
+    let kernel = scratch.guest_kernel();
+    let args = [&AS_USER[..], &["--jail-ro", &kernel, "--jail-rw", "out"]].concat();
+    let (api, process) = Api::start(scratch, "vm", &args);
+    api.put("/machine-config", &json!({"mem_size_mib": 64, "vcpu_count": 2}));
+    let boot = machine::config(&kernel, "dirty -- 8 20")["boot-source"].clone();
+    api.put("/boot-source", &boot);
+    api.act("InstanceStart");
+    let _ = wait_for_round(&process, 2);
+    let files = json!({"snapshot_path": "out/f.state", "mem_socket_path": "out/f.sock"});
+    api.put("/fork", &files);
+    process.signal(Signal::TERM);
+    // Longer than a signal that follows counts as the same one.
+    thread::sleep(Duration::from_secs(1));
+    process
+}
+
+#[test]
+fn a_machine_in_a_jail_stands_still_until_its_clone_needs_it_no_more() {
+    if !has_kvm() {
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.path("out")).expect("a folder");
+    open_to_all(&scratch.path("out"), 0o777);
+    let process = forked_and_ending(&scratch);
+    let told = process.stdout();
+    let memory = json!({"backend_type": "Uffd", "backend_path": "out/f.sock"});
+    let way = json!({"snapshot_path": "out/f.state", "mem_backend": memory, "resume_vm": true});
+    let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
+    clone_api.put("/snapshot/load", &way);
+    let ended = process.finish().with_code(143);
+    assert_eq!((&ended.stdout, ended.stderr.as_str()), (&told, ""));
+    clone.wait_stdout(|text| text.starts_with("restored").then_some(()));
+    let now = wait_for_round(&clone, 0);
+    let _ = wait_for_round(&clone, now + 2);
+    let _ = clone.end();
+
+    // Who insists does not wait for clones that do not come.
+    let process = forked_and_ending(&scratch);
+    assert!(scratch.path("out/f.sock").exists());
+    process.signal(Signal::TERM);
+    let ended = process.finish().with_code(143);
+    assert_eq!(ended.stderr, "");
+    assert!(!scratch.path("out/f.sock").exists());
+    assert!(processes_in(scratch.folder()).is_empty());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use lightv_tests::api::Api;
 use lightv_tests::cgroups::{groups, tree};
 use lightv_tests::disk::{self, blocks_of};
 use lightv_tests::host::{has_kvm, proc_file};
-use lightv_tests::jails::{name_space, probe, seen, with_folders};
+use lightv_tests::jails::{AS_USER, name_space, probe, seen, with_folders};
 use lightv_tests::machine;
 use lightv_tests::netns::Netns;
 use lightv_tests::process::{Process, after_script, run, wait_for};
@@ -21,9 +21,6 @@ use lightv_tests::scratch::Scratch;
 use lightv_tests::unprivileged::{MOUNT_NAME_SPACE, UNPRIVILEGED, open_to_all, private_dev};
 use rustix::process::Signal;
 use serde_json::json;
-
-/// A user of a machine's own.
-const AS_USER: [&str; 5] = ["--jail", "--jail-uid", "1234", "--jail-gid", "1234"];
 
 /// The image of `app`, which everyone may read.
 fn image(scratch: &Scratch, app: &str, options: &[&str]) -> String {

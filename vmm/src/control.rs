@@ -289,8 +289,7 @@ impl Drop for Control {
             leash.terminal().restore();
         }
         self.machine.devices.settle();
-        self.tell_sides();
-        self.sides.drain(..).for_each(Side::leave);
+        self.leave_sides();
     }
 }
 

@@ -84,6 +84,8 @@ pub const SIDE_WORDS_BYTES_MAX: usize = 2048;
 pub const LIVE_DELTA_BYTES_MAX: u64 = 8 << 20;
 /// How long frozen memory waits for the next machine that begins from it.
 pub const FROZEN_WAIT_MS: u64 = 30_000;
+/// How long a machine that is over stays for it, where it would take it along: the wait above, and a time to fill the last.
+pub const FROZEN_LEFT_MS: u64 = 60_000;
 /// How long it waits for the first words of one that has come, in seconds.
 pub const FROZEN_HELLO_S: i64 = 2;
 /// Bytes of these: two regions take some 300.

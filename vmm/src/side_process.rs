@@ -13,7 +13,7 @@ use std::error::Error;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 
 use lightv_api::exit;
@@ -238,6 +238,12 @@ impl SideProcess {
             Ok(ChildEnd::Killed(signal)) => Err(SideProcessError::Killed(signal)),
             Err(cause) => Err(SideProcessError::Wait(cause)),
         }
+    }
+}
+
+impl AsFd for SideProcess {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.words.as_fd()
     }
 }
 

@@ -1,11 +1,13 @@
 //! Saving and forking a machine that runs: it stands still while its state is taken, and another process does the rest.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, getpid};
 
 use super::phase::{LiveSave, LiveTarget, Phase, Purpose, SaveFor};
-use super::{Control, SaveFailure};
+use super::{Control, Ending, KICK_INTERVAL, SaveFailure, gives_up};
 use crate::feed;
 use crate::limits;
 use crate::metrics;
@@ -27,8 +29,12 @@ pub(super) struct Side {
 }
 
 impl Side {
+    const fn is_fork(&self) -> bool {
+        matches!(self.target, LiveTarget::Fork(_))
+    }
+
     /// This process ends. What writes a snapshot ends with it; frozen memory stays, for those who begin from it.
-    pub(super) fn leave(self) {
+    fn leave(self) {
         if let LiveTarget::Fork(target) = self.target {
             target.socket.leave();
         }
@@ -78,8 +84,7 @@ impl Control {
                 }
             }
             LiveTarget::Fork(target) => {
-                let is_frozen = |side: &&Side| matches!(side.target, LiveTarget::Fork(_));
-                match self.sides.iter().filter(is_frozen).count() {
+                match self.sides.iter().filter(|side| side.is_fork()).count() {
                     limits::FROZEN_MAX.. => Err(SaveError::Frozen),
                     _ => ensure_fork(&self.machine, &target.state),
                 }
@@ -108,8 +113,7 @@ impl Control {
             Ok(process) => self.await_side(process, save.target, save.reply),
             Err(error) => save.fail(SaveFailure::Save(error)),
         }
-        let is_save = |side: &Side| matches!(side.target, LiveTarget::Save(_));
-        if self.sides.last().is_some_and(is_save) {
+        if self.sides.last().is_some_and(|side| !side.is_fork()) {
             self.tell_sides();
         }
     }
@@ -175,6 +179,44 @@ impl Control {
                 let _ = reply.send(Err(OrderError::new(error)));
             }
         }
+    }
+
+    /// The machine is over, and with it this process.
+    pub(super) fn leave_sides(&mut self) {
+        self.tell_sides();
+        // As the first process of its name space, which one in a jail is, it takes all others of it along.
+        if getpid() == Pid::INIT && Ending::by_own_thread().is_none() {
+            self.await_frozen();
+        } else {
+            self.sides.drain(..).for_each(Side::leave);
+        }
+    }
+
+    /// Waits, while the vCPUs stand still, until nobody needs frozen memory any more, for [`limits::FROZEN_LEFT_MS`], or until one
+    /// more signal comes. What is given up then takes its socket away here.
+    fn await_frozen(&mut self) {
+        let began = Instant::now();
+        let time = Duration::from_millis(limits::FROZEN_LEFT_MS);
+        let same_signal = Duration::from_millis(limits::TERM_REPEAT_MS);
+        while self.sides.iter().any(Side::is_fork) && began.elapsed() < time {
+            if began.elapsed() < same_signal {
+                while self.signals.next().is_some() {}
+            } else if gives_up() {
+                return;
+            }
+            for vcpu in &self.vcpus {
+                vcpu.ask_to_park();
+            }
+            self.wait_for_sides(KICK_INTERVAL);
+            self.serve_sides();
+        }
+    }
+
+    fn wait_for_sides(&self, time: Duration) {
+        let fds = self.sides.iter().map(|side| &side.process);
+        let mut fds: Vec<_> = fds.map(|it| PollFd::new(it, PollFlags::IN)).collect();
+        // A signal that comes is looked at by who calls.
+        let _ = poll(&mut fds, Timespec::try_from(time).ok().as_ref());
     }
 
     /// A process beside this one has something to say, or has ended.
