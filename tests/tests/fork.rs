@@ -264,7 +264,10 @@ fn forked_and_ending(scratch: &Scratch) -> Process {
     let kernel = scratch.guest_kernel();
     let args = [&AS_USER[..], &["--jail-ro", &kernel, "--jail-rw", "out"]].concat();
     let (api, process) = Api::start(scratch, "vm", &args);
-    api.put("/machine-config", &json!({"mem_size_mib": 64, "vcpu_count": 2}));
+    api.put(
+        "/machine-config",
+        &json!({"mem_size_mib": 64, "vcpu_count": 2}),
+    );
     let boot = machine::config(&kernel, "dirty -- 8 20")["boot-source"].clone();
     api.put("/boot-source", &boot);
     api.act("InstanceStart");
