@@ -163,6 +163,7 @@ impl Client {
     ) -> Result<(u16, impl Read + use<>), ClientError> {
         let patience = self.agent.config().timeouts().global;
         let agent = agent_for(&self.socket, |config| {
+            let config = config.timeout_connect(patience);
             config.timeout_recv_response(patience)
         });
         let response = self.send_request(&agent, (method, path), body)?;
@@ -292,7 +293,7 @@ fn granted(answer: Answer) -> Result<Answer, ClientError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::thread;
 
     use serde_json::{Value, json};
@@ -321,6 +322,26 @@ mod tests {
         });
         let made = ask(&Client::at(&socket));
         (server.join().expect("a server"), made)
+    }
+
+    #[test]
+    fn who_accepts_nobody_any_more_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        rustix::net::listen(&listener, 0).expect("our socket");
+        let _waits = UnixStream::connect(&socket).expect("the one place");
+        let client = Client::with_patience(&socket, Duration::from_millis(50));
+        let told = [
+            client.call("GET", "/", None).err(),
+            client.stream("GET", "/events", None).err(),
+        ];
+        for error in told {
+            assert!(
+                matches!(error, Some(ClientError::Timeout { .. })),
+                "{error:?}"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::io::retry_on_intr;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use ureq::Error;
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -33,10 +36,28 @@ impl<In: Transport> Connector<In> for UnixConnector {
     ) -> Result<Option<Self::Out>, Error> {
         let config = &details.config;
         Ok(Some(UnixTransport {
-            stream: UnixStream::connect(&self.0)?,
+            stream: connect(&self.0, details.timeout)?,
             buffers: LazyBuffers::new(config.input_buffer_size(), config.output_buffer_size()),
         }))
     }
+}
+
+/// Connects. Who has stopped accepting lets others wait once enough do so.
+fn connect(path: &Path, timeout: NextTimeout) -> Result<UnixStream, Error> {
+    let begin = || {
+        let address = SocketAddrUnix::new(path)?;
+        let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        // That of sending holds for connect(2) too (socket(7)).
+        let limit = timeout.not_zero().map(|limit| *limit);
+        set_socket_timeout(&socket, Timeout::Send, limit)?;
+        retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+        Ok(socket)
+    };
+    let begun: io::Result<_> = begin();
+    begun
+        .map(UnixStream::from)
+        .map_err(|cause| in_time(cause, timeout))
 }
 
 /// A connection.
