@@ -216,6 +216,18 @@ pub struct SyncedFile {
 }
 
 impl SyncedFile {
+    /// The path that it will have.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The file.
+    #[must_use]
+    pub const fn file(&self) -> &File {
+        &self.file.file
+    }
+
     /// Gives it its name; what had that name is gone then.
     ///
     /// # Errors

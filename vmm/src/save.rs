@@ -194,6 +194,9 @@ fn write_both(
 ) -> Result<(), SaveError> {
     let written = memory_file::write(&machine.ram, runs, &target.memory);
     let (memory, known) = written.map_err(SaveError::Memory)?;
+    if target.extent == SnapshotType::Diff {
+        memory_file::prove_holes(&memory, runs).map_err(SaveError::Memory)?;
+    }
     contents.add(0, &known).map_err(SaveError::Write)?;
     add_disks(&mut contents, machine, deltas)?;
     let written = write_unnamed(&target.state, contents, Source::Ram(machine.ram.mem()));

@@ -80,6 +80,30 @@ pub enum WriteMemoryError {
     /// The page map could not be read.
     #[error("Cannot read the page map of the process")]
     PageMap(#[source] io::Error),
+    /// Where the file has data cannot be learnt.
+    #[error("Cannot find the holes of {}", path.display())]
+    Holes {
+        /// Which path.
+        path: PathBuf,
+        /// The kernel's reason.
+        #[source]
+        cause: io::Error,
+    },
+    /// What was written is not told from what was not.
+    #[error(
+        "Cannot save a Diff as {}: its file system shows {found} bytes of data where {written} were written, and what was not would be \
+         laid over the base as zeros; save it where single pages of 4 KiB are data or holes (ext4, XFS, tmpfs without huge pages), or \
+         save Full",
+        path.display()
+    )]
+    CoarseHoles {
+        /// Which path.
+        path: PathBuf,
+        /// Bytes of data by lseek(2).
+        found: u64,
+        /// Bytes that were written.
+        written: u64,
+    },
     /// A signal asked the process to end.
     #[error("Saving {} was interrupted by signal {signal}", path.display())]
     Interrupted {
@@ -169,6 +193,31 @@ pub fn write(
         samples,
     };
     Ok((file, known))
+}
+
+/// Proves that `file`, a difference that consists of `runs`, has holes everywhere else, and no hole in these: file systems with larger
+/// blocks or pages have data around each write, and some make holes of zeros.
+///
+/// # Errors
+/// [`WriteMemoryError::CoarseHoles`], [`WriteMemoryError::Holes`].
+pub fn prove_holes(file: &SyncedFile, runs: &[MemoryRunV1]) -> Result<(), WriteMemoryError> {
+    let path = || file.path().to_owned();
+    let metadata = file.file().metadata();
+    let extents = metadata.and_then(|found| extents(file.file(), found.size()));
+    let extents = extents.map_err(|cause| WriteMemoryError::Holes {
+        path: path(),
+        cause,
+    })?;
+    let found = extents.iter().map(|(_, bytes)| bytes).sum();
+    let written = runs.iter().map(|run| run.bytes).sum();
+    if found == written {
+        return Ok(());
+    }
+    Err(WriteMemoryError::CoarseHoles {
+        path: path(),
+        found,
+        written,
+    })
 }
 
 /// What a state knows of memory that is in no file: its length alone.
@@ -494,6 +543,24 @@ mod tests {
         short.set_len(known.bytes - 1).unwrap();
         let refused = open(&path, &[], &known).unwrap_err().to_string();
         assert!(refused.contains("bytes"), "{refused}");
+    }
+
+    #[test]
+    fn a_difference_with_data_that_was_not_written_or_without_what_was_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let ram = GuestRam::allocate(16 << 20).unwrap();
+        let run = |address, bytes| MemoryRunV1 { address, bytes };
+        // A page of zeros is a difference too.
+        let written = [run(0x5000, PAGE), run(0x20_0000, 3 * PAGE)];
+        let (file, _) = write(&ram, &written, &folder.path().join("diff")).unwrap();
+        prove_holes(&file, &written).unwrap();
+        for (others, numbers) in [
+            (&written[..1], "16384 bytes of data where 4096"),
+            (&[run(0, 32 * PAGE)][..], "16384 bytes of data where 131072"),
+        ] {
+            let refused = prove_holes(&file, others).unwrap_err().to_string();
+            assert!(refused.contains(numbers), "{refused}");
+        }
     }
 
     #[test]
