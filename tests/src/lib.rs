@@ -9,6 +9,7 @@ pub mod agent;
 pub mod api;
 pub mod cgroups;
 pub mod cpu_guest;
+pub mod dirty;
 pub mod disk;
 pub mod events;
 pub mod host;

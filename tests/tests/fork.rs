@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use lightv_tests::api::Api;
+use lightv_tests::dirty::{next_round, restored_at, wait_for_round};
 use lightv_tests::host::{has_kvm, processes_in};
 use lightv_tests::jails::AS_USER;
 use lightv_tests::machine;
@@ -34,31 +35,6 @@ fn fork(clones: u32) -> Value {
 fn load() -> Value {
     let memory = json!({"backend_type": "Uffd", "backend_path": "f.sock"});
     json!({"snapshot_path": "f.state", "mem_backend": memory, "resume_vm": true})
-}
-
-/// Of `dirty`: the last round that it has told of. Nothing was wrong.
-#[track_caller]
-fn round(text: &str) -> Option<u64> {
-    let (whole, _) = text.rsplit_once('\n')?;
-    let rounds = whole.lines().filter_map(|line| line.strip_prefix("round "));
-    let mut last = None;
-    for line in rounds {
-        let (round, rest) = line.split_once(' ').expect(line);
-        assert!(rest.starts_with("wrong 0 gap_us "), "{line}");
-        last = Some(round.parse().expect(line));
-    }
-    last
-}
-
-fn wait_for_round(process: &Process, least: u64) -> u64 {
-    process.wait_stdout(|text| round(text).filter(|last| *last >= least))
-}
-
-/// The round that it tells of in its next lines.
-fn next_round(process: &Process) -> u64 {
-    let lines = |text: &str| text.matches('\n').count();
-    let now = lines(&process.stdout());
-    process.wait_stdout(|text| round(text).filter(|_| lines(text) > now + 1))
 }
 
 /// Processes that the monitor has made and that it has not reaped.
@@ -118,13 +94,7 @@ fn four_clones_begin_where_the_machine_stood_which_goes_on() {
     });
     let mut seeds = BTreeSet::new();
     for (_, clone) in clones {
-        let (restored, seed): (u64, String) = clone.wait_stdout(|text| {
-            let (line, _) = text.split_once('\n')?;
-            let (round, seed) = line
-                .strip_prefix("restored at round ")?
-                .split_once(" seed ")?;
-            Some((round.parse().expect(line), seed.to_owned()))
-        });
+        let (restored, seed) = clone.wait_stdout(|text| restored_at(text, &process.stdout()));
         assert!(
             (before..=after).contains(&restored),
             "{before} {restored} {after}"
@@ -221,11 +191,11 @@ fn frozen_memory_outlives_its_machine_and_what_kills_it_is_told() {
     drop(stranger);
     drop(connect());
     let (clone_api, clone) = Api::start(&scratch, "clone", &[]);
-    let _ = process.end();
+    let _ = next_round(&process);
+    let told = process.end().stdout;
     clone_api.put("/snapshot/load", &load());
-    clone.wait_stdout(|text| text.starts_with("restored").then_some(()));
-    let now = wait_for_round(&clone, 0);
-    let _ = wait_for_round(&clone, now + 2);
+    let (restored, _) = clone.wait_stdout(|text| restored_at(text, &told));
+    let _ = wait_for_round(&clone, restored + 2);
     wait_for("the end of frozen memory", || {
         (processes_in(scratch.folder()).len() == 1).then_some(())
     });
@@ -274,6 +244,8 @@ fn forked_and_ending(scratch: &Scratch) -> Process {
     let _ = wait_for_round(&process, 2);
     let files = json!({"snapshot_path": "out/f.state", "mem_socket_path": "out/f.sock"});
     api.put("/fork", &files);
+    // It has told what it had begun to tell.
+    let _ = next_round(&process);
     process.signal(Signal::TERM);
     // Longer than a signal that follows counts as the same one.
     thread::sleep(Duration::from_secs(1));
@@ -296,9 +268,8 @@ fn a_machine_in_a_jail_stands_still_until_its_clone_needs_it_no_more() {
     clone_api.put("/snapshot/load", &way);
     let ended = process.finish().with_code(143);
     assert_eq!((&ended.stdout, ended.stderr.as_str()), (&told, ""));
-    clone.wait_stdout(|text| text.starts_with("restored").then_some(()));
-    let now = wait_for_round(&clone, 0);
-    let _ = wait_for_round(&clone, now + 2);
+    let (restored, _) = clone.wait_stdout(|text| restored_at(text, &told));
+    let _ = wait_for_round(&clone, restored + 2);
     let _ = clone.end();
 
     // Who insists does not wait for clones that do not come.

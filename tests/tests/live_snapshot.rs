@@ -5,6 +5,7 @@ use std::path::Path;
 use std::thread;
 
 use lightv_tests::api::{Answer, Api};
+use lightv_tests::dirty::{next_round, restored_at, wait_for_round};
 use lightv_tests::host::{has_kvm, processes_in};
 use lightv_tests::http::disk_job;
 use lightv_tests::netns::Netns;
@@ -48,35 +49,6 @@ fn load(api: &Api, name: &str) {
     );
 }
 
-/// Of `dirty`: the rounds that it has told of. Nothing was wrong.
-#[track_caller]
-fn rounds(text: &str) -> Vec<u64> {
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let rounds = whole.lines().filter_map(|line| line.strip_prefix("round "));
-    let parsed = rounds.map(|line| {
-        let (round, rest) = line.split_once(' ').expect(line);
-        assert!(rest.starts_with("wrong 0 gap_us "), "{line}");
-        round.parse().expect(line)
-    });
-    parsed.collect()
-}
-
-fn wait_for_round(process: &Process, round: u64) -> u64 {
-    process.wait_stdout(|text| rounds(text).last().copied().filter(|last| *last >= round))
-}
-
-/// Of `dirty`, in a clone of `origin`: the round at which it found itself restored. Nothing is told before that but what the
-/// moment of the save left of a line: its end, which `origin` told too.
-#[track_caller]
-fn restored_at(text: &str, origin: &Process) -> Option<u64> {
-    let (rest, told) = text.split_once("restored at round ")?;
-    let (round, _) = told.split_once(' ')?;
-    let rest_of_line = rest.strip_suffix('\n').unwrap_or(rest);
-    let is_told = |line: &str| line.ends_with(rest_of_line);
-    assert!(origin.stdout().lines().any(is_told), "{text}");
-    Some(round.parse().expect(round))
-}
-
 /// Of `tick`: how many.
 fn ticks(text: &str) -> usize {
     text.matches("tick ").count()
@@ -101,17 +73,12 @@ fn a_machine_that_writes_goes_on_and_its_snapshots_are_of_one_moment() {
     let before = wait_for_round(&process, 2);
     save(&api, "first");
     save(&api, "second");
-    let lines = |text: &str| text.matches('\n').count();
-    let now = lines(&process.stdout());
-    let after = process.wait_stdout(|text| {
-        let last = rounds(text).last().copied();
-        last.filter(|_| lines(text) > now + 1)
-    });
+    let after = next_round(&process);
     assert!(!process.stdout().contains("restored"));
     for name in ["first", "second"] {
         let (clone_api, clone) = Api::start(&scratch, name, &[]);
         load(&clone_api, name);
-        let restored = clone.wait_stdout(|text| restored_at(text, &process));
+        let (restored, _) = clone.wait_stdout(|text| restored_at(text, &process.stdout()));
         assert!(
             (before..=after).contains(&restored),
             "{before} {restored} {after}"
