@@ -18,7 +18,8 @@ fn bench(scratch: &Scratch, args: &[&str]) -> Value {
 
 /// `lightv bench ARGS`, which will say JSON.
 fn command(scratch: &Scratch, args: &[&str]) -> Command {
-    scratch.lightv(&[&["bench"], args, &["--json"]].concat())
+    let (name, rest) = args.split_first().expect("a benchmark");
+    scratch.lightv(&[&["bench", name, "--json"], rest].concat())
 }
 
 /// The report that a benchmark has given out, after a look at its shape.
@@ -102,7 +103,15 @@ fn all_benches_give_the_same_shape() {
     assert_eq!(report["cases"][0]["n"], 2);
     let report = bench(&scratch, &["mem", "--count", "1", "--time", "2"]);
     assert_eq!(case_names(&report).len(), 12);
-    let report = bench(&scratch, &["disk", "--count", "1", "--size", "16"]);
+    let args = ["disk", "--count", "1", "--size", "16", "--"];
+    let refused = run(&mut command(
+        &scratch,
+        &[&args[..], &["--huge-pages"]].concat(),
+    ));
+    assert!(refused.with_code(1).stderr.contains("--huge-pages"));
+    let report = bench(&scratch, &[&args[..], &["--optimize-performance"]].concat());
+    let options = &report["settings"]["run_options"];
+    assert_eq!(options, "--optimize-performance");
     let names = case_names(&report);
     assert_eq!(names[0], "disk.seq.read.cached.qd1");
     assert!(names.contains(&"disk.rand.write.cached.qd32.p99"));
@@ -120,7 +129,13 @@ fn the_network_is_measured_in_a_name_space_that_is_gone_afterwards() {
     let scratch = Scratch::new();
     let links = || fs::read_dir("/sys/class/net").map(Iterator::count).ok();
     let before = links();
-    let report = bench(&scratch, &["net", "--count", "1", "--time", "20"]);
+    let args = ["net", "--count", "1", "--time", "20", "--congestion"];
+    let refused =
+        run(&mut command(&scratch, &[&args[..], &["none"]].concat())).with_code(exit::HOST_FAILURE);
+    let (_, allowed) = refused.stderr.split_once("allowed here: ").expect("names");
+    assert!(allowed.contains("reno"), "{refused:?}");
+    let report = bench(&scratch, &[&args[..], &["reno"]].concat());
+    assert_eq!(report["settings"]["tcp_congestion_control"], "reno");
     assert_eq!(links(), before);
     let names = case_names(&report);
     let mut ways = vec![

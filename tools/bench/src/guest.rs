@@ -20,6 +20,8 @@ pub struct Guest {
     pub image: PathBuf,
     /// A file for the machine's metrics, made anew by each run: with it, [`Printed::exits`] are counted.
     pub metrics: Option<PathBuf>,
+    /// More options of `lightv run`.
+    pub options: Vec<String>,
 }
 
 /// How often vCPUs left the guest.
@@ -118,7 +120,7 @@ impl Guest {
             let _ = fs::remove_file(metrics);
             command.arg("--metrics-path").arg(metrics);
         }
-        command.arg(&self.image);
+        command.args(&self.options).arg(&self.image);
         command.arg("--").args(args).stdin(Stdio::null());
         let before = sys::cpu_of_children();
         let output = command.output().map_err(|cause| GuestError::Start {

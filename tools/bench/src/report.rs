@@ -1,5 +1,7 @@
 //! The result of a benchmark: one JSON object, whatever was measured.
 
+use std::collections::BTreeMap;
+
 use lightv_api::host::HostReport;
 use serde::{Deserialize, Serialize};
 
@@ -13,9 +15,31 @@ pub struct Report {
     pub bench: String,
     /// Where it ran. Numbers of two hosts, or of two runs, are not compared.
     pub host: Host,
+    /// What else the numbers depend on, by its name.
+    #[serde(default, skip_serializing_if = "Settings::is_empty")]
+    pub settings: Settings,
     /// What was measured, in the order of each round.
     pub cases: Vec<Case>,
 }
+
+impl Report {
+    /// Where it ran, and with what, in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let host = &self.host;
+        let settings = self.settings.iter();
+        let settings: String = settings
+            .map(|(name, value)| format!(", {name} {value}"))
+            .collect();
+        format!(
+            "{}, {} cores, Linux {}, {} KVM{settings}",
+            host.cpu, host.cores, host.kernel, host.kvm
+        )
+    }
+}
+
+/// Settings of the host or of the benchmark, by their names.
+pub type Settings = BTreeMap<String, String>;
 
 /// The host of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,10 +192,13 @@ mod tests {
         let report = Report {
             bench: "start".into(),
             host,
+            settings: Settings::from([("a".into(), "b".into())]),
             cases,
         };
+        let place = "c, 2 cores, Linux 6, software KVM, a b";
+        assert_eq!(report.place(), place);
         let expected = "{\"bench\":\"start\",\
-            \"host\":{\"kernel\":\"6\",\"cpu\":\"c\",\"cores\":2,\"kvm\":\"software\"},\
+            \"host\":{\"kernel\":\"6\",\"cpu\":\"c\",\"cores\":2,\"kvm\":\"software\"},\"settings\":{\"a\":\"b\"},\
             \"cases\":[{\"name\":\"floor\",\"unit\":\"us\",\"n\":1,\"min\":1.0,\"p50\":1.0,\"p99\":1.0,\
             \"reference\":\"floor\",\"ratio\":1.0}]}";
         assert_eq!(

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lightv_workloads::network::PIECE_BYTES;
 
-pub use self::place::{LARGE, NETMASK, PlaceError, USUAL, Wire, enter};
+pub use self::place::{LARGE, NETMASK, PlaceError, USUAL, Wire, congestion, enter};
 
 use self::peer::Peer;
 use self::way::{Mode, Way};

@@ -2,6 +2,7 @@
 //!
 //! It has no name: the kernel removes it, and the taps with it, when the last process in it has ended, however that was.
 
+use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -59,6 +60,17 @@ pub enum PlaceError {
         #[source]
         cause: io::Error,
     },
+    /// TCP is not to be had so.
+    #[error("Cannot have TCP with the congestion control {name}; allowed here: {allowed}")]
+    Congestion {
+        /// What was wanted.
+        name: String,
+        /// What a name space may have.
+        allowed: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// An interface without an MTU, an address, or not up.
     #[error("Cannot {what} of interface {name}: it needs CAP_NET_ADMIN in its name space")]
     Interface {
@@ -95,4 +107,33 @@ pub fn enter() -> Result<bool, PlaceError> {
         up(tap)?;
     }
     Ok(has_uso)
+}
+
+/// Has TCP the congestion control `wanted` here, where [`enter`] has brought the calling thread; the host's own without one. Gives its
+/// name, if the kernel tells (Documentation/networking/ip-sysctl.rst, `tcp_congestion_control`).
+///
+/// # Errors
+/// [`PlaceError::Congestion`].
+pub fn congestion(wanted: Option<&str>) -> Result<Option<String>, PlaceError> {
+    if let Some(name) = wanted {
+        fs::write(sysctl("tcp_congestion_control"), name).map_err(|cause| {
+            let allowed = told("tcp_allowed_congestion_control");
+            PlaceError::Congestion {
+                name: name.to_owned(),
+                allowed: allowed.unwrap_or_else(|| "not known".to_owned()),
+                cause,
+            }
+        })?;
+    }
+    Ok(told("tcp_congestion_control"))
+}
+
+fn told(name: &str) -> Option<String> {
+    let text = fs::read_to_string(sysctl(name)).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// Each name space has its own.
+fn sysctl(name: &str) -> String {
+    format!("/proc/sys/net/ipv4/{name}")
 }

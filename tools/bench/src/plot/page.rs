@@ -176,12 +176,7 @@ fn draw_page(pen: &Pen<'_>, report: &Report, sections: &[Section<'_>]) -> Drawn 
     pen.area.fill(&WHITE)?;
     let title = format!("lightv bench {}", report.bench);
     pen.text(&title, (MARGIN, 32), Look::new(22.0, &INK).bold())?;
-    let host = &report.host;
-    let host = format!(
-        "{}, {} cores, Linux {}, {} KVM",
-        host.cpu, host.cores, host.kernel, host.kvm
-    );
-    pen.text(&host, (MARGIN, 56), Look::new(13.0, &FAINT))?;
+    pen.text(&report.place(), (MARGIN, 56), Look::new(13.0, &FAINT))?;
     draw_legend(pen, sections)?;
     let mut top = HEAD;
     for section in sections {
@@ -457,7 +452,7 @@ impl Pen<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Host;
+    use crate::report::{Host, Settings};
 
     fn case(name: &str, unit: &str, reference: &str) -> Case {
         Case {
@@ -482,6 +477,7 @@ mod tests {
                 cores: 2,
                 kvm: "software".into(),
             },
+            settings: Settings::new(),
             cases: vec![
                 case("net.tcp.g2h.cpu", "s/GB", "net.tcp.g2h.cpu"),
                 case("net.tcp.g2h", "MB/s", "native.net.tcp.g2h"),

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use lightv_bench::compute::{self, ComputeBench, Suite};
-use lightv_bench::guest::Guest;
+use lightv_bench::report::Report;
 
-use super::{BenchError, OutputArgs, progress_bar, report, show_cases};
+use super::{BenchError, GuestArgs, OutputArgs, progress_bar, report, show_cases};
 use crate::cache;
-use crate::cmd::run::own_program;
 use crate::failure::Failure;
 
 /// The same routines in a guest's user code and on the host, in turn
@@ -30,17 +29,16 @@ pub(super) struct ComputeArgs {
     time: u64,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    guest: GuestArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure> {
     args.output.check()?;
+    let image = cache::image(suite.name(), suite.name()).map_err(BenchError::from)?;
     let bench = ComputeBench {
-        guest: Guest {
-            lightv: own_program(),
-            image: cache::image(suite.name(), suite.name()).map_err(BenchError::from)?,
-            metrics: None,
-        },
+        guest: args.guest.guest(image, None),
         suite,
         rounds: args.count,
         time: Duration::from_millis(args.time),
@@ -51,6 +49,9 @@ pub(super) fn run(args: &ComputeArgs, suite: Suite) -> Result<ExitCode, Failure>
         bar.set_position(done.into());
     });
     bar.finish_and_clear();
-    let report = report(suite.name(), cases.map_err(BenchError::from)?)?;
+    let report = Report {
+        settings: args.guest.settings(),
+        ..report(suite.name(), cases.map_err(BenchError::from)?)?
+    };
     args.output.show(&report, show_cases)
 }

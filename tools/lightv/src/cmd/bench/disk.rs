@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use lightv_bench::disk::{self, DiskBench};
-use lightv_bench::guest::Guest;
 use lightv_bench::report::{Case, Report};
 
-use super::{BenchError, OutputArgs, build_image, host_line, progress_bar, report};
-use crate::cmd::run::own_program;
+use super::{BenchError, GuestArgs, OutputArgs, build_image, progress_bar, report};
 use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
@@ -32,6 +30,7 @@ const APP: &str = "disk-bench";
 Examples:
   lightv bench disk                       5 rounds on a file of 256 MiB
   lightv bench disk --folder /mnt/nvme    on another disk
+  lightv bench disk -- --optimize-performance    a guest with that preset
   lightv bench disk --json --out d.json   one JSON object, also in a file")]
 pub(super) struct DiskArgs {
     /// Rounds of each case that count
@@ -45,12 +44,17 @@ pub(super) struct DiskArgs {
     folder: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    guest: GuestArgs,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &DiskArgs) -> Result<ExitCode, Failure> {
     args.output.check()?;
-    let report = report("disk", measure(args)?)?;
+    let report = Report {
+        settings: args.guest.settings(),
+        ..report("disk", measure(args)?)?
+    };
     args.output.show(&report, show_table)
 }
 
@@ -65,7 +69,13 @@ fn measure(args: &DiskArgs) -> Result<Vec<Case>, BenchError> {
     })?;
     let file = work.path().join("disk");
     disk::make_file(&file, args.size << 20)?;
-    let guest = |name: &str, options: &str| guest(work.path(), name, &file, options);
+    let guest = |name: &str, options: &str| {
+        let image = work.path().join(name);
+        let disk = format!("d={}{options}", file.display());
+        build_image(APP, &["--disk", &disk], &image)?;
+        let metrics = work.path().join("metrics");
+        Ok::<_, BenchError>(args.guest.guest(image, Some(metrics)))
+    };
     let bench = DiskBench {
         cached: guest("cached.lv", "")?,
         direct: match disk::has_direct(&file) {
@@ -85,20 +95,6 @@ fn measure(args: &DiskArgs) -> Result<Vec<Case>, BenchError> {
     // The folder goes with its handle; the file may be large, and a signal would leave it.
     let _ = fs::remove_file(&file);
     Ok(cases?)
-}
-
-fn guest(work: &Path, name: &str, file: &Path, options: &str) -> Result<Guest, BenchError> {
-    let image = work.join(name);
-    build_image(
-        APP,
-        &["--disk", &format!("d={}{options}", file.display())],
-        &image,
-    )?;
-    Ok(Guest {
-        lightv: own_program(),
-        image,
-        metrics: Some(work.join("metrics")),
-    })
 }
 
 /// A row for each way: throughput, latency and processor time beside each other, the guest's and the host's.
@@ -150,6 +146,6 @@ fn show_table(report: &Report) -> Result<ExitCode, Failure> {
         table.write(out)?;
         writeln!(out, "the doorbell alone: {doorbell} µs")?;
         let about = "medians of rounds; exits are for each request, in all and to user space";
-        writeln!(out, "{}; {about}", host_line(report))
+        writeln!(out, "{}; {about}", report.place())
     })
 }

@@ -20,7 +20,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use lightv_api::exit;
 use lightv_api::host::HostReport;
@@ -30,13 +30,13 @@ use lightv_bench::compute::Suite;
 use lightv_bench::density::DensityError;
 use lightv_bench::disk::DiskBenchError;
 use lightv_bench::fork::ForkBenchError;
-use lightv_bench::guest::GuestError;
+use lightv_bench::guest::{Guest, GuestError};
 use lightv_bench::idle::IdleError;
 use lightv_bench::net::PlaceError;
 use lightv_bench::plot::PlotError;
 use lightv_bench::pool::PoolBenchError;
 use lightv_bench::preset::PresetError;
-use lightv_bench::report::{Case, Report};
+use lightv_bench::report::{Case, Report, Settings};
 use lightv_bench::start::StartBenchError;
 use lightv_bench::two_sided::TransferError;
 use tempfile::TempDir;
@@ -221,8 +221,36 @@ fn report(bench: &str, cases: Vec<Case>) -> Result<Report, BenchError> {
     Ok(Report {
         bench: bench.into(),
         host: (&host).into(),
+        settings: Settings::new(),
         cases,
     })
+}
+
+/// How a benchmark's guest is run.
+#[derive(Debug, Args)]
+struct GuestArgs {
+    /// Options of `lightv run` for the guest
+    #[arg(last = true, value_name = "RUN_OPTION")]
+    options: Vec<String>,
+}
+
+impl GuestArgs {
+    /// The guest of `image`, whose metrics go to the file `metrics`, if they are wanted.
+    fn guest(&self, image: PathBuf, metrics: Option<PathBuf>) -> Guest {
+        Guest {
+            lightv: own_program(),
+            image,
+            metrics,
+            options: self.options.clone(),
+        }
+    }
+
+    /// As a report has them.
+    fn settings(&self) -> Settings {
+        let options = (!self.options.is_empty()).then(|| self.options.join(" "));
+        let named = options.map(|options| ("run_options".to_owned(), options));
+        named.into_iter().collect()
+    }
 }
 
 /// A row for each case.
@@ -244,17 +272,8 @@ fn show_cases(report: &Report) -> Result<ExitCode, Failure> {
     }
     show(|out| {
         table.write(out)?;
-        writeln!(out, "{}; ratio of p50", host_line(report))
+        writeln!(out, "{}; ratio of p50", report.place())
     })
-}
-
-/// Where it ran.
-fn host_line(report: &Report) -> String {
-    let host = &report.host;
-    format!(
-        "{}, {} cores, Linux {}, {} KVM",
-        host.cpu, host.cores, host.kernel, host.kvm
-    )
 }
 
 fn temporary_folder() -> Result<TempDir, BenchError> {

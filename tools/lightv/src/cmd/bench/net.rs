@@ -13,11 +13,12 @@ use lightv_bench::report::Case;
 use super::sides::{TransferArgs, until_stopped};
 use super::{BenchError, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
-use crate::cmd::run::own_program;
 use crate::failure::Failure;
 
 /// The guest's app.
 const APP: &str = "net-bench";
+/// The setting of the report that names it.
+const CONGESTION: &str = "tcp_congestion_control";
 /// How long a guest may take to be ready.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -28,33 +29,45 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// done in a network name space of its own, where the taps and the loopback are: no interface of the host is touched, and it
 /// goes with the last process in it. Needs root, or user name spaces. Exits are KVM's own counts for a MB or a request, start and
 /// end of the run included (Linux 5.14 and later; `-` where KVM does not tell them). The first round of each case does not count.
+///
+/// TCP of both sides has the host's congestion control, or the one that is said: with BBR, which sends no faster than it thinks
+/// that the way takes, `h2g` says more of that than of the way.
 #[derive(Debug, Parser)]
 #[command(after_help = "\
 Examples:
   lightv bench net                       5 rounds of half a second each side
   lightv bench net --count 20 --time 2000
+  lightv bench net --congestion reno     where the host's TCP has BBR
   lightv bench net --json --out n.json   one JSON object, also in a file
   lightv bench net --plot n.svg          the table, and a picture of it")]
 pub(super) struct NetArgs {
     #[command(flatten)]
     transfer: TransferArgs,
+    /// Congestion control of both sides' TCP (default: the host's)
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
 }
 
 /// Carries it out.
 pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
-    args.transfer.run("net", measure)
+    args.transfer.run("net", |transfer| {
+        // The first thing, while there is one thread: all that is started from here on is there too.
+        let has_uso = net::enter()?;
+        let congestion = net::congestion(args.congestion.as_deref())?;
+        let settings = congestion.map(|name| (CONGESTION.to_owned(), name));
+        let cases = measure(transfer, has_uso)?;
+        Ok((cases, settings.into_iter().collect()))
+    })
 }
 
-fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
-    // The first thing, while there is one thread: all that is started from here on is there too.
-    let has_uso = net::enter()?;
+fn measure(args: &TransferArgs, has_uso: bool) -> Result<Vec<Case>, BenchError> {
     if !has_uso {
         eprintln!("net.udp.uso.* left out: this kernel's taps cut no UDP (Linux 6.2 and newer do)");
     }
     let work = temporary_folder()?;
     let bench = NetBench {
-        usual: guest(work.path(), USUAL)?,
-        large: guest(work.path(), LARGE)?,
+        usual: guest(args, work.path(), USUAL)?,
+        large: guest(args, work.path(), LARGE)?,
         has_uso,
         rounds: args.count,
         time: args.time(),
@@ -63,7 +76,7 @@ fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
 }
 
 /// A guest at the other end of `wire`.
-fn guest(work: &Path, wire: Wire) -> Result<Guest, BenchError> {
+fn guest(args: &TransferArgs, work: &Path, wire: Wire) -> Result<Guest, BenchError> {
     let image = work.join(format!("{}.lv", wire.tap));
     let (address, gateway) = (wire.guest, wire.host);
     let boot_args = format!("app={APP} net.offload=on ip={address}::{gateway}:{NETMASK}::eth0:off");
@@ -91,9 +104,5 @@ fn guest(work: &Path, wire: Wire) -> Result<Guest, BenchError> {
         working_set: WorkingSet::Unknown,
     };
     build::build(plan).map_err(|cause| BenchError::BuildGuest { app: APP, cause })?;
-    Ok(Guest {
-        lightv: own_program(),
-        image,
-        metrics: Some(work.join("metrics")),
-    })
+    Ok(args.guest.guest(image, Some(work.join("metrics"))))
 }

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use lightv_bench::report::{Case, Report};
+use lightv_bench::report::{Case, Report, Settings};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use super::{BenchError, OutputArgs, host_line, progress_bar, report};
+use super::{BenchError, GuestArgs, OutputArgs, progress_bar, report};
 use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
@@ -29,6 +29,8 @@ pub(super) struct TransferArgs {
     time: u64,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    pub(super) guest: GuestArgs,
 }
 
 impl TransferArgs {
@@ -41,10 +43,15 @@ impl TransferArgs {
     pub(super) fn run(
         &self,
         bench: &str,
-        measure: impl FnOnce(&Self) -> Result<Vec<Case>, BenchError>,
+        measure: impl FnOnce(&Self) -> Result<(Vec<Case>, Settings), BenchError>,
     ) -> Result<ExitCode, Failure> {
         self.output.check()?;
-        let report = report(bench, measure(self)?)?;
+        let (cases, mut settings) = measure(self)?;
+        settings.extend(self.guest.settings());
+        let report = Report {
+            settings,
+            ..report(bench, cases)?
+        };
         self.output.show(&report, show_sides)
     }
 }
@@ -123,6 +130,6 @@ fn show_sides(report: &Report) -> Result<ExitCode, Failure> {
     show(|out| {
         table.write(out)?;
         let about = "ratio of p50; exits in all and to user space";
-        writeln!(out, "{}; {about}", host_line(report))
+        writeln!(out, "{}; {about}", report.place())
     })
 }

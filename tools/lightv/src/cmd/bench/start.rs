@@ -8,7 +8,7 @@ use clap::Parser;
 use lightv_bench::report::{self as reports, Report};
 use lightv_bench::start::{self, StartBench};
 
-use super::{BenchError, OutputArgs, host_line, progress_bar, report, temporary_folder};
+use super::{BenchError, OutputArgs, progress_bar, report, temporary_folder};
 use crate::cache;
 use crate::cmd::run::own_program;
 use crate::cmd::show;
@@ -115,7 +115,7 @@ fn show_table(report: &Report) -> Result<ExitCode, Failure> {
         if let (Some(run), Some(cold)) = (case("run"), case("cold")) {
             writeln!(out, "run takes {:.2} % of cold (p50)", run / cold * 100.0)?;
         }
-        let host = host_line(report);
+        let host = report.place();
         writeln!(
             out,
             "{host}; from before the spawn to the first byte; ratio of p50"

@@ -7,14 +7,12 @@ use std::time::Duration;
 use clap::Parser;
 use lightv_api::config::{BootSource, VmSpec};
 use lightv_api::contract::vsock::VsockSpec;
-use lightv_bench::guest::Guest;
-use lightv_bench::report::Case;
+use lightv_bench::report::{Case, Settings};
 use lightv_bench::vsock::{self, VsockBench};
 
 use super::sides::{TransferArgs, until_stopped};
 use super::{BenchError, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
-use crate::cmd::run::own_program;
 use crate::failure::Failure;
 
 /// The guest's app.
@@ -43,18 +41,18 @@ pub(super) struct VsockArgs {
 
 /// Carries it out.
 pub(super) fn run(args: &VsockArgs) -> Result<ExitCode, Failure> {
-    args.transfer.run("vsock", measure)
+    let measured = |transfer: &_| Ok((measure(transfer)?, Settings::new()));
+    args.transfer.run("vsock", measured)
 }
 
 fn measure(args: &TransferArgs) -> Result<Vec<Case>, BenchError> {
     let work = temporary_folder()?;
     let socket = work.path().join("v.sock");
     let bench = VsockBench {
-        guest: Guest {
-            lightv: own_program(),
-            image: image_of(APP, work.path().join("vsock.lv"), &socket)?,
-            metrics: Some(work.path().join("metrics")),
-        },
+        guest: args.guest.guest(
+            image_of(APP, work.path().join("vsock.lv"), &socket)?,
+            Some(work.path().join("metrics")),
+        ),
         socket,
         rounds: args.count,
         time: args.time(),
