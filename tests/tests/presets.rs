@@ -215,6 +215,10 @@ fn presets_say_what_they_chose_and_single_settings_stand() {
             ],
         ),
         (
+            &["--optimize-performance"],
+            &["performance", "halt_poll_us=1000", "disk_poll_us=1000"],
+        ),
+        (
             &[
                 "--optimize-performance",
                 "--halt-poll-us",

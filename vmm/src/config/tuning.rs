@@ -12,9 +12,9 @@ use crate::arch::VcpuId;
 use crate::limits;
 use crate::sys::mapping::Pages;
 
-/// How long a vCPU of a machine that is to answer soon is polled for: as long as an answer of a device takes that the guest has
-/// stopped to poll for. KVM's own is 200 at most.
-const PERFORMANCE_HALT_POLL_US: u32 = 500;
+/// How long a vCPU of a machine that is to answer soon is polled for, and the loop looks for its disks: as long as a direct request
+/// of 1 MiB takes. KVM's own is 200 at most.
+const PERFORMANCE_POLL_US: u32 = 1000;
 /// How long the loop looks for a disk's next request, at most: as long as KVM does for a vCPU that halts.
 pub const DISK_POLL_US: u32 = 200;
 /// After so long of nothing to do a machine of many gives memory back.
@@ -65,7 +65,8 @@ pub fn of_preset(preset: Preset) -> (TuningSpec, HugePages) {
         ),
         Preset::Performance => (
             TuningSpec {
-                halt_poll_us: Some(PERFORMANCE_HALT_POLL_US),
+                halt_poll_us: Some(PERFORMANCE_POLL_US),
+                disk_poll_us: Some(PERFORMANCE_POLL_US),
                 ..single
             },
             HugePages::Transparent,
