@@ -76,6 +76,19 @@ fn assert_exits(report: &Value, case: &str) -> f64 {
     all
 }
 
+/// Exits back to the monitor of all cases together.
+fn exits_to_user(report: &Value) -> f64 {
+    let cases = report["cases"].as_array().expect("cases").iter();
+    let is_user = |case: &&Value| {
+        let name = case["name"].as_str();
+        name.is_some_and(|name| name.ends_with(".exits.user"))
+    };
+    cases
+        .filter(is_user)
+        .filter_map(|case| case["p50"].as_f64())
+        .sum()
+}
+
 fn case_names(report: &Value) -> Vec<&str> {
     let cases = report["cases"].as_array().expect("cases");
     let names = cases.iter().filter_map(|case| case["name"].as_str());
@@ -117,6 +130,17 @@ fn all_benches_give_the_same_shape() {
     assert!(names.contains(&"disk.rand.write.cached.qd32.p99"));
     assert!(names.contains(&"disk.doorbell"));
     let _ = assert_exits(&report, "disk.rand.read.cached.qd1");
+    let args = [
+        "disk",
+        "--count",
+        "1",
+        "--size",
+        "16",
+        "--no-register-pages",
+    ];
+    let by_exits = bench(&scratch, &args);
+    assert_eq!(by_exits["settings"]["register_pages"], "false");
+    assert!(exits_to_user(&by_exits) > 2.0 * exits_to_user(&report));
     let left = scratch.folder().join("tmp");
     assert_eq!(std::fs::read_dir(left).map_or(0, |left| left.count()), 0);
 }

@@ -81,6 +81,9 @@ pub(crate) struct BuildArgs {
     /// Number of vCPUs (default: 1)
     #[arg(long, value_name = "N")]
     vcpus: Option<u64>,
+    /// Have the guest read its devices' registers by exits: for a driver that waits until InterruptStatus is 0 (docs/api.md)
+    #[arg(long)]
+    no_register_pages: bool,
     /// Set a variable of the guest's environment; without VALUE it is passed through
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<EnvArg>,
@@ -294,6 +297,7 @@ impl BuildArgs {
             machine_config: MachineSpec {
                 vcpu_count: self.vcpus.unwrap_or(machine.vcpu_count),
                 mem_size_mib: self.memory.unwrap_or(machine.mem_size_mib),
+                register_pages: !self.no_register_pages,
                 tuning: self.preset.preset().map(|preset| TuningSpec {
                     optimize: Some(preset),
                     ..TuningSpec::default()

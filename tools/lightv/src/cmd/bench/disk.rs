@@ -10,7 +10,7 @@ use clap::Parser;
 use lightv_bench::disk::{self, DiskBench};
 use lightv_bench::report::{Case, Report};
 
-use super::{BenchError, GuestArgs, OutputArgs, build_image, progress_bar, report};
+use super::{BenchError, GuestArgs, OutputArgs, RegisterArgs, build_image, progress_bar, report};
 use crate::cmd::show;
 use crate::failure::Failure;
 use crate::table::Table;
@@ -30,6 +30,7 @@ const APP: &str = "disk-bench";
 Examples:
   lightv bench disk                       5 rounds on a file of 256 MiB
   lightv bench disk --folder /mnt/nvme    on another disk
+  lightv bench disk --no-register-pages   for its exits
   lightv bench disk -- --optimize-performance    a guest with that preset
   lightv bench disk --json --out d.json   one JSON object, also in a file")]
 pub(super) struct DiskArgs {
@@ -43,6 +44,8 @@ pub(super) struct DiskArgs {
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
     #[command(flatten)]
+    registers: RegisterArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     guest: GuestArgs,
@@ -51,8 +54,10 @@ pub(super) struct DiskArgs {
 /// Carries it out.
 pub(super) fn run(args: &DiskArgs) -> Result<ExitCode, Failure> {
     args.output.check()?;
+    let mut settings = args.guest.settings();
+    settings.extend(args.registers.settings());
     let report = Report {
-        settings: args.guest.settings(),
+        settings,
         ..report("disk", measure(args)?)?
     };
     args.output.show(&report, show_table)
@@ -72,7 +77,10 @@ fn measure(args: &DiskArgs) -> Result<Vec<Case>, BenchError> {
     let guest = |name: &str, options: &str| {
         let image = work.path().join(name);
         let disk = format!("d={}{options}", file.display());
-        build_image(APP, &["--disk", &disk], &image)?;
+        let registers = args.registers.no_register_pages;
+        let more = registers.then_some("--no-register-pages");
+        let options: Vec<_> = ["--disk", &disk].into_iter().chain(more).collect();
+        build_image(APP, &options, &image)?;
         let metrics = work.path().join("metrics");
         Ok::<_, BenchError>(args.guest.guest(image, Some(metrics)))
     };

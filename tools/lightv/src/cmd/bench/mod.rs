@@ -253,6 +253,24 @@ impl GuestArgs {
     }
 }
 
+/// How a benchmark's guest reads the registers of its devices.
+#[derive(Debug, Args)]
+struct RegisterArgs {
+    /// A guest that reads its devices' registers by exits
+    #[arg(long)]
+    no_register_pages: bool,
+}
+
+impl RegisterArgs {
+    /// As a report has them.
+    fn settings(&self) -> Settings {
+        let said = self
+            .no_register_pages
+            .then(|| ("register_pages".to_owned(), "false".to_owned()));
+        said.into_iter().collect()
+    }
+}
+
 /// A row for each case.
 fn show_cases(report: &Report) -> Result<ExitCode, Failure> {
     let mut table = Table::new(&["case", ">n", ">min", ">p50", ">p99", ">unit", ">ratio"]);

@@ -5,13 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use lightv_api::config::{BootSource, NetSpec, VmSpec};
-use lightv_bench::guest::Guest;
+use lightv_api::config::{BootSource, MachineSpec, NetSpec, VmSpec};
 use lightv_bench::net::{self, LARGE, NETMASK, NetBench, USUAL, Wire};
 use lightv_bench::report::Case;
 
 use super::sides::{TransferArgs, until_stopped};
-use super::{BenchError, temporary_folder};
+use super::{BenchError, RegisterArgs, temporary_folder};
 use crate::build::{self, BuildPlan, Kernel, Overwrite, SaveAt, WorkingSet};
 use crate::failure::Failure;
 
@@ -46,6 +45,8 @@ pub(super) struct NetArgs {
     /// Congestion control of both sides' TCP (default: the host's)
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
+    #[command(flatten)]
+    registers: RegisterArgs,
 }
 
 /// Carries it out.
@@ -54,20 +55,31 @@ pub(super) fn run(args: &NetArgs) -> Result<ExitCode, Failure> {
         // The first thing, while there is one thread: all that is started from here on is there too.
         let has_uso = net::enter()?;
         let congestion = net::congestion(args.congestion.as_deref())?;
-        let settings = congestion.map(|name| (CONGESTION.to_owned(), name));
-        let cases = measure(transfer, has_uso)?;
-        Ok((cases, settings.into_iter().collect()))
+        let mut settings = args.registers.settings();
+        settings.extend(congestion.map(|name| (CONGESTION.to_owned(), name)));
+        let cases = measure(transfer, &args.registers, has_uso)?;
+        Ok((cases, settings))
     })
 }
 
-fn measure(args: &TransferArgs, has_uso: bool) -> Result<Vec<Case>, BenchError> {
+fn measure(
+    args: &TransferArgs,
+    registers: &RegisterArgs,
+    has_uso: bool,
+) -> Result<Vec<Case>, BenchError> {
     if !has_uso {
         eprintln!("net.udp.uso.* left out: this kernel's taps cut no UDP (Linux 6.2 and newer do)");
     }
     let work = temporary_folder()?;
+    let guest = |wire: Wire| {
+        let image = work.path().join(format!("{}.lv", wire.tap));
+        build_guest(registers, &image, wire)?;
+        let metrics = work.path().join("metrics");
+        Ok::<_, BenchError>(args.guest.guest(image, Some(metrics)))
+    };
     let bench = NetBench {
-        usual: guest(args, work.path(), USUAL)?,
-        large: guest(args, work.path(), LARGE)?,
+        usual: guest(USUAL)?,
+        large: guest(LARGE)?,
         has_uso,
         rounds: args.count,
         time: args.time(),
@@ -75,9 +87,8 @@ fn measure(args: &TransferArgs, has_uso: bool) -> Result<Vec<Case>, BenchError> 
     until_stopped(|progress| net::measure(&bench, progress))
 }
 
-/// A guest at the other end of `wire`.
-fn guest(args: &TransferArgs, work: &Path, wire: Wire) -> Result<Guest, BenchError> {
-    let image = work.join(format!("{}.lv", wire.tap));
+/// The image of a guest at the other end of `wire`.
+fn build_guest(registers: &RegisterArgs, image: &Path, wire: Wire) -> Result<(), BenchError> {
     let (address, gateway) = (wire.guest, wire.host);
     let boot_args = format!("app={APP} net.offload=on ip={address}::{gateway}:{NETMASK}::eth0:off");
     let interface = NetSpec {
@@ -92,17 +103,23 @@ fn guest(args: &TransferArgs, work: &Path, wire: Wire) -> Result<Guest, BenchErr
                 boot_args: Some(boot_args),
                 ..BootSource::default()
             }),
+            machine_config: MachineSpec {
+                register_pages: !registers.no_register_pages,
+                ..MachineSpec::default()
+            },
             network_interfaces: vec![interface],
             ..VmSpec::default()
         },
         kernel: Kernel::Embedded,
         rootfs: None,
-        out: image.clone(),
+        out: image.to_owned(),
         overwrite: Overwrite::Refuse,
         save_at: SaveAt::Doorbell,
         timeout: TIMEOUT,
         working_set: WorkingSet::Unknown,
     };
-    build::build(plan).map_err(|cause| BenchError::BuildGuest { app: APP, cause })?;
-    Ok(args.guest.guest(image, Some(work.join("metrics"))))
+    let built = build::build(plan);
+    built
+        .map(drop)
+        .map_err(|cause| BenchError::BuildGuest { app: APP, cause })
 }
