@@ -109,8 +109,8 @@ pub fn enter() -> Result<bool, PlaceError> {
     Ok(has_uso)
 }
 
-/// Has TCP the congestion control `wanted` here, where [`enter`] has brought the calling thread; the host's own without one. Gives its
-/// name, if the kernel tells (Documentation/networking/ip-sysctl.rst, `tcp_congestion_control`).
+/// Sets TCP's congestion control to `wanted`, if one is, in the name space to which [`enter`] has brought the calling thread. Gives the
+/// name of the one that holds, if the kernel tells it (Documentation/networking/ip-sysctl.rst, `tcp_congestion_control`).
 ///
 /// # Errors
 /// [`PlaceError::Congestion`].
