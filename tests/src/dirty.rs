@@ -2,13 +2,9 @@
 
 use crate::process::Process;
 
-/// The rounds that it has told of in whole lines. Nothing was wrong.
-///
-/// # Panics
-/// When something was.
-#[must_use]
+/// The last round that it has told of in whole lines. In none of them was anything wrong.
 #[track_caller]
-pub fn rounds(text: &str) -> Vec<u64> {
+fn last_round(text: &str) -> Option<u64> {
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let rounds = whole.lines().filter_map(|line| line.strip_prefix("round "));
     let parsed = rounds.map(|line| {
@@ -16,24 +12,28 @@ pub fn rounds(text: &str) -> Vec<u64> {
         assert!(rest.starts_with("wrong 0 gap_us "), "{line}");
         round.parse().expect(line)
     });
-    parsed.collect()
+    // Each is looked at.
+    parsed.fold(None, |_, round| Some(round))
 }
 
 /// Waits until it tells of a round from `least` on.
+///
+/// # Panics
+/// When something was wrong.
 #[must_use]
 pub fn wait_for_round(process: &Process, least: u64) -> u64 {
-    process.wait_stdout(|text| rounds(text).last().copied().filter(|last| *last >= least))
+    process.wait_stdout(|text| last_round(text).filter(|last| *last >= least))
 }
 
 /// The round that it tells of in its next lines.
+///
+/// # Panics
+/// When something was wrong.
 #[must_use]
 pub fn next_round(process: &Process) -> u64 {
     let lines = |text: &str| text.matches('\n').count();
     let now = lines(&process.stdout());
-    process.wait_stdout(|text| {
-        let last = rounds(text).last().copied();
-        last.filter(|_| lines(text) > now + 1)
-    })
+    process.wait_stdout(|text| last_round(text).filter(|_| lines(text) > now + 1))
 }
 
 /// In a clone: the round at which it found itself restored, and its new seed. Nothing is told before that but what the moment of

@@ -84,8 +84,6 @@ pub const SIDE_WORDS_BYTES_MAX: usize = 2048;
 pub const LIVE_DELTA_BYTES_MAX: u64 = 8 << 20;
 /// How long frozen memory waits for the next machine that begins from it.
 pub const FROZEN_WAIT_MS: u64 = 30_000;
-/// How long a machine that is over stays for it, where it would take it along: the wait above, and a time to fill the last.
-pub const FROZEN_LEFT_MS: u64 = 60_000;
 /// How long it waits for the first words of one that has come, in seconds.
 pub const FROZEN_HELLO_S: i64 = 2;
 /// Bytes of these: two regions take some 300.
@@ -106,6 +104,8 @@ pub const FROZEN_FAULTS_PER_TURN: u32 = 64;
 pub const FROZEN_MAX: usize = 4;
 /// Machines that wait until they are accepted.
 pub const FROZEN_BACKLOG: i32 = 128;
+/// How long a machine that is over stays for frozen memory that would end with it: as long as that waits, and a time to fill the last.
+pub const FROZEN_LEFT_MS: u64 = 60_000;
 /// How long the loop is idle before the machine is listed, and, unless another time is said, before the pages that only the start
 /// needed are given back.
 pub const SETTLED_AFTER_MS: u64 = 1000;

@@ -175,12 +175,6 @@ impl SideProcess {
         }
     }
 
-    /// Becomes readable when there is something to know.
-    #[must_use]
-    pub fn fd(&self) -> RawFd {
-        self.words.as_raw_fd()
-    }
-
     /// Tells it something, once. It may be gone: that is heard by its end.
     ///
     /// # Errors
@@ -242,6 +236,7 @@ impl SideProcess {
 }
 
 impl AsFd for SideProcess {
+    /// Becomes readable when there is something to know.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.words.as_fd()
     }

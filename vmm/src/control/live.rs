@@ -1,5 +1,6 @@
 //! Saving and forking a machine that runs: it stands still while its state is taken, and another process does the rest.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
 use lightv_api::event::Happening;
@@ -128,7 +129,7 @@ impl Control {
             if let Err(error) = tell_pages(&self.machine, &side.process) {
                 let mut side = self.sides.swap_remove(place);
                 side.process.end();
-                let _ = self.poller.unwatch(side.process.fd());
+                let _ = self.poller.unwatch(side.process.as_fd().as_raw_fd());
                 answer(&mut side, Err(error));
             }
         }
@@ -166,7 +167,7 @@ impl Control {
     }
 
     fn await_side(&mut self, process: SideProcess, target: LiveTarget, reply: OrderReply) {
-        match self.poller.watch(process.fd(), Token::Side) {
+        match self.poller.watch(process.as_fd().as_raw_fd(), Token::Side) {
             Ok(()) => self.sides.push(Side {
                 process,
                 target,
@@ -229,7 +230,7 @@ impl Control {
                     Some(News::Ready) => answer(side, Ok(())),
                     Some(News::Ended(outcome)) => {
                         // It is closed with what is dropped here, which has the same effect.
-                        let _ = poller.unwatch(side.process.fd());
+                        let _ = poller.unwatch(side.process.as_fd().as_raw_fd());
                         answer(side, outcome.map_err(SaveError::from));
                         return false;
                     }
